@@ -1,0 +1,98 @@
+"""Every error that latentmill raises on purpose.
+
+    LatentmillError
+    |- ConfigError            a setting is wrong: raised before Ray starts, names field, value and what is allowed
+    |- StorageError           storage did not do what was asked, after retries; the shard stays uncommitted
+    |  |- NotFoundError       a definite "no such object"; the only storage error that may become a Rejection
+    |  |- AccessError         forbidden or unauthenticated
+    |  +- ChangedError        the object is not the one that the plan recorded (size or etag)
+    |- VideoError             bad content; becomes a Rejection with `reason`
+       |- OpenError           not a video that FFmpeg can open
+       |- NoVideoStreamError  a container without a video stream
+       |- UnsupportedCodecError  no decoder for the video stream
+       |- NoFramesError       opens, but not one frame comes out
+       |- CorruptVideoError   decoding failed or gave frames flagged corrupt where the clip lies
+       |- TruncatedVideoError the file ends before the clip does
+       |- ClipTooShortError   the video, or the given range, is shorter than one clip
+       |- LimitExceededError  larger than a stated limit (pixels, duration, frames, bytes)
+       +- FilteredError       refused by a filter that the user asked for
+
+Errors cross process boundaries, so every one pickles: plain string and number arguments only.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class LatentmillError(Exception):
+    """Root of the tree."""
+
+
+class ConfigError(LatentmillError, ValueError):
+    """A setting is wrong. The message names the field, its value and what is allowed."""
+
+
+class StorageError(LatentmillError, OSError):
+    """Storage failed after retries. Never a Rejection: the shard stays open and the next run takes it up."""
+
+
+class NotFoundError(StorageError):
+    """The store says definitely that the object does not exist."""
+
+
+class AccessError(StorageError):
+    """The store refused: forbidden, or no credentials."""
+
+
+class ChangedError(StorageError):
+    """The object is not the one that the plan recorded."""
+
+
+class VideoError(LatentmillError):
+    """The content is at fault. `reason` is the Rejection's reason."""
+
+    reason: ClassVar[str] = "corrupt"
+
+
+class OpenError(VideoError):
+    reason = "unreadable"
+
+
+class NoVideoStreamError(VideoError):
+    reason = "no_video_stream"
+
+
+class UnsupportedCodecError(VideoError):
+    reason = "unsupported_codec"
+
+
+class NoFramesError(VideoError):
+    reason = "no_frames"
+
+
+class CorruptVideoError(VideoError):
+    reason = "corrupt"
+
+
+class TruncatedVideoError(VideoError):
+    reason = "truncated"
+
+
+class ClipTooShortError(VideoError):
+    reason = "too_short"
+
+
+class LimitExceededError(VideoError):
+    reason = "limit_exceeded"
+
+
+class FilteredError(VideoError):
+    """`reason` names the filter: `filtered_min_size`, `filtered_static`, ..."""
+
+    def __init__(self, filter_name: str, message: str) -> None:
+        super().__init__(filter_name, message)
+        self.reason = f"filtered_{filter_name}"  # type: ignore[misc]
+
+    def __str__(self) -> str:
+        return str(self.args[1])

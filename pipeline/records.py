@@ -1,0 +1,167 @@
+"""The nouns that travel through the graph, all frozen, and their one Arrow row form.
+
+    read    Shard -> Video ...            , last a Receipt "videos" (this shard has m videos)
+    decode  Video -> Chunk | Receipt ...  , per video a Receipt "clips" (this video has n clips)
+    encode  Chunk -> Latent | Receipt
+    stage   Latent -> Receipt "part"
+
+Every stage reads and writes tables of ROW_SCHEMA: an identity, one binary payload with shape and dtype, fixed-width
+measurements, and the rest as JSON in `meta`. Payloads are `large_binary`, so they cross Ray without a copy. Everything
+but `seconds` is a function of source and Spec, and `seconds` has a fixed width: a retried task cuts the same blocks.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pyarrow as pa
+
+ROW_SCHEMA = pa.schema(
+    [
+        ("kind", pa.string()),
+        ("shard", pa.string()),
+        ("video", pa.int32()),
+        ("clip", pa.int32()),
+        ("chunk", pa.int32()),
+        ("num_chunks", pa.int32()),
+        ("payload", pa.large_binary()),
+        ("shape", pa.list_(pa.int32())),
+        ("dtype", pa.string()),
+        ("seconds", pa.float64()),
+        ("meta", pa.string()),
+    ]
+)
+
+Reason = Literal[
+    "not_found",
+    "unreadable",
+    "no_video_stream",
+    "unsupported_codec",
+    "no_frames",
+    "corrupt",
+    "truncated",
+    "too_short",
+    "limit_exceeded",
+    "duplicate_key",
+    "bad_sidecar",
+    "bad_row",
+    "unsafe_uri",
+    "tar_damaged",
+    "hdr",
+    "filtered_min_size",
+    "filtered_min_duration",
+    "filtered_max_duration",
+    "filtered_min_fps",
+    "filtered_max_hold",
+    "filtered_static",
+    "nonfinite",
+    "decode_crashed",
+    "decode_timeout",
+    "encode_crashed",
+    "encode_timeout",
+]
+"""Why a clip, a whole video, or the rest of a tar was refused. The last four depend on the machine (see guard.py)."""
+
+REASONS: frozenset[str] = frozenset(get_args(Reason))
+
+Stage = Literal["read", "decode", "encode"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """The unit of listing, of resume and of output, as frozen in the plan."""
+
+    name: str
+    """Up to 40 safe characters of the stem, "-", 12 hex digits of sha256(uri + members). Names the output file."""
+    kind: Literal["tar", "files", "table"]
+    uri: str
+    """The tar, the folder, or the table."""
+    size: int
+    """Bytes of encoded input, as listed (a table's own bytes: its videos are not listed)."""
+    etag: str
+    """ETag, or size and mtime on local disks; "" for a group of files, whose members carry their own."""
+    members: str = ""
+    """JSON. Nothing for a tar; `[{"path", "size", "etag", "sidecars"}]` for files; `{"start", "stop"}` for a table:
+    rows of a Parquet file, bytes of a JSONL or CSV file."""
+    staged: str = ""
+    """JSON, set when the shard is planned again after a broken run: what its staging already holds."""
+
+    def to_row(self) -> dict[str, Any]:
+        """A plain dict for `ray.data.from_items`."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    @staticmethod
+    def from_row(row: dict[str, Any]) -> Shard:
+        return Shard(**row)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Video:
+    """One sample of a shard: encoded bytes (tar) or an address (files, table), with what its row carries along."""
+
+    shard: str
+    video: int
+    """Ordinal in the shard, in source order."""
+    key: str
+    """The tar key, the path under the source, or the table's `video` value."""
+    uri: str
+    """The video's own address; `tar_uri#member` in a tar."""
+    payload: bytes | memoryview | None
+    """The encoded file, or None: decode opens `uri`."""
+    size: int | None = None
+    etag: str | None = None
+    """As planned; decode refuses another object under the same address."""
+    caption: str | None = None
+    start: Fraction | None = None
+    """Seconds after the first frame, from a table."""
+    end: Fraction | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Every other column or sidecar field; lands in `extra_json`."""
+    staged: tuple[tuple[int, int], ...] = ()
+    """(clip, chunk) already staged by an earlier run: not decoded again."""
+    verdicts: tuple[int, ...] = ()
+    """Clips that an earlier run's guard rejected: not tried again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejection:
+    """The recorded refusal of a clip, a whole video (clip -1), or the rest of a tar."""
+
+    reason: str
+    stage: Stage
+    message: str
+    key: str = ""
+    uri: str = ""
+    start: str | None = None
+    """Start of the clip in seconds as "p/q", where known: together with uri and clip it names the clip again."""
+
+    def __post_init__(self) -> None:
+        if self.reason not in REASONS:
+            raise ValueError(f"reason must be one of {sorted(REASONS)}, got {self.reason!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """A tiny row that tells the driver what became of something."""
+
+    kind: Literal["part", "rejection", "clips", "videos", "elsewhere"]
+    """part: this chunk is staged. rejection: this clip is refused. clips: this video has `count` clips. videos: this
+    shard has `count` videos. elsewhere: another run holds the shard."""
+    shard: str
+    video: int = -1
+    clip: int = -1
+    chunk: int = 0
+    num_chunks: int = 1
+    count: int = 0
+    rejection: Rejection | None = None
+    verdict: bool = False
+    """The rejection is the guard's: put into staging, so that a rerun does not start over."""
+    num_bytes: int = 0
+    read_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    encode_seconds: float = 0.0
