@@ -1,41 +1,20 @@
-"""The nouns that travel through the graph, all frozen, and their one Arrow row form.
+"""The nouns that travel through the graph, all frozen.
 
-    read    Shard -> Video ...            , last a Receipt "videos" (this shard has m videos)
-    decode  Video -> Chunk | Receipt ...  , per video a Receipt "clips" (this video has n clips)
-    encode  Chunk -> Latent | Receipt
-    stage   Latent -> Receipt "part"
-
-Every stage reads and writes tables of ROW_SCHEMA: an identity, one binary payload with shape and dtype, fixed-width
-measurements, and the rest as JSON in `meta`. Payloads are `large_binary`, so they cross Ray without a copy. Everything
-but `seconds` is a function of source and Spec, and `seconds` has a fixed width: a retried task cuts the same blocks.
+read    Shard -> Video ...            , last a Receipt "videos" (this shard has m videos)
+decode  Video -> Chunk | Receipt ...  , per video a Receipt "clips" (this video has n clips)
+encode  Chunk -> Latent | Receipt
+stage   Latent -> Receipt "part"
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Literal, get_args
 
 import numpy as np
-import pyarrow as pa
-
-ROW_SCHEMA = pa.schema(
-    [
-        ("kind", pa.string()),
-        ("shard", pa.string()),
-        ("video", pa.int32()),
-        ("clip", pa.int32()),
-        ("chunk", pa.int32()),
-        ("num_chunks", pa.int32()),
-        ("payload", pa.large_binary()),
-        ("shape", pa.list_(pa.int32())),
-        ("dtype", pa.string()),
-        ("seconds", pa.float64()),
-        ("meta", pa.string()),
-    ]
-)
 
 Reason = Literal[
     "not_found",
@@ -102,7 +81,7 @@ class Shard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Video:
-    """One sample of a shard: encoded bytes (tar) or an address (files, table), with what its row carries along."""
+    """One sample of a shard: encoded bytes (tar) or an address (files, table), with what its rows carry along."""
 
     shard: str
     video: int
@@ -126,11 +105,57 @@ class Video:
     """(clip, chunk) already staged by an earlier run: not decoded again."""
     verdicts: tuple[int, ...] = ()
     """Clips that an earlier run's guard rejected: not tried again."""
+    read_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """The sampled frames of one clip that travel from decode to encode: leading context frames, then body frames."""
+
+    shard: str
+    video: int
+    clip: int
+    chunk: int
+    num_chunks: int
+    frames: np.ndarray
+    """uint8 [T, H, W, 3], context first."""
+    windows: tuple[int, ...]
+    """Lengths of the windows to encode in order; they sum to T."""
+    num_context: int
+    """How many of the windows only warm the caches."""
+    latent_start: int
+    """Index of the body's first latent frame in the clip's latent."""
+    clip_latent_frames: int
+    """Latent frames of the whole clip."""
+    row: dict[str, Any]
+    """What the output row will say, for the body frames of this chunk (see parts.join)."""
+    read_seconds: float = 0.0
+    decode_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latent:
+    """The scaled latent of one chunk's body, as it will stand in the output."""
+
+    shard: str
+    video: int
+    clip: int
+    chunk: int
+    num_chunks: int
+    payload: bytes | memoryview
+    """Little-endian, C order."""
+    shape: tuple[int, ...]
+    """(C, T', H', W'); C doubled for stored moments."""
+    dtype: str
+    row: dict[str, Any]
+    read_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    encode_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejection:
-    """The recorded refusal of a clip, a whole video (clip -1), or the rest of a tar."""
+    """The recorded refusal of a clip, a whole video, or the rest of a tar."""
 
     reason: str
     stage: Stage
@@ -138,7 +163,7 @@ class Rejection:
     key: str = ""
     uri: str = ""
     start: str | None = None
-    """Start of the clip in seconds as "p/q", where known: together with uri and clip it names the clip again."""
+    """Start of the clip in seconds as "p/q", where known: with uri and clip index it names the clip again."""
 
     def __post_init__(self) -> None:
         if self.reason not in REASONS:
@@ -151,7 +176,7 @@ class Receipt:
 
     kind: Literal["part", "rejection", "clips", "videos", "elsewhere"]
     """part: this chunk is staged. rejection: this clip is refused. clips: this video has `count` clips. videos: this
-    shard has `count` videos. elsewhere: another run holds the shard."""
+    shard has `count` videos. elsewhere: this run does not process the shard (another does, or a stop was asked for)."""
     shard: str
     video: int = -1
     clip: int = -1
@@ -165,3 +190,16 @@ class Receipt:
     read_seconds: float = 0.0
     decode_seconds: float = 0.0
     encode_seconds: float = 0.0
+
+
+Record = Video | Chunk | Latent | Receipt
+
+
+def clip_id(shard: str, video: int, clip: int) -> str:
+    """32 hex digits of sha256 over shard, video ordinal and clip index: free of Spec and output."""
+    return hashlib.sha256(f"{shard}/{video}/{clip}".encode()).hexdigest()[:32]
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys, no spaces, ASCII: the same text for the same value everywhere. NaN is refused."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -1,0 +1,129 @@
+"""Records as rows of one Arrow schema, which is all that travels between the stages.
+
+Every stage reads and writes tables of ROW_SCHEMA: an identity, one binary payload with shape and dtype, fixed-width
+measurements, and the rest as JSON in `meta`. Payloads are `large_binary`, so they cross Ray without a copy. Everything
+but the `*_seconds` is a function of source and Spec, and those have a fixed width: a retried task cuts the same blocks.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.records import Chunk, Latent, Receipt, Record, Rejection, Video, canonical_json
+
+ROW_SCHEMA = pa.schema(
+    [
+        ("kind", pa.string()),
+        ("shard", pa.string()),
+        ("video", pa.int32()),
+        ("clip", pa.int32()),
+        ("chunk", pa.int32()),
+        ("num_chunks", pa.int32()),
+        ("payload", pa.large_binary()),
+        ("shape", pa.list_(pa.int32())),
+        ("dtype", pa.string()),
+        ("read_seconds", pa.float64()),
+        ("decode_seconds", pa.float64()),
+        ("encode_seconds", pa.float64()),
+        ("meta", pa.string()),
+    ]
+)
+
+_IDENTITY = ("shard", "video", "clip", "chunk", "num_chunks")
+_SECONDS = ("read_seconds", "decode_seconds", "encode_seconds")
+
+
+def to_table(record: Record) -> pa.Table:
+    """One record as a table of one row of ROW_SCHEMA. Payload bytes are wrapped, not copied."""
+    row: dict[str, Any] = {name: getattr(record, name, None) for name in (*_IDENTITY, *_SECONDS)}
+    match record:
+        case Video():
+            row |= {"kind": "video", "payload": record.payload, "meta": _video_meta(record)}
+        case Chunk():
+            meta = {name: getattr(record, name) for name in ("windows", "num_context", "latent_start", "row")}
+            meta["clip_latent_frames"] = record.clip_latent_frames
+            row |= {"kind": "chunk", "payload": record.frames, "shape": record.frames.shape, "meta": meta}
+        case Latent():
+            row |= {"kind": "latent", "payload": record.payload, "shape": record.shape, "dtype": record.dtype}
+            row["meta"] = {"row": record.row}
+        case Receipt():
+            rejection = record.rejection and {name: getattr(record.rejection, name) for name in Rejection.__slots__}
+            meta = {name: getattr(record, name) for name in ("kind", "count", "verdict", "num_bytes")}
+            row |= {"kind": "receipt", "meta": {**meta, "rejection": rejection}}
+    row["meta"] = canonical_json(row["meta"])
+    columns = [
+        _binary(row.get(name)) if name == "payload" else pa.array([row.get(name)], type_)
+        for name, type_ in zip(ROW_SCHEMA.names, ROW_SCHEMA.types, strict=True)
+    ]
+    return pa.Table.from_arrays(columns, schema=ROW_SCHEMA)
+
+
+def from_table(table: pa.Table) -> Iterator[Record]:
+    """The records of a table of ROW_SCHEMA, in order. Payloads are views into the table's own memory."""
+    for batch in table.to_batches():
+        payloads = batch.column("payload")
+        for i, row in enumerate(batch.drop_columns(["payload"]).to_pylist()):
+            meta = json.loads(row["meta"])
+            identity = {name: row[name] for name in _IDENTITY}
+            seconds = {name: row[name] for name in _SECONDS if row[name] is not None}
+            payload = _view(payloads, i)
+            match row["kind"]:
+                case "video":
+                    yield Video(
+                        shard=row["shard"], video=row["video"], payload=payload, **seconds, **_video_fields(meta)
+                    )
+                case "chunk":
+                    frames = np.frombuffer(_required(payload), np.uint8).reshape(row["shape"])
+                    meta["windows"] = tuple(meta["windows"])
+                    yield Chunk(frames=frames, **identity, **seconds, **meta)
+                case "latent":
+                    shape, dtype = tuple(row["shape"]), row["dtype"]
+                    yield Latent(payload=_required(payload), shape=shape, dtype=dtype, **identity, **seconds, **meta)
+                case "receipt":
+                    if meta["rejection"]:
+                        meta["rejection"] = Rejection(**meta["rejection"])
+                    yield Receipt(**identity, **seconds, **meta)
+                case kind:
+                    raise ValueError(f"kind must be video, chunk, latent or receipt, got {kind!r}")
+
+
+def _video_meta(video: Video) -> dict[str, Any]:
+    names = ("key", "uri", "size", "etag", "caption", "extra", "staged", "verdicts")
+    times = {name: str(time) for name in ("start", "end") if (time := getattr(video, name)) is not None}
+    return {name: getattr(video, name) for name in names} | times
+
+
+def _video_fields(meta: dict[str, Any]) -> dict[str, Any]:
+    staged = tuple((clip, chunk) for clip, chunk in meta["staged"])
+    times = {name: Fraction(meta[name]) for name in ("start", "end") if name in meta}
+    return meta | times | {"staged": staged, "verdicts": tuple(meta["verdicts"])}
+
+
+def _binary(payload: Any) -> pa.Array:
+    """A large_binary array of one value (or null) around the payload's own memory."""
+    if payload is None:
+        return pa.nulls(1, pa.large_binary())
+    data = pa.py_buffer(payload)
+    offsets = pa.py_buffer(np.array([0, data.size], np.int64))
+    return pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, data])
+
+
+def _view(column: pa.Array, i: int) -> memoryview | None:
+    """Value i of a large_binary array, in place. (`column[i].as_buffer()` copies.)"""
+    if column.slice(i, 1).null_count:
+        return None
+    _, offsets, data = column.buffers()
+    start, stop = np.frombuffer(offsets, np.int64)[column.offset + i : column.offset + i + 2].tolist()
+    return memoryview(data)[start:stop].cast("B")
+
+
+def _required(payload: memoryview | None) -> memoryview:
+    if payload is None:
+        raise ValueError("a chunk or latent row without payload")
+    return payload

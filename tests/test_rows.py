@@ -1,0 +1,86 @@
+"""Law: a record survives its Arrow row unchanged, and its payload is never copied on the way in."""
+
+from fractions import Fraction
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline.records import Chunk, Latent, Receipt, Record, Rejection, Video
+from pipeline.rows import ROW_SCHEMA, from_table, to_table
+
+VIDEO = Video(
+    shard="s",
+    video=3,
+    key="a/b",
+    uri="s3://bucket/a.tar#b.mp4",
+    payload=b"\x00bytes\xff",
+    size=7,
+    etag="e",
+    caption="ein Hund\n\u2014",
+    start=Fraction(1, 3),
+    extra={"fps": 30, "tags": ["x"]},
+    staged=((0, 0), (1, 2)),
+    verdicts=(4,),
+    read_seconds=0.5,
+)
+RECEIPTS = [
+    Receipt(kind="part", shard="s", video=1, clip=2, chunk=3, num_chunks=4, num_bytes=10, encode_seconds=2.0),
+    Receipt(
+        kind="rejection", shard="s", video=1, clip=0, rejection=Rejection(reason="corrupt", stage="decode", message="m")
+    ),
+    Receipt(kind="clips", shard="s", video=1, count=9),
+    Receipt(kind="videos", shard="s", count=2),
+]
+LATENT = Latent(
+    shard="s",
+    video=0,
+    clip=0,
+    chunk=0,
+    num_chunks=1,
+    payload=b"1234",
+    shape=(1, 1, 1, 2),
+    dtype="bfloat16",
+    row={"key": "k"},
+)
+
+
+@pytest.mark.parametrize("record", [VIDEO, *RECEIPTS, LATENT])
+def test_a_record_survives_its_row(record: Record) -> None:
+    (back,) = from_table(to_table(record))
+    assert back == record
+
+
+def test_a_chunk_survives_its_row_and_is_wrapped_not_copied() -> None:
+    frames = np.arange(2 * 4 * 6 * 3, dtype=np.uint8).reshape(2, 4, 6, 3)
+    chunk = Chunk(
+        shard="s",
+        video=0,
+        clip=1,
+        chunk=0,
+        num_chunks=2,
+        frames=frames,
+        windows=(1, 1),
+        num_context=1,
+        latent_start=1,
+        clip_latent_frames=2,
+        row={"timestamps": [0.0, 0.5]},
+    )
+    table = to_table(chunk)
+    (back,) = from_table(table)
+    assert isinstance(back, Chunk)
+    np.testing.assert_array_equal(back.frames, frames)
+    assert (back.windows, back.num_context, back.row) == (chunk.windows, 1, chunk.row)
+    assert np.shares_memory(back.frames, frames)
+
+
+def test_records_keep_their_order_in_a_joined_block() -> None:
+    table = pa.concat_tables([to_table(r) for r in (VIDEO, *RECEIPTS, LATENT)])
+    assert table.schema == ROW_SCHEMA
+    assert list(from_table(table)) == [VIDEO, *RECEIPTS, LATENT]
+    assert list(from_table(table.slice(1, 2))) == RECEIPTS[:2]
+
+
+def test_an_unknown_reason_is_refused() -> None:
+    with pytest.raises(ValueError, match="reason must be one of"):
+        Rejection(reason="bad luck", stage="read", message="")
