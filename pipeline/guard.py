@@ -1,0 +1,131 @@
+"""Strikes and deadlines: a clip that kills its worker costs that clip and nothing else.
+
+Bad content raises and becomes a Rejection by itself. What is left is a clip whose decoding or encoding kills the
+process (a segfault, memory) or never returns. Ray would retry it for ever, so:
+
+1. A hang becomes a crash: `deadline` ends the process from a C thread that needs no GIL.
+2. Every attempt at a clip begins with a strike, taken back when the attempt ends. Strikes only raise suspicion, since a
+   lost machine strikes healthy clips too.
+3. After MAX_STRIKES that one clip runs `alone` in a child process under the same deadline. Only its own death there
+   rejects it, and that verdict is kept in staging, so that a rerun does not start over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import pickle
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, TypeVar
+
+T = TypeVar("T")
+
+MAX_STRIKES = 3
+"""Unfinished attempts after which a clip is tried alone."""
+
+_STDERR = 2
+
+
+class Guard(Protocol):
+    """What a stage asks of the strike counter: the actor behind `run`, or a Strikes of its own in a unit test."""
+
+    def begin(self, key: str) -> None: ...
+    def end(self, key: str) -> None: ...
+    def suspects(self, prefix: str) -> frozenset[str]: ...
+
+
+class Strikes:
+    """Counts unfinished attempts by key. Pure; `run` makes it an actor beside the driver."""
+
+    def __init__(self) -> None:
+        self._unfinished: Counter[str] = Counter()
+
+    def begin(self, key: str) -> None:
+        """An attempt begins: a strike, until it ends."""
+        self._unfinished[key] += 1
+
+    def end(self, key: str) -> None:
+        """The attempt ended, well or with an exception. A suspect stays one: a retry must decide the same way."""
+        if self._unfinished[key] < MAX_STRIKES:
+            del self._unfinished[key]
+
+    def suspects(self, prefix: str) -> frozenset[str]:
+        """Keys with the prefix that have MAX_STRIKES unfinished attempts."""
+        return frozenset(key for key, n in self._unfinished.items() if n >= MAX_STRIKES and key.startswith(prefix))
+
+
+@contextlib.contextmanager
+def watched(guard: Guard, key: str, seconds: float) -> Iterator[None]:
+    """Run the body as one attempt at `key`: a strike if this process dies inside, and it does die after `seconds`."""
+    guard.begin(key)
+    try:
+        with deadline(seconds):
+            yield
+    finally:  # an exception is an answer; only a dead process leaves the strike standing
+        guard.end(key)
+
+
+@contextlib.contextmanager
+def deadline(seconds: float) -> Iterator[None]:
+    """End this process, with all its stacks on stderr, if the body takes longer. Not nestable: one timer a process."""
+    faulthandler.dump_traceback_later(seconds, exit=True, file=_STDERR)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+class DiedAloneError(Exception):
+    """The call killed its own child process, or outlasted the deadline there. `timed_out` tells which."""
+
+    def __init__(self, message: str, timed_out: bool) -> None:
+        super().__init__(message, timed_out)
+        self.timed_out = timed_out
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+def alone(seconds: float, function: Callable[..., T], *args: Any) -> T:
+    """Call `function(*args)` in a fresh child process and return its result. Function and arguments must pickle.
+
+    Raises:
+        DiedAloneError: the child died or outlasted `seconds`.
+        Exception: whatever the function raised there.
+    """
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    command = [sys.executable, "-m", "pipeline.guard"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as child:
+        try:
+            answer, _ = child.communicate(pickle.dumps((function, args)), timeout=seconds)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            raise DiedAloneError(f"did not finish in {seconds:g} s, tried alone", timed_out=True) from None
+    if child.returncode != 0:
+        how = f"signal {-child.returncode}" if child.returncode < 0 else f"exit code {child.returncode}"
+        raise DiedAloneError(f"killed its process ({how}), tried alone", timed_out=False)
+    ok, value = pickle.loads(answer)
+    if not ok:
+        raise value
+    return value  # type: ignore[no-any-return]
+
+
+def _child() -> None:
+    """The other end of `alone`: a call on stdin, its result on what was stdout; prints go to stderr."""
+    answer = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(_STDERR, sys.stdout.fileno())
+    function, args = pickle.load(sys.stdin.buffer)
+    try:
+        result = (True, function(*args))
+    except Exception as error:
+        result = (False, error)
+    with answer:
+        pickle.dump(result, answer)
+
+
+if __name__ == "__main__":
+    _child()
