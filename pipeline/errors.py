@@ -5,7 +5,8 @@
     |- StorageError           storage did not do what was asked, after retries; the shard stays uncommitted
     |  |- NotFoundError       a definite "no such object"; the only storage error that may become a Rejection
     |  |- AccessError         forbidden or unauthenticated
-    |  +- ChangedError        the object is not the one that the plan recorded (size or etag)
+    |  |- ChangedError        the object is not the one that the plan recorded (size or etag)
+    |  +- TransientError      throttled, timed out, cut off: tried again, and seen outside only when the tries ran out
     |- VideoError             bad content; becomes a Rejection with `reason`
        |- OpenError           not a video that FFmpeg can open
        |- NoVideoStreamError  a container without a video stream
@@ -47,6 +48,10 @@ class AccessError(StorageError):
 
 class ChangedError(StorageError):
     """The object is not the one that the plan recorded."""
+
+
+class TransientError(StorageError):
+    """The store may well do it the next time: throttled, timed out, reset, body cut short."""
 
 
 class VideoError(LatentmillError):

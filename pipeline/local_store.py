@@ -1,0 +1,169 @@
+"""A folder on this machine (or a mounted disk) as a store. See storage.py for what a store promises."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from pipeline.errors import AccessError, NotFoundError, StorageError
+from pipeline.store import TEMPORARY, Body, Entry
+
+
+class LocalStore:
+    """Files under `root`. Writes appear whole or not at all: a temp file under `_staging/`, fsync, link or rename."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+
+    def entries(self, path: str) -> Iterator[Entry]:
+        """The file at `path`, or every file below it; holds one directory's names a level."""
+        pending = [path if path == "" or path.endswith("/") or self._full(path).is_file() else f"{path}/"]
+        while pending:
+            path = pending.pop()
+            if path == "" or path.endswith("/"):
+                pending.extend(sorted(self._children(path), reverse=True))
+            else:
+                with contextlib.suppress(NotFoundError):  # gone since its directory was read
+                    yield self.head(path)
+
+    def _children(self, folder: str) -> Iterator[str]:
+        # A directory sorts as "name/": the order is then that of the full paths, as in an object store.
+        try:
+            with _translated(folder or self.root), os.scandir(self._full(folder)) as listing:
+                for child in listing:
+                    if child.is_dir(follow_symlinks=False):
+                        yield f"{folder}{child.name}/"
+                    elif child.is_file():
+                        yield f"{folder}{child.name}"
+        except NotFoundError:
+            return
+
+    def head(self, path: str) -> Entry:
+        with _translated(path):
+            status = self._full(path).stat()
+        if not self._full(path).is_file():
+            raise NotFoundError(f"{self._full(path)} is not a file")
+        return _entry(path, status)
+
+    def open(self, path: str, start: int, stop: int | None, etag: str) -> Body:
+        del stop, etag  # the caller stops by itself, and compares the etag with what `Body` says
+        with _translated(path):
+            file = self._full(path).open("rb", buffering=0)
+            file.seek(start)
+            entry = _entry(path, os.fstat(file.fileno()))
+        return Body(size=entry.size, etag=entry.etag, readinto=file.readinto, close=file.close)
+
+    def write(self, path: str, data: bytes | Path, *, create: bool) -> bool:
+        """Put `data` at `path`. With `create`, return False and leave it alone if something is there."""
+        target = self._full(path)
+        with _translated(path):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = self._temporary(data)
+            try:
+                if create:
+                    os.link(temporary, target)
+                else:
+                    temporary.replace(target)
+            except FileExistsError:
+                return False
+            finally:
+                temporary.unlink(missing_ok=True)
+            _sync_folder(target.parent)
+        return True
+
+    def _temporary(self, data: bytes | Path) -> Path:
+        """A synced copy of `data` on the same file system as the target, so that it can be linked to its name."""
+        folder = self._full(TEMPORARY)
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / uuid.uuid4().hex
+        try:
+            with temporary.open("xb") as file:
+                if isinstance(data, bytes):
+                    file.write(data)
+                else:
+                    with data.open("rb") as source:
+                        while piece := source.read(1 << 20):
+                            file.write(piece)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+        return temporary
+
+    def remove(self, paths: Iterable[str]) -> None:
+        for path in paths:
+            with contextlib.suppress(NotFoundError), _translated(path):
+                self._full(path).unlink()
+
+    def remove_folders(self, folder: str) -> None:
+        """Remove the empty directories at and below `folder`; others may be writing there, so "not empty" is fine."""
+        for parent, _, _ in os.walk(self._full(folder), topdown=False):
+            with contextlib.suppress(OSError):
+                Path(parent).rmdir()
+
+    def honours_create(self) -> bool:
+        """Whether this file system has hard links, which is what makes create-only atomic."""
+        with _translated(TEMPORARY):
+            first = self._temporary(b"")
+            second = first.with_suffix(".link")
+            try:
+                os.link(first, second)
+            except OSError:
+                return False
+            finally:
+                first.unlink(missing_ok=True)
+                second.unlink(missing_ok=True)
+        return True
+
+    def now(self) -> float:
+        """The file system's clock, seconds since the epoch: a server's, on a network mount."""
+        with _translated(TEMPORARY):
+            probe = self._temporary(b"")
+            try:
+                return probe.stat().st_mtime
+            finally:
+                probe.unlink(missing_ok=True)
+
+    def address(self, path: str) -> str:
+        return str(self._full(path))
+
+    def _full(self, path: str) -> Path:
+        return Path(self.root, path)
+
+
+def _entry(path: str, status: os.stat_result) -> Entry:
+    # No ETag on a disk: time and size stand in for it, as rsync has it.
+    etag = f"{status.st_mtime_ns:x}-{status.st_size:x}"
+    return Entry(path=path, size=status.st_size, etag=etag, mtime=status.st_mtime)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name itself durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _translated(path: str) -> Iterator[None]:
+    try:
+        yield
+    except StorageError:
+        raise
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise NotFoundError(f"{path}: {error.strerror} ({error.filename})") from error
+    except PermissionError as error:
+        raise AccessError(f"{path}: {error.strerror} ({error.filename})") from error
+    except ValueError as error:  # a name with a NUL byte
+        raise NotFoundError(f"{path!r}: {error}") from error
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise NotFoundError(f"{path}: {error.strerror}") from error
+        raise StorageError(f"{path}: {error.strerror or error}") from error

@@ -1,0 +1,129 @@
+"""Any other fsspec URL (gs://, az://, memory://, https://) as a store: read, list, last-wins writes.
+
+Create-only is never claimed here: fsspec's default for `mode="create"` is a look and then a write, which a probe would
+pass and a race would not. One run at a time, then, as storage.py logs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import AccessError, NotFoundError, StorageError, TransientError
+from pipeline.store import Body, Entry
+
+
+class OtherStore:
+    """Objects under `root`, a URL. Holds the URL only: fsspec keeps one client per process."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+
+    def entries(self, path: str) -> Iterator[Entry]:
+        filesystem, base = self._open_root()
+        with _translated(self.address(path)):
+            found = filesystem.find(f"{base}/{path}".rstrip("/"), detail=True)
+        for name in sorted(found):
+            if found[name].get("type") == "file":
+                yield _entry(name.removeprefix(base).lstrip("/"), found[name])
+
+    def head(self, path: str) -> Entry:
+        filesystem, base = self._open_root()
+        with _translated(self.address(path)):
+            found = filesystem.info(f"{base}/{path}")
+        if found.get("type") == "directory":
+            raise NotFoundError(f"{self.address(path)} is a folder")
+        return _entry(path, found)
+
+    def open(self, path: str, start: int, stop: int | None, etag: str) -> Body:
+        del stop, etag
+        filesystem, base = self._open_root()
+        with _translated(self.address(path)):
+            file = filesystem.open(f"{base}/{path}", "rb")
+            if start:
+                file.seek(start)
+            details = getattr(file, "details", None)
+
+        def readinto(view: memoryview) -> int:
+            with _translated(self.address(path)):
+                piece = file.read(len(view))
+            view[: len(piece)] = piece
+            return len(piece)
+
+        entry = _entry(path, details) if isinstance(details, dict) else None
+        size = entry.size if entry else getattr(file, "size", None)
+        return Body(size=size, etag=entry.etag if entry else "", readinto=readinto, close=file.close)
+
+    def write(self, path: str, data: bytes | Path, *, create: bool) -> bool:
+        filesystem, base = self._open_root()
+        with _translated(self.address(path)):
+            if create and filesystem.exists(f"{base}/{path}"):
+                return False
+            if isinstance(data, bytes):
+                filesystem.pipe_file(f"{base}/{path}", data)
+            else:
+                filesystem.put_file(str(data), f"{base}/{path}")
+        return True
+
+    def remove(self, paths: Iterable[str]) -> None:
+        filesystem, base = self._open_root()
+        for path in paths:
+            with contextlib.suppress(NotFoundError), _translated(self.address(path)):
+                filesystem.rm_file(f"{base}/{path}")
+
+    def remove_folders(self, folder: str) -> None:
+        """Nothing to do: object stores have no folders."""
+
+    def honours_create(self) -> bool:
+        return False
+
+    def now(self) -> float:
+        """This machine's clock: fsspec has no other."""
+        return time.time()
+
+    def address(self, path: str) -> str:
+        return f"{self.root}/{path}" if path else self.root
+
+    def _open_root(self) -> tuple[Any, str]:
+        from fsspec.core import url_to_fs
+
+        with _translated(self.root):
+            filesystem, base = url_to_fs(self.root, use_listings_cache=False)
+        return filesystem, base.rstrip("/")
+
+
+def _entry(path: str, info: dict[str, Any]) -> Entry:
+    stamp = next((info[name] for name in ("mtime", "updated", "last_modified", "created") if info.get(name)), 0.0)
+    mtime = stamp.timestamp() if isinstance(stamp, datetime) else stamp if isinstance(stamp, float) else 0.0
+    etag = next((str(info[name]) for name in ("etag", "ETag", "md5Hash") if info.get(name)), "")
+    size = info.get("size")
+    return Entry(
+        path=path, size=-1 if size is None else int(size), etag=etag.strip('"') or _stand_in(stamp), mtime=mtime
+    )
+
+
+def _stand_in(stamp: object) -> str:
+    return str(stamp) if stamp else ""
+
+
+@contextlib.contextmanager
+def _translated(what: str) -> Iterator[None]:
+    from pipeline.addresses import redacted
+
+    try:
+        yield
+    except StorageError:
+        raise
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{redacted(what)}: not found") from error
+    except PermissionError as error:
+        raise AccessError(f"{redacted(what)}: {type(error).__name__}") from error
+    except (TimeoutError, ConnectionError) as error:
+        raise TransientError(f"{redacted(what)}: {type(error).__name__}") from error
+    except Exception as error:
+        # Each fsspec implementation raises classes of its own; their text may hold a signed address.
+        raise TransientError(f"{redacted(what)}: {type(error).__name__}") from error

@@ -1,0 +1,287 @@
+"""A bucket's prefix as a store, through s3fs, one request per call.
+
+s3fs carries the event loop, the client and the standard chain of credentials and endpoints (environment, profile,
+instance role); the requests are ours, because its file layer gives up where a resume needs the offset, caches listings,
+leaves failed multipart uploads behind and lists or creates buckets on the way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import Iterable, Iterator
+from email.utils import parsedate_to_datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import AccessError, ChangedError, NotFoundError, StorageError, TransientError
+from pipeline.retry import retried
+from pipeline.store import TEMPORARY, Body, Entry, is_at
+
+PART_BYTES = 64 << 20
+"""Of a multipart upload; 10,000 of them at most, so 625 GiB. A smaller object is one PUT."""
+
+_TRANSIENT_CODES = frozenset(
+    {
+        "SlowDown",
+        "ServiceUnavailable",
+        "InternalError",
+        "RequestTimeout",
+        "Throttling",
+        "ThrottlingException",
+        "TooManyRequests",
+        "RequestLimitExceeded",
+        "BandwidthLimitExceeded",
+        "ConditionalRequestConflict",
+        "OperationAborted",
+        "IncompleteBody",
+        "BadDigest",
+        "XAmzContentSHA256Mismatch",
+    }
+)
+_ACCESS_CODES = frozenset(
+    {
+        "AccessDenied",
+        "AllAccessDisabled",
+        "AccountProblem",
+        "InvalidAccessKeyId",
+        "SignatureDoesNotMatch",
+        "ExpiredToken",
+        "InvalidToken",
+        "RequestTimeTooSkewed",
+        "AuthorizationHeaderMalformed",
+        "InvalidObjectState",
+    }
+)
+
+
+class S3Store:
+    """Objects of `bucket` under `prefix` ("" or ending in "/"). Holds names only: it pickles and survives a fork."""
+
+    def __init__(self, bucket: str, prefix: str) -> None:
+        self.bucket = bucket
+        self.prefix = prefix
+
+    def entries(self, path: str) -> Iterator[Entry]:
+        token: dict[str, str] = {}
+        while True:
+            page = retried(lambda token=token: self._call("list_objects_v2", path, Prefix=self._key(path), **token))  # type: ignore[misc]
+            for item in page.get("Contents", ()):
+                name = item["Key"][len(self.prefix) :]
+                # A name that ends in "/" is the placeholder that consoles make for a folder.
+                if not name.endswith("/") and is_at(name, path):
+                    yield Entry(
+                        path=name,
+                        size=item["Size"],
+                        etag=_unquoted(item["ETag"]),
+                        mtime=item["LastModified"].timestamp(),
+                    )
+            if not page.get("IsTruncated"):
+                return
+            token = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def head(self, path: str) -> Entry:
+        found = self._call("head_object", path, Key=self._key(path))
+        return Entry(
+            path=path,
+            size=found["ContentLength"],
+            etag=_unquoted(found["ETag"]),
+            mtime=found["LastModified"].timestamp(),
+        )
+
+    def open(self, path: str, start: int, stop: int | None, etag: str) -> Body:
+        options: dict[str, str] = {"IfMatch": f'"{etag}"'} if etag else {}
+        if start or stop is not None:
+            options["Range"] = f"bytes={start}-" + ("" if stop is None else str(stop - 1))
+        found = self._call("get_object", path, Key=self._key(path), **options)
+        if "Range" in options and "ContentRange" not in found:
+            raise StorageError(f"{self.address(path)}: the store ignored the range {options['Range']}")
+        size = int(found["ContentRange"].rpartition("/")[2]) if "ContentRange" in found else int(found["ContentLength"])
+        body = found["Body"]
+        filesystem = _filesystem()
+
+        def readinto(view: memoryview) -> int:
+            with _translated(self.address(path)):
+                return int(_sync(filesystem, _fill(body, view)))
+
+        return Body(size=size, etag=_unquoted(found.get("ETag", "")), readinto=readinto, close=body.close)
+
+    def write(self, path: str, data: bytes | Path, *, create: bool) -> bool:
+        """Put `data` in one request, or above PART_BYTES in a multipart upload that is aborted when it fails."""
+        condition = {"IfNoneMatch": "*"} if create else {}
+        size = len(data) if isinstance(data, bytes) else data.stat().st_size
+        try:
+            if size > PART_BYTES:
+                self._upload(path, data, condition)
+            else:
+                body = data if isinstance(data, bytes) else data.read_bytes()
+                self._call("put_object", path, Key=self._key(path), Body=body, **condition)
+        except ChangedError:  # 412: the condition failed
+            return False
+        except TransientError:
+            # Some stores answer the loser of a race 409 for ever instead of 412.
+            if create and self._is_there(path):
+                return False
+            raise
+        return True
+
+    def _upload(self, path: str, data: bytes | Path, condition: dict[str, str]) -> None:
+        key = self._key(path)
+        upload = self._call("create_multipart_upload", path, Key=key)["UploadId"]
+        try:
+            parts = []
+            for number, piece in enumerate(_pieces(data), start=1):
+                part = retried(
+                    lambda number=number, piece=piece: self._call(  # type: ignore[misc]
+                        "upload_part", path, Key=key, UploadId=upload, PartNumber=number, Body=piece
+                    )
+                )
+                parts.append({"PartNumber": number, "ETag": part["ETag"]})
+            self._call(
+                "complete_multipart_upload",
+                path,
+                Key=key,
+                UploadId=upload,
+                MultipartUpload={"Parts": parts},
+                **condition,
+            )
+        except BaseException:
+            # Its parts would be paid for, for ever. Ours alone: other writers' uploads are not touched.
+            with contextlib.suppress(StorageError):
+                self._call("abort_multipart_upload", path, Key=key, UploadId=upload)
+            raise
+
+    def _is_there(self, path: str) -> bool:
+        try:
+            self.head(path)
+        except StorageError:
+            return False
+        return True
+
+    def remove(self, paths: Iterable[str]) -> None:
+        remaining = iter(paths)
+        while batch := [{"Key": self._key(path)} for path in islice(remaining, 1000)]:
+            answer = self._call("delete_objects", batch[0]["Key"], Delete={"Objects": batch, "Quiet": True})
+            for failed in answer.get("Errors", ()):
+                raise _error(failed.get("Code", ""), 0, f"delete s3://{self.bucket}/{failed.get('Key')}")
+
+    def remove_folders(self, folder: str) -> None:
+        """Nothing to do: object stores have no folders."""
+
+    def honours_create(self) -> bool:
+        """Create an object twice: a store that knows If-None-Match refuses the second."""
+        probe = f"{TEMPORARY}{uuid.uuid4().hex}"
+        try:
+            retried(lambda: self.write(probe, b"probe", create=True))
+            return not retried(lambda: self.write(probe, b"probe", create=True))
+        except (AccessError, TransientError):
+            raise
+        except StorageError:  # 501 NotImplemented
+            return False
+        finally:
+            with contextlib.suppress(StorageError):
+                self.remove([probe])
+
+    def now(self) -> float:
+        answer = self._call("list_objects_v2", "", Prefix=self._key(TEMPORARY), MaxKeys=1)
+        return parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"]).timestamp()
+
+    def address(self, path: str) -> str:
+        return f"s3://{self.bucket}/{self._key(path)}"
+
+    def _key(self, path: str) -> str:
+        return self.prefix + path
+
+    def _call(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
+        with _translated(f"{method} {self.address(path)}"):
+            answer: dict[str, Any] = _filesystem().call_s3(method, Bucket=self.bucket, **arguments)
+        return answer
+
+
+def _filesystem() -> Any:
+    """This process's client: fsspec keeps one instance per process and arguments, and makes a new one after a fork."""
+    from s3fs import S3FileSystem
+
+    filesystem = S3FileSystem(
+        use_listings_cache=False,
+        config_kwargs={
+            # Retries are ours alone (retry.py). read_timeout: a first byte after 15 s, the default, is not rare.
+            "retries": {"mode": "standard", "total_max_attempts": 1},
+            "max_pool_connections": 32,
+            "read_timeout": 60,
+        },
+    )
+    filesystem.retries = 1
+    return filesystem
+
+
+def _sync(filesystem: Any, coroutine: Any) -> Any:
+    return asyncio.run_coroutine_threadsafe(coroutine, filesystem.loop).result()
+
+
+async def _fill(body: Any, view: memoryview) -> int:
+    filled = 0
+    while filled < len(view) and (piece := await body.read(len(view) - filled)):
+        view[filled : filled + len(piece)] = piece
+        filled += len(piece)
+    return filled
+
+
+def _pieces(data: bytes | Path) -> Iterator[bytes]:
+    if isinstance(data, bytes):
+        for start in range(0, len(data), PART_BYTES):
+            yield data[start : start + PART_BYTES]
+    else:
+        with data.open("rb") as file:
+            while piece := file.read(PART_BYTES):
+                yield piece
+
+
+def _unquoted(etag: str) -> str:
+    return etag.removeprefix("W/").strip('"')
+
+
+@contextlib.contextmanager
+def _translated(what: str) -> Iterator[None]:
+    import aiohttp
+    from botocore.exceptions import (
+        BotoCoreError,
+        ClientError,
+        HTTPClientError,
+        NoAuthTokenError,
+        NoCredentialsError,
+        PartialCredentialsError,
+    )
+    from botocore.parsers import ResponseParserError
+
+    try:
+        yield
+    except StorageError:
+        raise
+    except (NoCredentialsError, PartialCredentialsError, NoAuthTokenError) as error:
+        raise AccessError(f"{what}: {error}") from error
+    except (HTTPClientError, ResponseParserError, aiohttp.ClientError, TimeoutError, ConnectionError) as error:
+        raise TransientError(f"{what}: {type(error).__name__}: {error}") from error
+    except (OSError, BotoCoreError, ClientError) as error:
+        # s3fs wraps the client's error, and with it the code and the status, in an OSError of its own.
+        client = error if isinstance(error, ClientError) else error.__cause__
+        if not isinstance(client, ClientError):
+            raise StorageError(f"{what}: {type(error).__name__}: {error}") from error
+        status = client.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        raise _error(client.response.get("Error", {}).get("Code", ""), status, what) from error
+
+
+def _error(code: str, status: int, what: str) -> StorageError:
+    """The error for an S3 error code and an HTTP status. A HEAD has no body, hence no code: "404", "403"."""
+    message = f"{what}: {code or 'error'} ({status})"
+    if status == 412 or code == "PreconditionFailed" or (status == 304 and code in ("304", "NotModified")):
+        return ChangedError(message)
+    if code in _ACCESS_CODES or status in (401, 403):
+        return AccessError(message)
+    if code in _TRANSIENT_CODES or (status >= 500 and status != 501) or status in (408, 409, 429):
+        return TransientError(message)
+    if status == 404 or code in ("NoSuchKey", "NoSuchBucket", "NoSuchVersion"):
+        return NotFoundError(message)
+    return StorageError(message)

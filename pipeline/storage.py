@@ -1,0 +1,284 @@
+"""Storage for everybody else: the only module that knows which kind of store an address means.
+
+    Storage(uri)        one root, e.g. the output: list, read, put, create, delete
+    stream(uri)         one object, sequentially, in one GET that resumes where it broke off
+    read_object(uri)    the same, whole
+
+Promises: an object appears whole or not at all; `create` never replaces; what may pass by itself is tried again
+(retry.py); "not found" is said only when the store says so. Everything here pickles, and builds its clients in the
+process that uses them.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from pipeline.addresses import normal_uri, redacted, scheme_of
+from pipeline.errors import ChangedError, NotFoundError, StorageError, TransientError
+from pipeline.local_store import LocalStore
+from pipeline.other_store import OtherStore
+from pipeline.retry import Backoff, retried
+from pipeline.s3_store import S3Store
+from pipeline.store import TEMPORARY, Body, Entry, Store
+
+__all__ = ["TEMPORARY", "Entry", "Storage", "Stream", "open_uri", "read_object", "stream"]
+
+log = logging.getLogger(__name__)
+
+
+class Storage:
+    """One root: a local folder, `s3://bucket/prefix`, or any fsspec URL.
+
+    Paths are relative, with "/" between folders; ".." and a leading "/" are refused (ValueError). Raises NotFoundError,
+    AccessError, ChangedError, or a plain StorageError when the tries ran out.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = normal_uri(uri)
+        self._create_only: bool | None = None
+
+    def list(self, path: str = "") -> Iterator[Entry]:
+        """The object at `path` and all below it, sorted by code points, page by page. Nothing there is nothing."""
+        return self._store().entries(_checked(path) if path else "")
+
+    def read(self, path: str, start: int = 0, stop: int | None = None, *, etag: str = "") -> bytes:
+        """Bytes [start, stop) of an object; a negative `start` counts from its end."""
+        if start < 0:
+            start = max(0, self.size(path) + start)
+        if stop is not None and stop <= start:
+            return b""
+        with self.stream(path, start=start, stop=stop, etag=etag) as body:
+            return body.readall()
+
+    def stream(
+        self, path: str, *, start: int = 0, stop: int | None = None, size: int | None = None, etag: str = ""
+    ) -> Stream:
+        """A sequential reader of bytes [start, stop). See Stream."""
+        return Stream(self._store(), _checked(path), start=start, stop=stop, size=size, etag=etag)
+
+    def put(self, path: str, data: bytes | Path) -> None:
+        """Publish `data` (bytes, or a local file's) at `path`, whole; what was there is replaced."""
+        store = self._store()
+        retried(lambda: store.write(_checked(path), data, create=False))
+
+    def create(self, path: str, data: bytes | Path) -> bool:
+        """Publish `data` where nothing is yet.
+
+        Returns:
+            True if exactly these bytes are there now: ours, also when the answer to our write got lost. False if
+            another object is there. Without create-only (see there) that is a look just before a plain put.
+        """
+        store, path = self._store(), _checked(path)
+        if not self.create_only and self.exists(path):
+            return self._holds(path, data)
+        return retried(lambda: store.write(path, data, create=self.create_only)) or self._holds(path, data)
+
+    @property
+    def create_only(self) -> bool:
+        """Whether the store itself refuses the second of two creators. Tried out once; the answer travels along."""
+        if self._create_only is None:
+            self._create_only = retried(self._store().honours_create)
+            if not self._create_only:
+                log.warning(
+                    "output=%s has no atomic create (If-None-Match or hard links): one run at a time",
+                    redacted(self.uri),
+                )
+        return self._create_only
+
+    def delete(self, path: str) -> None:
+        """Remove one object, or with a trailing "/" everything below that folder. Missing is fine."""
+        store = self._store()
+        if not path.strip("/"):
+            raise ValueError("delete needs a path: a whole root is never deleted")
+        if not path.endswith("/"):
+            retried(lambda: store.remove([_checked(path)]))
+            return
+        for batch in _batches(entry.path for entry in self.list(path)):
+            retried(lambda batch=batch: store.remove(batch))  # type: ignore[misc]
+        store.remove_folders(path)
+
+    def exists(self, path: str) -> bool:
+        try:
+            self.entry(path)
+        except NotFoundError:
+            return False
+        return True
+
+    def size(self, path: str) -> int:
+        """Bytes."""
+        return self.entry(path).size
+
+    def entry(self, path: str) -> Entry:
+        store = self._store()
+        return retried(lambda: store.head(_checked(path)))
+
+    def now(self) -> float:
+        """The store's own clock, in seconds since the epoch: what `Entry.mtime` is measured by."""
+        return retried(self._store().now)
+
+    def address(self, path: str) -> str:
+        """The full URI of an object."""
+        return self._store().address(path)
+
+    def _holds(self, path: str, data: bytes | Path) -> bool:
+        """Whether exactly `data` is at `path`, by reading it back."""
+        size = len(data) if isinstance(data, bytes) else data.stat().st_size
+        if self.size(path) != size:
+            return False
+        with self.stream(path) as there, io.BytesIO(data) if isinstance(data, bytes) else data.open("rb") as ours:
+            while piece := there.read(1 << 20):
+                if piece != ours.read(len(piece)):
+                    return False
+        return True
+
+    def _store(self) -> Store:
+        scheme = scheme_of(self.uri)
+        if scheme == "":
+            return LocalStore(self.uri)
+        if scheme == "s3":
+            bucket, _, prefix = self.uri.removeprefix("s3://").partition("/")
+            return S3Store(bucket, f"{prefix}/" if prefix else "")
+        return OtherStore(self.uri)
+
+
+class Stream(io.RawIOBase):
+    """Bytes [start, stop) of one object, in order, from one GET that goes on from the offset when it breaks.
+
+    Every GET after the first asks for the same ETag, so the bytes are of one object. Ends only when all bytes were
+    received. Use it in a `with`, or through io.BufferedReader.
+
+    Raises:
+        ChangedError: the object's size or ETag is not the expected one.
+        NotFoundError, AccessError: as the store says.
+        StorageError: it broke off again and again without a byte in between, or ended early.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        path: str,
+        *,
+        start: int = 0,
+        stop: int | None = None,
+        size: int | None = None,
+        etag: str = "",
+    ) -> None:
+        super().__init__()
+        self._store, self._path = store, path
+        self._size, self._etag = size, etag
+        self._offset, self._stop = start, stop
+        self._body: Body | None = None
+        self._backoff = Backoff()
+        self._finished = False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        while view and not self._finished:
+            try:
+                return self._read_some(view)
+            except TransientError as error:
+                self._drop()
+                self._backoff.wait(error)
+        return 0
+
+    def _read_some(self, view: memoryview) -> int:
+        if self._body is None:
+            self._connect()
+        if self._stop is not None and self._offset >= self._stop:
+            self._finished = True
+            return 0
+        assert self._body is not None
+        if self._stop is not None:
+            view = view[: self._stop - self._offset]
+        count = self._body.readinto(view) or 0
+        self._offset += count
+        if count:
+            self._backoff.progress()
+        elif self._stop is None:
+            self._finished = True
+        else:
+            raise TransientError(f"{self._where()}: ended at byte {self._offset} of {self._stop}")
+        return count
+
+    def _connect(self) -> None:
+        """Ask for what is still missing, and hold the answer against what is expected."""
+        store = self._store
+        if self._stop is not None and self._offset >= self._stop and self._size is None:
+            return
+        body = store.open(self._path, self._offset, self._stop, self._etag)
+        self._body = body
+        for name, expected, found in (("size", self._size, body.size), ("etag", self._etag, body.etag)):
+            if expected not in (None, "") and found not in (None, "", -1) and expected != found:
+                raise ChangedError(f"{self._where()}: {name} is {found}, expected {expected}")
+        if self._size is None and body.size is not None and body.size >= 0:
+            self._size = body.size
+        self._etag = self._etag or body.etag
+        if self._size is not None:
+            self._stop = self._size if self._stop is None else min(self._stop, self._size)
+
+    def _drop(self) -> None:
+        if self._body is not None:
+            self._body.close()
+            self._body = None
+
+    def _where(self) -> str:
+        return redacted(self._store.address(self._path))
+
+    def close(self) -> None:
+        if not self.closed:
+            self._drop()
+        super().close()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_uri(uri: str) -> tuple[Storage, str]:
+    """The storage that holds the object at `uri`, and the object's path in it."""
+    uri = normal_uri(uri)
+    head, slash, name = uri.rpartition("/")
+    if not name or not slash or head.endswith(":/"):
+        raise StorageError(f"{redacted(uri)} is not the address of an object")
+    return Storage(head or "/"), name
+
+
+def stream(uri: str, *, size: int | None = None, etag: str | None = None) -> Stream:
+    """One object's bytes in order. With `size` or `etag`, another object under the address is a ChangedError."""
+    storage, path = open_uri(uri)
+    return storage.stream(path, size=size, etag=etag or "")
+
+
+def read_object(uri: str, *, size: int | None = None, etag: str | None = None) -> bytes:
+    """One whole object."""
+    with stream(uri, size=size, etag=etag) as body:
+        return body.readall()
+
+
+def _checked(path: str) -> str:
+    if not path or path.startswith("/") or ".." in path.split("/"):
+        raise ValueError(f"a path must be relative to the storage's root and without '..', got {path!r}")
+    return path
+
+
+def _batches(paths: Iterator[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    for path in paths:
+        batch.append(path)
+        if len(batch) == 1000:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
