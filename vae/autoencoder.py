@@ -1,0 +1,208 @@
+"""VideoVAE: pixels to posterior, one window after the other, with everything that a job asks of a VAE.
+
+vae = load_vae("tiny")
+posterior = vae.encode(pixels)               # uint8 or [-1, 1], (B, 3, T, H, W)
+latent = vae.scale(posterior.mode())         # (B, 16, T', H/8, W/8), as diffusion training wants it
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vae import kernels
+from vae.checkpoint import CheckpointError, weights_sha256
+from vae.encoder import Encoder3D, EncoderCache, copy_cache
+from vae.info import VAEInfo
+from vae.posterior import DiagonalGaussianDistribution
+from vae.shapes import PoolRule, Schedule, pooled_frames, window_lengths
+from vae.tiny import TINY_CONFIG, TINY_NAME, tiny_encoder
+
+
+class VideoVAE:
+    """An encoder with its schedule, its normalisation of latents and its description.
+
+    Not thread-safe only in so far as torch is not: it holds no state between calls.
+    """
+
+    def __init__(self, encoder: Encoder3D, info: VAEInfo) -> None:
+        self.encoder = encoder
+        self.info = info
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Compute dtype."""
+        return next(self.encoder.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the encoder is."""
+        return next(self.encoder.parameters()).device
+
+    def encode(self, pixels: Tensor) -> DiagonalGaussianDistribution:
+        """Encode whole clips by the schedule.
+
+        Args:
+            pixels: (B, C, T, H, W), uint8 or float in [-1, 1], on any device. A batch changes float rounding: a job
+                that promises equal bytes passes one clip.
+
+        Raises:
+            ValueError: wrong rank, channels, size or dtype, or a T that cannot be encoded.
+        """
+        self._check_pixels(pixels)
+        return DiagonalGaussianDistribution(
+            self.encode_windows(pixels, window_lengths(pixels.shape[2], self.info.schedule), 0)
+        )
+
+    def encode_windows(self, pixels: Tensor, windows: Sequence[int], num_context: int) -> Tensor:
+        """Encode the windows of one chunk and drop the latents of its context.
+
+        Args:
+            pixels: (B, C, T, H, W) as in `encode`; T is the sum of `windows`.
+            windows: window lengths, context first.
+            num_context: how many windows only warm the caches.
+
+        Returns:
+            Moments (B, 2C', T', H', W') of the windows after the context, in the compute dtype.
+        """
+        self._check_pixels(pixels)
+        if sum(windows) != pixels.shape[2] or min(windows, default=0) < 1 or not 0 <= num_context < len(windows):
+            raise ValueError(
+                f"windows must add up to the frames and exceed the context, got {tuple(windows)} with {num_context = } "
+                f"for {pixels.shape[2]} frames"
+            )
+        with torch.inference_mode():
+            if self.info.schedule == "whole":
+                return self._encode_whole(pixels, windows)
+            cache: EncoderCache = {}
+            moments = []
+            start = 0
+            for i, length in enumerate(windows):
+                h, cache = self.encoder.step(self._to_input(pixels[:, :, start : start + length]), cache)
+                if i >= num_context:
+                    moments.append(h)
+                start += length
+            return torch.cat(moments, dim=2).contiguous()
+
+    def encode_window(self, pixels: Tensor, cache: EncoderCache | None = None) -> tuple[Tensor, EncoderCache]:
+        """Encode the next window of a stream.
+
+        Args:
+            pixels: the next frames, as in `encode`.
+            cache: what the call before returned; None at the start of a clip. It is left as it is, so one state can be
+                continued twice.
+
+        Returns:
+            Moments of the window (B, 2C', T', H', W'), and the state after it.
+        """
+        self._check_pixels(pixels)
+        if not self.info.windowed:
+            raise ValueError(f"{self.info.name} with schedule {self.info.schedule!r} encodes whole clips only")
+        with torch.inference_mode():
+            return self.encoder.step(self._to_input(pixels), None if cache is None else copy_cache(cache))
+
+    def scale(self, z: Tensor) -> Tensor:
+        """(z - shift) * scale, channels on axis -4: what diffusion training sees."""
+        return (z - self._per_channel(self.info.shift, z)) * self._per_channel(self.info.scale, z)
+
+    def unscale(self, z: Tensor) -> Tensor:
+        """Undo `scale`."""
+        return z / self._per_channel(self.info.scale, z) + self._per_channel(self.info.shift, z)
+
+    def selfcheck(self, shape_THW: tuple[int, int, int]) -> float:
+        """Encode one window of noise through the fast path and in float32 through the plain path, and compare.
+
+        Guards against a broken kernel or library: cuDNN 9.10.2 gave silently wrong bf16 Conv3d at large shapes
+        (pytorch #163539). The shape is the largest that will be encoded, which proves that it fits, too.
+
+        Args:
+            shape_THW: frames, height and width of a clip; its first window is used.
+
+        Returns:
+            Relative L2 error of the moments. About 1e-6 in float32 and 1e-2 in bfloat16; NaN or inf if either is not
+            finite.
+        """
+        num_frames, height, width = shape_THW
+        num_frames = window_lengths(num_frames, self.info.schedule)[0]
+        generator = torch.Generator().manual_seed(0)
+        shape = (1, self.info.in_channels, num_frames, height, width)
+        pixels = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+        fast = self.encode_windows(pixels, (num_frames,), 0).float()
+        exact = VideoVAE(copy.deepcopy(self.encoder).float(), self.info)
+        with kernels.plain(), torch.backends.cudnn.flags(enabled=False):
+            reference = exact.encode_windows(pixels, (num_frames,), 0)
+        return float((fast - reference).norm() / reference.norm())
+
+    def _encode_whole(self, pixels: Tensor, windows: Sequence[int]) -> Tensor:
+        if len(windows) != 1:
+            raise ValueError(f"schedule 'whole' takes one window per clip, got {tuple(windows)}")
+        h: Tensor = self.encoder(self._to_input(pixels))
+        return h.contiguous()
+
+    def _to_input(self, pixels: Tensor) -> Tensor:
+        """Move to the device and make uint8 into [-1, 1] there, in float32, then cast: a quarter of the traffic."""
+        pixels = pixels.to(self.device, non_blocking=True)
+        if pixels.dtype == torch.uint8:
+            pixels = pixels.float().div_(127.5).sub_(1.0)
+        return pixels.to(self.dtype)
+
+    def _check_pixels(self, pixels: Tensor) -> None:
+        if pixels.ndim != 5 or pixels.shape[1] != self.info.in_channels:
+            raise ValueError(f"pixels must be (B, {self.info.in_channels}, T, H, W), got {tuple(pixels.shape)}")
+        if pixels.dtype != torch.uint8 and not pixels.dtype.is_floating_point:
+            raise ValueError(f"pixels must be uint8 in [0, 255] or float in [-1, 1], got {pixels.dtype}")
+        if pixels.shape[0] < 1:
+            raise ValueError(f"pixels hold no clip, got {tuple(pixels.shape)}")
+        self.info.check_size(pixels.shape[3], pixels.shape[4])
+        rule: PoolRule = "first" if self.info.schedule == "whole" else "parity"
+        pooled_frames(pixels.shape[2], self.info.time_compression, rule)
+
+    def _per_channel(self, value: float | tuple[float, ...], z: Tensor) -> Tensor:
+        return torch.tensor(value, dtype=z.dtype, device=z.device).reshape(-1, 1, 1, 1)
+
+
+def load_vae(
+    where: str, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu", schedule: Schedule = "batched8"
+) -> VideoVAE:
+    """Load a VAE's encoder, whatever form it is stored in.
+
+    Args:
+        where: `tiny`, a local path, an fsspec URL or a Hugging Face repository id.
+        dtype: compute dtype; None keeps the checkpoint's.
+        device: where to put it.
+        schedule: `batched8` (diffusers parity) or `whole` (SAT parity).
+
+    Raises:
+        CheckpointError: nothing loadable there, or keys, shapes or values that do not fit.
+    """
+    if where != "tiny":
+        raise CheckpointError(f"no VAE at {where!r}: only 'tiny' can be loaded")
+    encoder = tiny_encoder()
+    info = VAEInfo(
+        name=TINY_NAME,
+        config=TINY_CONFIG,
+        weights_sha256=weights_sha256(encoder.state_dict()),
+        in_channels=encoder.in_channels,
+        latent_channels=encoder.z_channels,
+        time_compression=encoder.temporal_compress_times,
+        space_compression=encoder.spatial_compress_times,
+        scale=1.0,
+        shift=0.0,
+        schedule=schedule,
+        windowed=schedule == "batched8",
+    )
+    return VideoVAE(_ready(encoder, dtype, device), info)
+
+
+def _ready(encoder: Encoder3D, dtype: torch.dtype | None, device: str | torch.device) -> Encoder3D:
+    """Cast, move, freeze, and give convolution weights the layout of the activations."""
+    encoder = encoder.to(device=device, dtype=dtype).eval().requires_grad_(False)
+    for module in encoder.modules():
+        if isinstance(module, nn.Conv3d):
+            module.weight.data = module.weight.contiguous(memory_format=torch.channels_last_3d)
+        elif isinstance(module, nn.Conv2d):
+            module.weight.data = module.weight.contiguous(memory_format=torch.channels_last)
+    return encoder

@@ -1,0 +1,169 @@
+"""CausalConv3d: the only place that knows about padding in time and about the cache of a stream.
+
+Layout of every tensor: (B, C, T, H, W).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from vae import kernels
+
+PadMode = Literal["constant", "first", "reflect"]
+"""What stands before a clip's first frame. constant: zeros. first: copies of frame 0. reflect: frames 1, 2, ...
+mirrored; where the clip is too short, zeros, furthest in the past."""
+
+
+Cache = dict[str, Tensor]
+"""Caches of several convolutions by name, for `CausalConv3d.through`. {} is the start of a stream."""
+
+
+class CausalConv3d(nn.Module):
+    """Convolution whose output frame t sees no input frame after t (after s*t + s - 1 with stride s).
+
+    `forward` takes a whole clip. `step` takes a clip in pieces and carries the last frames of its padded input from one
+    piece to the next, so that the pieces' outputs joined are the whole clip's output:
+
+        kernel 3, pad "first":  [a a|a b c d e] -> 5 outputs
+        the same as             [a a|a b c] -> 3, cache [b c];  [b c|d e] -> 2, cache [d e]
+
+    Height and width are padded with zeros on both sides. `norm`, where given, means that the convolution reads
+    silu(norm(x)) instead of x: the activation is written straight into the padded buffer, which saves a copy.
+    """
+
+    def __init__(
+        self,
+        chan_in: int,
+        chan_out: int,
+        kernel_size: int | Sequence[int],
+        pad_mode: PadMode = "constant",
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        bias: bool = True,
+        groups: int = 1,
+    ) -> None:
+        """Build the convolution `conv`; `stride` and `dilation` act on time only, as in the reference.
+
+        Raises:
+            ValueError: an even kernel in height or width, a wrong number of kernel sizes, or an unknown pad mode.
+        """
+        super().__init__()
+        kernel = (kernel_size,) * 3 if isinstance(kernel_size, int) else tuple(kernel_size)
+        if len(kernel) != 3 or min(kernel) < 1:
+            raise ValueError(f"kernel_size must be a positive int or three of them (time, height, width), got {kernel}")
+        if kernel[1] % 2 == 0 or kernel[2] % 2 == 0:
+            raise ValueError(f"kernel height and width must be odd, got {kernel[1:]}")
+        if pad_mode not in get_args(PadMode):
+            raise ValueError(f"pad_mode must be one of {', '.join(get_args(PadMode))}, got {pad_mode!r}")
+        if stride < 1 or dilation < 1:
+            raise ValueError(f"stride and dilation must be at least 1, got {stride} and {dilation}")
+        self.pad_mode = pad_mode
+        self.stride = stride
+        self.reach = dilation * (kernel[0] - 1)
+        # A temporal kernel of 1 with a stride would give a negative pad, which crops instead of padding.
+        self.time_pad = max(self.reach + 1 - stride, 0)
+        self.conv = nn.Conv3d(
+            chan_in,
+            chan_out,
+            kernel,
+            stride=(stride, 1, 1),
+            dilation=(dilation, 1, 1),
+            padding=(0, kernel[1] // 2, kernel[2] // 2),
+            bias=bias,
+            groups=groups,
+        )
+
+    def forward(self, x: Tensor, *, norm: nn.GroupNorm | None = None, residual: Tensor | None = None) -> Tensor:
+        """Convolve a whole clip: T frames to T (stride 1) or (T + time_pad - reach - 1) // stride + 1.
+
+        Raises:
+            ValueError: wrong rank or channels, or too few frames for one output.
+        """
+        return kernels.conv3d(self._padded(x, None, norm), self.conv, residual)
+
+    def step(
+        self,
+        x: Tensor,
+        cache: Tensor | None = None,
+        *,
+        norm: nn.GroupNorm | None = None,
+        residual: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Convolve the next piece of a clip.
+
+        Args:
+            x: the next frames.
+            cache: what the step before returned; None at the start of the clip.
+            norm: if given, the convolution reads silu(norm(x)).
+            residual: added to the output.
+
+        Returns:
+            The output frames, and the cache for the next step (a copy that shares no memory with x).
+        """
+        padded = self._padded(x, cache, norm)
+        num_outputs = (padded.shape[2] - self.reach - 1) // self.stride + 1
+        kept = padded[:, :, num_outputs * self.stride :].clone()
+        return kernels.conv3d(padded, self.conv, residual), kept
+
+    def through(
+        self,
+        x: Tensor,
+        cache: Cache | None,
+        name: str,
+        *,
+        norm: nn.GroupNorm | None = None,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        """`step` with its state under `name` in `cache`, or `forward` where `cache` is None.
+
+        The entry is taken out before the convolution runs and the next one is put in after: at no time are both alive.
+        """
+        if cache is None:
+            return self.forward(x, norm=norm, residual=residual)
+        y, cache[name] = self.step(x, cache.pop(name, None), norm=norm, residual=residual)
+        return y
+
+    def _padded(self, x: Tensor, past: Tensor | None, norm: nn.GroupNorm | None) -> Tensor:
+        """The convolution's input: the past, then x or silu(norm(x))."""
+        if x.ndim != 5 or x.shape[1] != self.conv.in_channels:
+            raise ValueError(f"input must be (B, {self.conv.in_channels}, T, H, W), got {tuple(x.shape)}")
+        num_past = self.time_pad if past is None else past.shape[2]
+        if x.shape[2] + num_past <= self.reach:
+            raise ValueError(
+                f"{x.shape[2]} frames after {num_past} of the past are too few: the kernel spans {self.reach + 1}"
+            )
+        if not kernels.is_fast():
+            body = x if norm is None else kernels.norm_silu(x, norm)
+            return torch.cat([self._start(body) if past is None else past, body], dim=2)
+        if num_past == 0:
+            return x if norm is None else kernels.norm_silu(x, norm)
+        batch, channels, num_frames, height, width = x.shape
+        padded = torch.empty(
+            (batch, channels, num_past + num_frames, height, width),
+            dtype=x.dtype,
+            device=x.device,
+            memory_format=torch.channels_last_3d,
+        )
+        body = padded[:, :, num_past:]
+        if norm is None:
+            body.copy_(x)
+        else:
+            kernels.norm_silu(x, norm, out=body)
+        padded[:, :, :num_past] = self._start(body) if past is None else past
+        return padded
+
+    def _start(self, body: Tensor) -> Tensor:
+        """What stands before the first frame of a clip: `time_pad` frames."""
+        if self.pad_mode == "first":
+            return body[:, :, :1].expand(-1, -1, self.time_pad, -1, -1)
+        batch, channels, _, height, width = body.shape
+        if self.pad_mode == "constant":
+            return body.new_zeros(batch, channels, self.time_pad, height, width)
+        mirrored = body[:, :, 1 : 1 + self.time_pad].flip(2)
+        missing = body.new_zeros(batch, channels, self.time_pad - mirrored.shape[2], height, width)
+        return torch.cat([missing, mirrored], dim=2)

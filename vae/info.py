@@ -1,0 +1,73 @@
+"""VAEInfo: all that a job must know of a VAE without running it. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from vae import shapes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VAEInfo:
+    """What a VAE is and what it makes of a clip. JSON-friendly: see `to_json`."""
+
+    name: str
+    """Class of the VAE as its checkpoint names it; `tiny-untrained` says what it is."""
+    config: dict[str, Any]
+    """Arguments that rebuild the network."""
+    weights_sha256: str
+    """Digest of the encoder's tensors (name, dtype, shape, bytes), the same wherever and however they are stored."""
+    in_channels: int
+    """Channels of the pixels."""
+    latent_channels: int
+    """Channels of the latent."""
+    time_compression: int
+    """Frames per latent frame after the first, which stands for one frame."""
+    space_compression: int
+    """Pixels per latent cell in height and in width."""
+    scale: float | tuple[float, ...]
+    """Training latents are (z - shift) * scale. One number, or one per latent channel."""
+    shift: float | tuple[float, ...]
+    """See scale."""
+    schedule: shapes.Schedule
+    """How a clip is cut into windows."""
+    windowed: bool
+    """Whether a long clip may be cut into chunks on the window grid."""
+
+    @property
+    def frame_rule(self) -> str:
+        """Accepted frame counts as text, k = 0, 1, 2, ..."""
+        return f"1 + {self.time_compression}k"
+
+    def accepts(self, num_frames: int) -> bool:
+        """Whether a job takes clips of this many frames."""
+        return shapes.accepts_frames(num_frames, self.time_compression)
+
+    def nearest(self, num_frames: int) -> tuple[int | None, int]:
+        """Nearest accepted frame counts (at or below, at or above); below is None when there is none."""
+        return shapes.nearest_frames(num_frames, self.time_compression)
+
+    def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """(C, T', H', W') of a clip's latent; nothing is run.
+
+        Raises:
+            ValueError: a size that is no multiple of the compression, or a T that cannot be encoded.
+        """
+        self.check_size(height, width)
+        num_latent = shapes.latent_frames(num_frames, time_compression=self.time_compression, schedule=self.schedule)
+        return self.latent_channels, num_latent, height // self.space_compression, width // self.space_compression
+
+    def check_size(self, height: int, width: int) -> None:
+        """Refuse sizes whose last rows or columns would be dropped silently.
+
+        Raises:
+            ValueError: height or width is not a positive multiple of `space_compression`.
+        """
+        step = self.space_compression
+        if height < step or width < step or height % step or width % step:
+            raise ValueError(f"height and width must be positive multiples of {step}, got {height}x{width}")
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields as JSON types, in field order."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}

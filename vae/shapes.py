@@ -1,0 +1,143 @@
+"""Arithmetic of frames: windows, chunks, latent shapes, accepted frame counts. Pure integers, no torch.
+
+A clip of T frames is encoded window by window. The reference schedule `batched8` cuts it as diffusers'
+AutoencoderKLCogVideoX.encode does: windows of 8 frames, the first one takes the remainder.
+
+    T = 21:  [0 .. 13)  [13 .. 21)         windows (13, 8), latents 4 + 2 = 6 = 1 + 20 / 4
+
+A clip with more than `chunk_windows` windows travels as several chunks, cut on that grid:
+
+    T = 33, chunk_windows 2, context 1:    windows (9, 8, 8, 8)
+    chunk 0   body    [0 .. 17)            windows (9, 8)
+    chunk 1   context [9 .. 17)  body [17 .. 33)   windows (8, 8, 8), the first one only warms the caches
+
+Every range is half-open.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Literal, get_args
+
+Schedule = Literal["batched8", "whole"]
+"""batched8: windows of 8 frames (diffusers parity, constant memory). whole: one pass over the clip (SAT parity)."""
+
+PoolRule = Literal["first", "parity"]
+"""How a temporal pool treats its frames. first: frame 0 alone, the rest in pairs, an odd one dropped (MoVQ, SAT).
+parity: frame 0 alone iff the number of frames is odd, so that nothing is dropped (diffusers)."""
+
+WINDOW = 8
+"""Frames of a steady window in `batched8` (`num_sample_frames_batch_size` of diffusers' AutoencoderKLCogVideoX)."""
+
+
+def window_lengths(num_frames: int, schedule: Schedule = "batched8") -> tuple[int, ...]:
+    """Cut a clip into windows; the lengths add up to `num_frames`."""
+    _check_schedule(schedule)
+    if num_frames < 1:
+        raise ValueError(f"num_frames must be at least 1, got {num_frames}")
+    if schedule == "whole" or num_frames < WINDOW:
+        return (num_frames,)
+    return (WINDOW + num_frames % WINDOW,) + (WINDOW,) * (num_frames // WINDOW - 1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChunkSpan:
+    """The frames of one chunk, as indices into the clip."""
+
+    start: int
+    """First frame that travels."""
+    body: int
+    """First frame whose latents are kept; [start, body) is context."""
+    stop: int
+    """One past the last frame."""
+    windows: tuple[int, ...]
+    """Lengths of all windows from `start` to `stop`, context first."""
+    num_context_windows: int
+    """How many of `windows` only warm the caches."""
+
+
+def chunk_spans(
+    num_frames: int, *, chunk_windows: int, context: int | None, schedule: Schedule = "batched8"
+) -> tuple[ChunkSpan, ...]:
+    """Cut a clip into chunks of at most `chunk_windows` body windows on the window grid.
+
+    Args:
+        num_frames: frames of the clip.
+        chunk_windows: body windows per chunk; a clip with no more than this is one chunk, which is exact.
+        context: windows before the body that each later chunk encodes again to warm the caches. Enough of them to
+            reach the clip's first frame is exact. None never cuts, which is exact too.
+        schedule: `whole` is never cut, for its normalisation sees the whole clip.
+    """
+    if chunk_windows < 1:
+        raise ValueError(f"chunk_windows must be at least 1, got {chunk_windows}")
+    if context is not None and context < 0:
+        raise ValueError(f"context must be None (exact) or at least 0, got {context}")
+    windows = window_lengths(num_frames, schedule)
+    if context is None or len(windows) <= chunk_windows:
+        return (ChunkSpan(start=0, body=0, stop=num_frames, windows=windows, num_context_windows=0),)
+    edges = (0, *accumulate(windows))
+    spans = []
+    for first in range(0, len(windows), chunk_windows):
+        last = min(first + chunk_windows, len(windows))
+        warm = max(first - context, 0)
+        spans.append(
+            ChunkSpan(
+                start=edges[warm],
+                body=edges[first],
+                stop=edges[last],
+                windows=windows[warm:last],
+                num_context_windows=first - warm,
+            )
+        )
+    return tuple(spans)
+
+
+def pooled_frames(num_frames: int, time_compression: int, rule: PoolRule) -> int:
+    """Number of latent frames that one forward makes of `num_frames` frames.
+
+    Raises:
+        ValueError: rule `first` meets exactly two frames at some level, of which the second has no pair.
+    """
+    if num_frames < 1:
+        raise ValueError(f"num_frames must be at least 1, got {num_frames}")
+    num_left = num_frames
+    for _ in range(_num_halvings(time_compression)):
+        if rule == "first" and num_left == 2:
+            raise ValueError(
+                f"{num_frames} frames cannot be compressed {time_compression}x in time: a pool is left with 2 frames, "
+                f"the first stays alone and the second has no pair; use 1 frame or more than {time_compression}"
+            )
+        num_left = num_left // 2 if rule == "parity" and num_left % 2 == 0 else 1 + (num_left - 1) // 2
+    return num_left
+
+
+def latent_frames(num_frames: int, *, time_compression: int = 4, schedule: Schedule = "batched8") -> int:
+    """Number of latent frames of a clip: 1 + (T-1)/c for T = 1 + c*k, and what the reference makes of any other T."""
+    if schedule == "whole":
+        return pooled_frames(num_frames, time_compression, "first")
+    return sum(pooled_frames(n, time_compression, "parity") for n in window_lengths(num_frames, schedule))
+
+
+def accepts_frames(num_frames: int, time_compression: int) -> bool:
+    """Whether a job takes clips of this length: T = 1 + c*k, so that every frame weighs the same in its latent."""
+    return num_frames >= 1 and (num_frames - 1) % time_compression == 0
+
+
+def nearest_frames(num_frames: int, time_compression: int) -> tuple[int | None, int]:
+    """Nearest accepted frame counts (at or below, at or above); below is None when there is none."""
+    if num_frames < 1:
+        return None, 1
+    below = num_frames - (num_frames - 1) % time_compression
+    return below, below if below == num_frames else below + time_compression
+
+
+def _num_halvings(compression: int) -> int:
+    if compression < 1 or compression & (compression - 1):
+        raise ValueError(f"time compression must be a power of two, got {compression}")
+    return compression.bit_length() - 1
+
+
+def _check_schedule(schedule: str) -> None:
+    if schedule not in get_args(Schedule):
+        raise ValueError(f"schedule must be one of {', '.join(get_args(Schedule))}, got {schedule!r}")
