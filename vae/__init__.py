@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vae.autoencoder import VideoVAE as VideoVAE
-    from vae.autoencoder import load_vae as load_vae
     from vae.blocks import AttnBlock2D as AttnBlock2D
     from vae.blocks import DownSample3D as DownSample3D
     from vae.blocks import Normalize3D as Normalize3D
@@ -18,9 +17,11 @@ if TYPE_CHECKING:
     from vae.blocks import Upsample3D as Upsample3D
     from vae.blocks import get_timestep_embedding as get_timestep_embedding
     from vae.causal import CausalConv3d as CausalConv3d
-    from vae.checkpoint import CheckpointError as CheckpointError
     from vae.encoder import Encoder3D as Encoder3D
+    from vae.errors import CheckpointError as CheckpointError
     from vae.info import VAEInfo as VAEInfo
+    from vae.load import load_vae as load_vae
+    from vae.load import save_vae as save_vae
     from vae.posterior import DiagonalGaussianDistribution as DiagonalGaussianDistribution
     from vae.shapes import ChunkSpan as ChunkSpan
     from vae.shapes import Schedule as Schedule
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 
 _HOME = {
     "VideoVAE": "autoencoder",
-    "load_vae": "autoencoder",
+    "load_vae": "load",
+    "save_vae": "load",
     "AttnBlock2D": "blocks",
     "DownSample3D": "blocks",
     "Normalize3D": "blocks",
@@ -37,7 +39,7 @@ _HOME = {
     "Upsample3D": "blocks",
     "get_timestep_embedding": "blocks",
     "CausalConv3d": "causal",
-    "CheckpointError": "checkpoint",
+    "CheckpointError": "errors",
     "Encoder3D": "encoder",
     "VAEInfo": "info",
     "DiagonalGaussianDistribution": "posterior",

@@ -11,15 +11,13 @@ import copy
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vae import kernels
-from vae.checkpoint import CheckpointError, weights_sha256
 from vae.encoder import Encoder3D, EncoderCache, copy_cache
 from vae.info import VAEInfo
 from vae.posterior import DiagonalGaussianDistribution
-from vae.shapes import PoolRule, Schedule, pooled_frames, window_lengths
-from vae.tiny import TINY_CONFIG, TINY_NAME, tiny_encoder
+from vae.shapes import PoolRule, pooled_frames, window_lengths
 
 
 class VideoVAE:
@@ -162,47 +160,3 @@ class VideoVAE:
 
     def _per_channel(self, value: float | tuple[float, ...], z: Tensor) -> Tensor:
         return torch.tensor(value, dtype=z.dtype, device=z.device).reshape(-1, 1, 1, 1)
-
-
-def load_vae(
-    where: str, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu", schedule: Schedule = "batched8"
-) -> VideoVAE:
-    """Load a VAE's encoder, whatever form it is stored in.
-
-    Args:
-        where: `tiny`, a local path, an fsspec URL or a Hugging Face repository id.
-        dtype: compute dtype; None keeps the checkpoint's.
-        device: where to put it.
-        schedule: `batched8` (diffusers parity) or `whole` (SAT parity).
-
-    Raises:
-        CheckpointError: nothing loadable there, or keys, shapes or values that do not fit.
-    """
-    if where != "tiny":
-        raise CheckpointError(f"no VAE at {where!r}: only 'tiny' can be loaded")
-    encoder = tiny_encoder()
-    info = VAEInfo(
-        name=TINY_NAME,
-        config=TINY_CONFIG,
-        weights_sha256=weights_sha256(encoder.state_dict()),
-        in_channels=encoder.in_channels,
-        latent_channels=encoder.z_channels,
-        time_compression=encoder.temporal_compress_times,
-        space_compression=encoder.spatial_compress_times,
-        scale=1.0,
-        shift=0.0,
-        schedule=schedule,
-        windowed=schedule == "batched8",
-    )
-    return VideoVAE(_ready(encoder, dtype, device), info)
-
-
-def _ready(encoder: Encoder3D, dtype: torch.dtype | None, device: str | torch.device) -> Encoder3D:
-    """Cast, move, freeze, and give convolution weights the layout of the activations."""
-    encoder = encoder.to(device=device, dtype=dtype).eval().requires_grad_(False)
-    for module in encoder.modules():
-        if isinstance(module, nn.Conv3d):
-            module.weight.data = module.weight.contiguous(memory_format=torch.channels_last_3d)
-        elif isinstance(module, nn.Conv2d):
-            module.weight.data = module.weight.contiguous(memory_format=torch.channels_last)
-    return encoder

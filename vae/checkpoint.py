@@ -1,16 +1,105 @@
-"""Find a checkpoint's format by its content and read it strictly."""
+"""Read a checkpoint strictly, whatever its format, which is told by content and never by name.
+
+a folder with config.json      diffusers (also <folder>/vae of a pipeline): AutoencoderKLCogVideoX
+a safetensors file             ours if its metadata has a `latentmill` entry, else names decide
+a torch file                   SAT's 3d-vae.pt, also inside a full checkpoint, or MoVQ's; `weights_only` always
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import logging
+import pickle
+import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vae.configs import config_from_diffusers, config_from_tensors
+from vae.errors import CheckpointError
+from vae.keys import encoder_part
+
+log = logging.getLogger(__name__)
+
+_METADATA = "latentmill"
+_WEIGHTS = "diffusion_pytorch_model"
 
 
-class CheckpointError(ValueError):
-    """Not a checkpoint that can be loaded. The message names the place, what was found and what was expected."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncoderCheckpoint:
+    """What a file says about an encoder."""
+
+    name: str
+    """Class of the VAE."""
+    config: dict[str, Any]
+    """Arguments of Encoder3D."""
+    scale: float | tuple[float, ...]
+    shift: float | tuple[float, ...]
+    tensors: dict[str, Tensor]
+    """In MoVQ naming, dtypes as stored."""
+
+
+def read_encoder(path: Path) -> EncoderCheckpoint:
+    """Read the encoder of a checkpoint file or folder.
+
+    Raises:
+        CheckpointError: not readable, truncated, holds code, another model, or a configuration we do not implement.
+    """
+    if path.is_dir():
+        folder = model_folder(path)
+        config_path = folder / "config.json"
+        if config_path.is_file():
+            return _read_diffusers(folder, read_json(config_path))
+        path = _only_file(folder)
+    metadata, raw = read_tensors(path)
+    tensors = encoder_part(raw)
+    if _METADATA in metadata:
+        about = json.loads(metadata[_METADATA])
+        scale, shift = (tuple(v) if isinstance(v, list) else float(v) for v in (about["scale"], about["shift"]))
+        return EncoderCheckpoint(name=about["name"], config=about["config"], scale=scale, shift=shift, tensors=tensors)
+    log.warning("scale=1.0 shift=0.0 path=%s: this format carries no scaling factor", path)
+    return EncoderCheckpoint(
+        name="Encoder3D", config=config_from_tensors(tensors, path), scale=1.0, shift=0.0, tensors=tensors
+    )
+
+
+def write_encoder(path: Path, checkpoint: EncoderCheckpoint) -> None:
+    """Write our own format: one safetensors file, MoVQ names, everything else in its metadata."""
+    about = {key: getattr(checkpoint, key) for key in ("name", "config", "scale", "shift")}
+    tensors = {name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}
+    save_file(tensors, path, metadata={_METADATA: json.dumps(about, sort_keys=True)})
+
+
+def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], path: Path | str) -> None:
+    """Load every tensor, no more, no less, all finite. The module may be on the meta device.
+
+    Raises:
+        CheckpointError: lists the first five missing, unexpected and misshapen names, or names the tensor with NaN.
+    """
+    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    complaints = [
+        f"{what}: {', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}"
+        for what, names in (
+            ("missing", sorted(set(expected) - set(found))),
+            ("unexpected", sorted(set(found) - set(expected))),
+            ("of another shape", [n for n in expected if n in found and expected[n] != found[n]]),
+        )
+        if names
+    ]
+    if complaints:
+        raise CheckpointError(f"{path} does not fit {type(module).__name__}; {'; '.join(complaints)}")
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{path} holds NaN or infinity in {name}")
+    module.load_state_dict(dict(tensors), strict=True, assign=True)
 
 
 def weights_sha256(tensors: Mapping[str, Tensor]) -> str:
@@ -25,3 +114,99 @@ def weights_sha256(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def model_folder(folder: Path) -> Path:
+    """The folder itself, or its `vae` where a whole pipeline is stored."""
+    inner = folder / "vae"
+    return inner if inner.is_dir() and not (folder / "config.json").is_file() else folder
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        CheckpointError: not JSON, or not an object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not readable JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, expected an object")
+    return content
+
+
+def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata (safetensors only) and tensors of one file, unwrapped from `state_dict`, `model` and `module`.
+
+    Raises:
+        CheckpointError: truncated, of unknown format, or a pickle that asks for more than tensors.
+    """
+    with path.open("rb") as file:
+        head = file.read(9)
+    if head[8:9] == b"{":
+        try:
+            with safe_open(path, "pt") as reader:
+                return dict(reader.metadata() or {}), {name: reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise CheckpointError(f"{path} is a damaged safetensors file: {error}") from error
+    if not (head.startswith((b"PK", b"\x80"))):
+        raise CheckpointError(f"{path} is neither safetensors nor a torch file (it starts with {head!r})")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"{path} holds more than tensors, or is damaged; refused: {error}") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} is a damaged torch file: {error}") from error
+    return {}, _unwrap(content, path)
+
+
+def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
+    while isinstance(content, dict):
+        inner = next(
+            (content[key] for key in ("state_dict", "model", "module") if isinstance(content.get(key), dict)), None
+        )
+        if inner is None:
+            return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+        content = inner
+    raise CheckpointError(f"{path} holds a {type(content).__name__}, expected a dict of tensors")
+
+
+def _read_diffusers(folder: Path, config: dict[str, Any]) -> EncoderCheckpoint:
+    encoder_config, scale, shift = config_from_diffusers(config, folder)
+    tensors: dict[str, Tensor] = {}
+    for path in _weight_files(folder):
+        tensors |= read_tensors(path)[1]
+    return EncoderCheckpoint(
+        name=config["_class_name"], config=encoder_config, scale=scale, shift=shift, tensors=encoder_part(tensors)
+    )
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The shards that an index names, else the one weights file; safetensors before torch files, variants last."""
+    indexes = sorted(folder.glob("*.safetensors.index.json"))
+    if indexes:
+        names = set(read_json(indexes[0])["weight_map"].values())
+        return [folder / Path(name).name for name in sorted(names)]
+    for pattern in (f"{_WEIGHTS}.safetensors", "*.safetensors", f"{_WEIGHTS}.bin", "*.bin"):
+        found = sorted(folder.glob(pattern))
+        if found:
+            return found[:1]
+    raise CheckpointError(f"{folder} has config.json but no weights (*.safetensors or *.bin)")
+
+
+def _only_file(folder: Path) -> Path:
+    found = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix != ".json" and _is_weights(path))
+    if len(found) != 1:
+        raise CheckpointError(
+            f"{folder} has no config.json, so it must hold one weights file; found {len(found)}: "
+            f"{', '.join(path.name for path in found[:5])}"
+        )
+    return found[0]
+
+
+def _is_weights(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(9)
+    return head[8:9] == b"{" or head.startswith((b"PK", b"\x80"))

@@ -33,7 +33,7 @@ WINDOW = 8
 
 def window_lengths(num_frames: int, schedule: Schedule = "batched8") -> tuple[int, ...]:
     """Cut a clip into windows; the lengths add up to `num_frames`."""
-    _check_schedule(schedule)
+    check_schedule(schedule)
     if num_frames < 1:
         raise ValueError(f"num_frames must be at least 1, got {num_frames}")
     if schedule == "whole" or num_frames < WINDOW:
@@ -132,12 +132,13 @@ def nearest_frames(num_frames: int, time_compression: int) -> tuple[int | None, 
     return below, below if below == num_frames else below + time_compression
 
 
+def check_schedule(schedule: str) -> None:
+    """Raise ValueError for anything but a Schedule."""
+    if schedule not in get_args(Schedule):
+        raise ValueError(f"schedule must be one of {', '.join(get_args(Schedule))}, got {schedule!r}")
+
+
 def _num_halvings(compression: int) -> int:
     if compression < 1 or compression & (compression - 1):
         raise ValueError(f"time compression must be a power of two, got {compression}")
     return compression.bit_length() - 1
-
-
-def _check_schedule(schedule: str) -> None:
-    if schedule not in get_args(Schedule):
-        raise ValueError(f"schedule must be one of {', '.join(get_args(Schedule))}, got {schedule!r}")

@@ -1,0 +1,99 @@
+"""Arguments of Encoder3D out of a diffusers config, or out of the shapes of bare weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vae.errors import CheckpointError
+
+_REQUIRED: dict[str, Any] = {
+    "norm_eps": 1e-6,
+    "norm_num_groups": 32,
+    "act_fn": "silu",
+    "use_quant_conv": False,
+}
+"""What Encoder3D has built in; the values are those of every published CogVideoX VAE."""
+
+_NOMINAL_RESOLUTION = 256
+"""`resolution` of every shipped SAT config. Bare weights show where attention stands; this number names the place."""
+
+
+def config_from_diffusers(config: Mapping[str, Any], path: Path) -> tuple[dict[str, Any], float, float]:
+    """Encoder3D's arguments, scale and shift of an AutoencoderKLCogVideoX config.
+
+    Raises:
+        CheckpointError: another class, or a setting that our encoder does not implement.
+    """
+    if config.get("_class_name") != "AutoencoderKLCogVideoX":
+        raise CheckpointError(f"{path}: class {config.get('_class_name')!r} is not AutoencoderKLCogVideoX")
+    for key, value in _REQUIRED.items():
+        if config.get(key, value) != value:
+            raise CheckpointError(f"{path}: {key} must be {value!r}, got {config[key]!r}")
+    try:
+        channels = [int(n) for n in config["block_out_channels"]]
+        encoder_config = {
+            "ch": channels[0],
+            "ch_mult": [n // channels[0] for n in channels],
+            "num_res_blocks": int(config["layers_per_block"]),
+            "attn_resolutions": [],
+            "in_channels": int(config["in_channels"]),
+            "resolution": _NOMINAL_RESOLUTION,
+            "z_channels": int(config["latent_channels"]),
+            "double_z": True,
+            "pad_mode": "first",
+            "temporal_compress_times": int(config.get("temporal_compression_ratio", 4)),
+        }
+        scale, shift = float(config["scaling_factor"]), float(config.get("shift_factor") or 0.0)
+    except (KeyError, TypeError, IndexError, ZeroDivisionError) as error:
+        raise CheckpointError(f"{path}: config.json lacks or misstates {error}") from error
+    if any(n % channels[0] for n in channels):
+        raise CheckpointError(f"{path}: block_out_channels must be multiples of the first, got {channels}")
+    return encoder_config, scale, shift
+
+
+def config_from_tensors(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
+    """Encoder3D's arguments out of the shapes of an encoder's tensors in MoVQ naming.
+
+    Shapes do not tell the compression in time, the padding and whether the output is mean and logvar; these are taken
+    as in every published checkpoint: 4 (or all that the levels allow), "first", and yes.
+
+    Raises:
+        CheckpointError: not an encoder of this family.
+    """
+    try:
+        out_channels = {name: tensor.shape[0] for name, tensor in tensors.items() if name.endswith(".weight")}
+        ch = out_channels["conv_in.conv.weight"]
+        in_channels = tensors["conv_in.conv.weight"].shape[1]
+        num_levels = 1 + max(_numbers(r"down\.(\d+)\.block\.0\.conv1\.conv\.weight", tensors))
+        widths = [out_channels[f"down.{i}.block.0.conv1.conv.weight"] for i in range(num_levels)]
+        num_moments = out_channels["conv_out.conv.weight"]
+    except (KeyError, ValueError, IndexError) as error:
+        raise CheckpointError(
+            f"{path} holds no causal 3D encoder: no {error}; it has {', '.join(sorted(tensors)[:5]) or 'no tensors'}"
+        ) from error
+    if num_moments % 2 or any(width % ch for width in widths):
+        raise CheckpointError(f"{path}: cannot tell a configuration from {ch = }, {widths = }, {num_moments = }")
+    return {
+        "ch": ch,
+        "ch_mult": [width // ch for width in widths],
+        "num_res_blocks": 1 + max(_numbers(r"down\.0\.block\.(\d+)\.conv1\.conv\.weight", tensors)),
+        "attn_resolutions": [
+            _NOMINAL_RESOLUTION >> i for i in sorted(_numbers(r"down\.(\d+)\.attn\.0\.q\.weight", tensors))
+        ],
+        "resamp_with_conv": num_levels == 1 or "down.0.downsample.conv.weight" in tensors,
+        "in_channels": in_channels,
+        "resolution": _NOMINAL_RESOLUTION,
+        "z_channels": num_moments // 2,
+        "double_z": True,
+        "pad_mode": "first",
+        "temporal_compress_times": min(4, 2 ** (num_levels - 1)),
+    }
+
+
+def _numbers(pattern: str, names: Mapping[str, Any]) -> set[int]:
+    return {int(match[1]) for match in (re.fullmatch(pattern, name) for name in names) if match}
