@@ -38,6 +38,7 @@ class _OpenShard:
     parts: dict[ClipKey, set[int]] = field(default_factory=dict)
     num_chunks: dict[ClipKey, int] = field(default_factory=dict)
     rejections: dict[ClipKey, dict[int, Rejection]] = field(default_factory=dict)
+    fault: str = ""
 
 
 class Ledger:
@@ -63,6 +64,8 @@ class Ledger:
                 if shard.num_videos not in (None, receipt.count):
                     raise ValueError(f"{receipt.shard}: {shard.num_videos} videos before, {receipt.count} now")
                 shard.num_videos = receipt.count
+            case "fault":
+                shard.fault = receipt.message
             case "elsewhere":
                 del self._open[receipt.shard]
                 return None
@@ -107,6 +110,8 @@ def _agree(counts: dict[ClipKey, int] | dict[int, int], key: ClipKey | int, coun
 
 
 def _waits_for(shard: _OpenShard) -> str:
+    if shard.fault:
+        return shard.fault
     if shard.num_videos is None:
         return "the number of its videos"
     if missing := [video for video in range(shard.num_videos) if video not in shard.num_clips]:

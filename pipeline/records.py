@@ -30,6 +30,7 @@ Reason = Literal[
     "bad_sidecar",
     "bad_row",
     "unsafe_uri",
+    "unsafe_member",
     "tar_damaged",
     "hdr",
     "filtered_min_size",
@@ -174,9 +175,10 @@ class Rejection:
 class Receipt:
     """A tiny row that tells the driver what became of something."""
 
-    kind: Literal["part", "rejection", "clips", "videos", "elsewhere"]
+    kind: Literal["part", "rejection", "clips", "videos", "fault", "elsewhere"]
     """part: this chunk is staged. rejection: this clip is refused. clips: this video has `count` clips. videos: this
-    shard has `count` videos. elsewhere: this run does not process the shard (another does, or a stop was asked for)."""
+    shard has `count` videos. fault: storage failed, the shard stays open. elsewhere: this run does not process the
+    shard (another does, or a stop was asked for)."""
     shard: str
     video: int = -1
     clip: int = -1
@@ -186,7 +188,10 @@ class Receipt:
     rejection: Rejection | None = None
     verdict: bool = False
     """The rejection is the guard's: put into staging, so that a rerun does not start over."""
+    message: str = ""
+    """What failed, for a fault."""
     num_bytes: int = 0
+    """Of the staged latent, or of the read video."""
     read_seconds: float = 0.0
     decode_seconds: float = 0.0
     encode_seconds: float = 0.0

@@ -54,7 +54,7 @@ def to_table(record: Record) -> pa.Table:
             row["meta"] = {"row": record.row}
         case Receipt():
             rejection = record.rejection and {name: getattr(record.rejection, name) for name in Rejection.__slots__}
-            meta = {name: getattr(record, name) for name in ("kind", "count", "verdict", "num_bytes")}
+            meta = {name: getattr(record, name) for name in ("kind", "count", "verdict", "message", "num_bytes")}
             row |= {"kind": "receipt", "meta": {**meta, "rejection": rejection}}
     row["meta"] = canonical_json(row["meta"])
     columns = [

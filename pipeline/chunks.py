@@ -1,0 +1,219 @@
+"""The decode stage: one video in, the chunks of its clips out, in a fixed order. No Ray in it.
+
+    Video -> Receipt "clips" (how many clips it has), then per clip its Chunks, or the Receipt of its Rejection
+
+A clip of more than `chunk_windows` windows is cut on the window grid; a later chunk begins with context windows, which
+overlap the chunk before it. All chunks of all clips of a video come out of one decoding pass. What an earlier run
+staged is left out, which changes nothing else, since seeking equals decoding in passing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import partial
+from typing import Any
+
+from pipeline.clips import ClipRule, PlannedClip, plan_clips
+from pipeline.decode import DecodedClip, DecodeSpec, iter_clips, measure, probe
+from pipeline.errors import NotFoundError, StorageError, VideoError
+from pipeline.guard import DiedAloneError, Guard, alone, watched
+from pipeline.records import Chunk, Receipt, Rejection, Video, clip_id
+from pipeline.spec import LatentRule
+from pipeline.storage import read_object
+from vae.info import VAEInfo
+from vae.shapes import ChunkSpan, chunk_spans
+
+Decode = Callable[[bytes | memoryview, Sequence[DecodeSpec]], Iterator[DecodedClip | VideoError]]
+"""`iter_clips`, or what a test puts in its place. One result per DecodeSpec, in their order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoder:
+    """The decode stage with its settings. Call it with a Video."""
+
+    clip: ClipRule
+    latent: LatentRule
+    info: VAEInfo
+    deadline: float
+    """Seconds for one clip."""
+    decode: Decode = iter_clips
+
+    def __call__(self, video: Video, guard: Guard) -> Iterator[Chunk | Receipt]:
+        """See the module. Bad content becomes Rejections, a storage fault a Receipt that leaves the shard open."""
+        try:
+            source = video.payload if video.payload is not None else self._fetch(video)
+        except NotFoundError as error:
+            yield from reject_video(video, "not_found", str(error))
+        except StorageError as error:
+            yield Receipt(kind="fault", shard=video.shard, video=video.video, message=f"{video.uri}: {error}")
+        else:
+            yield from self._clips(video, source, guard)
+
+    def spans(self, num_frames: int) -> tuple[ChunkSpan, ...]:
+        """How a clip of so many frames is cut into chunks."""
+        latent = self.latent
+        return chunk_spans(
+            num_frames,
+            chunk_windows=latent.chunk_windows,
+            context=latent.context_windows if self.info.windowed else None,
+            schedule=self.info.schedule,
+        )
+
+    def _fetch(self, video: Video) -> bytes:
+        return read_object(video.uri, size=video.size, etag=video.etag)
+
+    def _clips(self, video: Video, source: bytes | memoryview, guard: Guard) -> Iterator[Chunk | Receipt]:
+        suspects = guard.suspects(f"{video.shard}/{video.video}/")
+        try:
+            clips = self._plan(video, source, guard, suspects)
+        except VideoError as error:
+            yield from reject_video(video, error.reason, str(error))
+            return
+        except DiedAloneError as error:
+            yield from reject_video(
+                video, "decode_timeout" if error.timed_out else "decode_crashed", str(error), verdict=True
+            )
+            return
+        yield Receipt(kind="clips", shard=video.shard, video=video.video, count=len(clips), num_bytes=len(source))
+        wanted = [clip for clip in clips if clip.clip not in video.verdicts]
+        pieces = [piece for clip in wanted for piece in self._pieces(video, clip)]
+        together = [piece.spec for piece in pieces if _key(video, piece.clip.clip) not in suspects]
+        stream = iter(self.decode(source, together))
+        for piece in pieces:
+            start = time.perf_counter()
+            if (key := _key(video, piece.clip.clip)) in suspects:
+                result = self._alone(source, piece)
+            else:
+                with watched(guard, key, self.deadline):
+                    result = next(stream)
+            yield piece.record(video, result, time.perf_counter() - start)
+
+    def _plan(
+        self, video: Video, source: bytes | memoryview, guard: Guard, suspects: frozenset[str]
+    ) -> list[PlannedClip]:
+        """Which clips the video has. Headers and packets can kill a process, too."""
+        in_chunks = any(len(self.spans(num_frames)) > 1 for num_frames, _, _ in self.clip.shapes)
+        look = partial(_look, self.clip, self.info, in_chunks, video.start, video.end)
+        key = _key(video, "plan")
+        if key in suspects:
+            return alone(self.deadline, look, bytes(source))
+        with watched(guard, key, self.deadline):
+            return look(source)
+
+    def _pieces(self, video: Video, clip: PlannedClip) -> Iterator[_Piece]:
+        spans = self.spans(clip.num_frames)
+        for chunk, span in enumerate(spans):
+            if (clip.clip, chunk) not in video.staged:
+                yield _Piece(clip=clip, span=span, chunk=chunk, num_chunks=len(spans), info=self.info)
+
+    def _alone(self, source: bytes | memoryview, piece: _Piece) -> DecodedClip | VideoError | DiedAloneError:
+        try:
+            return alone(self.deadline, _decode_one, self.decode, bytes(source), piece.spec)
+        except DiedAloneError as error:
+            return error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Piece:
+    """One chunk of one clip, before it is decoded."""
+
+    clip: PlannedClip
+    span: ChunkSpan
+    chunk: int
+    num_chunks: int
+    info: VAEInfo
+
+    @property
+    def spec(self) -> DecodeSpec:
+        span, whole = self.span, self.clip.spec
+        return replace(whole, offset=whole.offset + span.start, num_frames=span.stop - span.start)
+
+    def record(
+        self, video: Video, result: DecodedClip | VideoError | DiedAloneError, seconds: float
+    ) -> Chunk | Receipt:
+        """What travels on: the chunk, or the receipt of its rejection."""
+        identity: dict[str, Any] = {"shard": video.shard, "video": video.video, "clip": self.clip.clip}
+        identity |= {"chunk": self.chunk, "num_chunks": self.num_chunks, "decode_seconds": seconds}
+        if not isinstance(result, DecodedClip):
+            is_verdict = isinstance(result, DiedAloneError)
+            reason = result.reason if isinstance(result, VideoError) else _death(result)
+            rejection = Rejection(
+                reason=reason,
+                stage="decode",
+                message=str(result),
+                key=video.key,
+                uri=video.uri,
+                start=str(self.clip.start),
+            )
+            return Receipt(kind="rejection", rejection=rejection, verdict=is_verdict, **identity)
+        return Chunk(
+            frames=result.frames,
+            windows=self.span.windows,
+            num_context=self.span.num_context_windows,
+            latent_start=self._latent_frames(self.span.body),
+            clip_latent_frames=self._latent_frames(self.clip.num_frames),
+            row=self._row(video, result),
+            read_seconds=video.read_seconds,
+            **identity,
+        )
+
+    def _latent_frames(self, num_frames: int) -> int:
+        return self.info.latent_shape(num_frames, self.clip.height, self.clip.width)[1] if num_frames else 0
+
+    def _row(self, video: Video, decoded: DecodedClip) -> dict[str, Any]:
+        """Facts of the clip and of this chunk's body frames: nothing of the path, the time or the attempt."""
+        clip, context = self.clip, self.span.body - self.span.start
+        fps = clip.spec.fps
+        return {
+            "id": clip_id(video.shard, video.video, clip.clip),
+            "key": video.key,
+            "caption": video.caption,
+            "uri": video.uri,
+            "start": str(clip.start),
+            "end": None if fps is None else str(clip.start + clip.num_frames / fps),
+            "fps": None if fps is None else str(fps),
+            "num_frames": clip.num_frames,
+            "height": clip.height,
+            "width": clip.width,
+            "timestamps": decoded.seconds[context:].tolist(),
+            "num_repaired": sum(decoded.repaired[context:]),
+            "source": decoded.facts(),
+            "extra": video.extra,
+        }
+
+
+def reject_video(video: Video, reason: str, message: str, *, verdict: bool = False) -> Iterator[Receipt]:
+    """Refuse a video as a whole: it counts as one clip."""
+    rejection = Rejection(reason=reason, stage="decode", message=message, key=video.key, uri=video.uri)
+    yield Receipt(kind="clips", shard=video.shard, video=video.video, count=1)
+    yield Receipt(kind="rejection", shard=video.shard, video=video.video, clip=0, rejection=rejection, verdict=verdict)
+
+
+def _look(
+    rule: ClipRule,
+    info: VAEInfo,
+    in_chunks: bool,
+    start: Fraction | None,
+    end: Fraction | None,
+    source: bytes | memoryview,
+) -> list[PlannedClip]:
+    """Plan the clips of a video. A clip in chunks is measured first: its T is fixed before its first chunk leaves."""
+    timeline = measure(source) if rule.needs_timeline or in_chunks else None
+    return plan_clips(
+        probe(source), timeline, rule, start=start, end=end, accepted=lambda num_frames: info.nearest(num_frames)[0]
+    )
+
+
+def _decode_one(decode: Decode, source: bytes, spec: DecodeSpec) -> DecodedClip | VideoError:
+    return next(iter(decode(source, [spec])))
+
+
+def _key(video: Video, clip: int | str) -> str:
+    return f"{video.shard}/{video.video}/{clip}/decode"
+
+
+def _death(error: Exception) -> str:
+    return "decode_timeout" if isinstance(error, DiedAloneError) and error.timed_out else "decode_crashed"

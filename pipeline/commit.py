@@ -1,0 +1,158 @@
+"""Commit and seal: staged parts become the one data file of their shard, and what can be derived from it follows.
+
+    1. read the parts, join chunks into clips          a part is missing: the data file is there (adopt) or the clip is open
+    2. put data/<shard>.parquet, create-only           <- the shard is done here, and nowhere else
+    3. index/<shard>.parquet, rejected/<shard>.jsonl   derived; the next run makes them if this one dies before
+    4. delete _staging/<shard>/
+
+Killed between any two of these, the next run ends with the same files.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline import shard_file
+from pipeline.ledger import ClipKey, CompleteShard
+from pipeline.parts import STAGING, MissingPartError, read_clip
+from pipeline.records import Latent
+from pipeline.storage import Storage
+from pipeline.tally import in_parallel
+
+log = logging.getLogger(__name__)
+
+IN_MEMORY_BYTES = 1 << 30
+"""A data file above this size is built in a temporary file instead of in memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Committed:
+    """What became of a commit."""
+
+    shard: str
+    missing: tuple[ClipKey, ...] = ()
+    """Clips whose parts were not there: they are open again, and nothing was committed."""
+    adopted: bool = False
+    """Another run's data file was there first, and stands."""
+    num_bytes: int = 0
+
+
+def commit(output: Storage, spec: str, shard: CompleteShard) -> Committed:
+    """Commit a complete shard: see the module. `spec` is canonical JSON."""
+    path = shard_file.data_path(shard.name)
+    staged_bytes = sum(entry.size for entry in output.list(f"{STAGING}/{shard.name}/"))
+    with _scratch(staged_bytes) as sink:
+        try:
+            _build(output, spec, shard, sink)
+        except _MissingPartsError as error:
+            if not output.exists(path):
+                return Committed(shard=shard.name, missing=error.clips)
+            derive(output, shard.name)
+            return Committed(shard=shard.name, adopted=True, num_bytes=output.size(path))
+        num_bytes = sink.seek(0, io.SEEK_END)
+        data = sink.getvalue() if isinstance(sink, io.BytesIO) else Path(sink.name)
+        ours = output.create(path, data)
+        if not ours:
+            _compare(output, path, sink)
+    derive(output, shard.name)
+    output.delete(f"{STAGING}/{shard.name}/")
+    return Committed(shard=shard.name, adopted=not ours, num_bytes=num_bytes)
+
+
+def derive(output: Storage, shard: str) -> None:
+    """Make index/<shard>.parquet and rejected/<shard>.jsonl out of the data file. Repeatable."""
+    data = io.BytesIO(output.read(shard_file.data_path(shard)))
+    index = io.BytesIO()
+    pq.write_table(shard_file.index_of(data, shard), index, compression="zstd")
+    output.put(f"index/{shard}.parquet", index.getvalue())
+    _, footer = shard_file.footer_of(data)
+    if footer["rejections"]:
+        lines = "".join(json.dumps(rejection) + "\n" for rejection in footer["rejections"])
+        output.put(f"rejected/{shard}.jsonl", lines.encode())
+
+
+def tidy(output: Storage, done: Iterable[str], staged: Iterable[str], indexed: Iterable[str]) -> None:
+    """What a killed run left undone after its last put: indexes to derive, staging of committed shards to sweep."""
+    done, staged = set(done), set(staged)
+    for shard in sorted(done - set(indexed)):
+        derive(output, shard)
+    for shard in sorted(done & staged):
+        output.delete(f"{STAGING}/{shard}/")
+
+
+def seal(output: Storage, shards: Iterable[str]) -> int:
+    """Stream the indexes of these shards into index.parquet; return its number of rows. Never truth, may lag."""
+    rows = 0
+    with _scratch(IN_MEMORY_BYTES + 1) as sink:
+        writer: pq.ParquetWriter | None = None
+        for table in in_parallel(lambda shard: _index(output, shard), shards):
+            writer = writer or pq.ParquetWriter(sink, table.schema, compression="zstd")
+            writer.write_table(table)
+            rows += table.num_rows
+        if writer is None:
+            return 0
+        writer.close()
+        sink.flush()
+        output.put("index.parquet", Path(sink.name))
+    return rows
+
+
+class _MissingPartsError(Exception):
+    def __init__(self, clips: tuple[ClipKey, ...]) -> None:
+        super().__init__(clips)
+        self.clips = clips
+
+
+def _build(output: Storage, spec: str, shard: CompleteShard, sink: IO[bytes]) -> None:
+    """The data file into `sink`, one clip in memory at a time; NPY arrays are put on the way, before it exists."""
+    latents = _latents(output, shard)
+    if json.loads(spec)["latent"]["format"] == "parquet":
+        shard_file.write(sink, spec, shard, (shard_file.parquet_row(latent) for latent in latents))
+    else:
+        arrays = shard_file.NpyArrays(shard.name)
+        for latent in latents:
+            arrays.add(latent)
+        for path, content in arrays.files():
+            output.put(path, content)
+        shard_file.write(sink, spec, shard, arrays.rows())
+    sink.flush()
+
+
+def _latents(output: Storage, shard: CompleteShard) -> Iterator[Latent]:
+    """Every clip in source order. All clips are tried before a missing part is reported: each is open again."""
+    missing: list[ClipKey] = []
+    for (video, clip), num_chunks in shard.latents.items():
+        try:
+            latent = read_clip(output, shard.name, video, clip, num_chunks)
+        except MissingPartError as error:
+            log.warning("shard=%s part missing: %s", shard.name, error)
+            missing.append((video, clip))
+        else:
+            if not missing:
+                yield latent
+    if missing:
+        raise _MissingPartsError(tuple(missing))
+
+
+def _compare(output: Storage, path: str, ours: IO[bytes]) -> None:
+    ours.seek(0)
+    if output.read(path) != ours.read():
+        log.warning("path=%s was committed by another run with other bytes; that file stands", path)
+
+
+def _scratch(num_bytes: int) -> IO[bytes]:
+    return io.BytesIO() if num_bytes <= IN_MEMORY_BYTES else tempfile.NamedTemporaryFile("w+b", suffix=".parquet")
+
+
+def _index(output: Storage, shard: str) -> pa.Table:
+    return pq.read_table(io.BytesIO(output.read(f"index/{shard}.parquet")))

@@ -1,0 +1,132 @@
+"""Parts: the staged latent of one chunk, one file each, at a name fixed by what it holds.
+
+    _staging/<shard>/v000012.c000003.k0001of0002.part     Arrow IPC, one row of ROW_SCHEMA, checksum in its metadata
+    _staging/<shard>/v000012.c000004.verdict.json         a rejection by the guard
+
+A retried or repeated task puts the same part at the same name, so staging needs no bookkeeping; commit joins the parts
+of a shard into its data file and deletes them.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.decode import merge_facts
+from pipeline.errors import NotFoundError
+from pipeline.records import Latent, Receipt, Record, Rejection, canonical_json
+from pipeline.rows import from_table, to_table
+
+if TYPE_CHECKING:
+    from pipeline.storage import Storage
+
+STAGING = "_staging"
+
+DTYPES: dict[str, np.dtype[Any]] = {"bfloat16": np.dtype("<u2"), "float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
+"""Stored dtypes as numpy sees them; numpy has no bfloat16, its bits travel as uint16."""
+
+
+class MissingPartError(Exception):
+    """A part is not there, or is damaged."""
+
+
+def part_path(shard: str, video: int, clip: int, chunk: int, num_chunks: int) -> str:
+    """Where the part of a chunk is staged, under the output."""
+    return f"{STAGING}/{shard}/v{video:06d}.c{clip:06d}.k{chunk:04d}of{num_chunks:04d}.part"
+
+
+def verdict_path(shard: str, video: int, clip: int) -> str:
+    """Where the guard's rejection of a clip is staged, under the output."""
+    return f"{STAGING}/{shard}/v{video:06d}.c{clip:06d}.verdict.json"
+
+
+def stage(record: Record, output: Storage) -> Receipt:
+    """Put a latent (or a verdict) into staging and return its receipt; any other receipt passes through."""
+    if isinstance(record, Latent):
+        path = part_path(record.shard, record.video, record.clip, record.chunk, record.num_chunks)
+        output.put(path, _to_ipc(record))
+        return Receipt(
+            kind="part",
+            shard=record.shard,
+            video=record.video,
+            clip=record.clip,
+            chunk=record.chunk,
+            num_chunks=record.num_chunks,
+            num_bytes=len(record.payload),
+            read_seconds=record.read_seconds,
+            decode_seconds=record.decode_seconds,
+            encode_seconds=record.encode_seconds,
+        )
+    assert isinstance(record, Receipt)
+    if record.verdict and record.rejection:
+        path = verdict_path(record.shard, record.video, record.clip)
+        output.put(path, canonical_json(asdict(record.rejection)).encode())
+    return record
+
+
+def read_verdict(output: Storage, shard: str, video: int, clip: int) -> Rejection:
+    """A verdict staged by an earlier run."""
+    return Rejection(**json.loads(output.read(verdict_path(shard, video, clip))))
+
+
+def read_clip(output: Storage, shard: str, video: int, clip: int, num_chunks: int) -> Latent:
+    """The whole latent of a clip, joined from its staged parts.
+
+    Raises:
+        MissingPartError: a part is absent, or its bytes are not what was staged.
+    """
+    return join([_read_part(output, part_path(shard, video, clip, chunk, num_chunks)) for chunk in range(num_chunks)])
+
+
+def join(chunks: list[Latent]) -> Latent:
+    """Concatenate the bodies of one clip's chunks along time, and their rows.
+
+    Per-frame lists are joined, counts are added, facts of the source become those of the clip decoded whole.
+    """
+    first = chunks[0]
+    if len(chunks) == 1:
+        return first
+    arrays = [np.frombuffer(chunk.payload, DTYPES[chunk.dtype]).reshape(chunk.shape) for chunk in chunks]
+    latent = np.concatenate(arrays, axis=1)
+    row: dict[str, Any] = dict(first.row)
+    row["timestamps"] = [time for chunk in chunks for time in chunk.row["timestamps"]]
+    row["source"] = merge_facts([chunk.row["source"] for chunk in chunks])
+    row["num_repaired"] = sum(chunk.row["num_repaired"] for chunk in chunks)
+    return Latent(
+        shard=first.shard,
+        video=first.video,
+        clip=first.clip,
+        chunk=0,
+        num_chunks=1,
+        payload=latent.tobytes(),
+        shape=latent.shape,
+        dtype=first.dtype,
+        row=row,
+    )
+
+
+def _to_ipc(record: Latent) -> bytes:
+    table = to_table(record).replace_schema_metadata({"crc32": str(zlib.crc32(record.payload))})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
+
+
+def _read_part(output: Storage, path: str) -> Latent:
+    try:
+        table = pa.ipc.open_file(pa.py_buffer(output.read(path))).read_all()
+        (latent,) = from_table(table)
+    except NotFoundError:
+        raise MissingPartError(f"{path} is not there") from None
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise MissingPartError(f"{path} is damaged: {error}") from error
+    assert isinstance(latent, Latent)
+    if zlib.crc32(latent.payload) != int(table.schema.metadata[b"crc32"]):
+        raise MissingPartError(f"{path} is damaged: checksum")
+    return latent

@@ -1,0 +1,127 @@
+"""Everything that can be known to be wrong before Ray starts, and the Spec that follows from a Job."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import vae
+from pipeline.clips import ClipRule
+from pipeline.errors import ConfigError
+from pipeline.job import Job, Workers
+from pipeline.spec import LatentRule, Spec
+from vae.info import VAEInfo
+from vae.shapes import WINDOW, chunk_spans
+
+IO_BLOCK_BYTES = 20_000_000
+"""Small samples and small chunks share a block of this size for transport: the block overhead is about 10 ms, and much
+larger blocks hold up the first result."""
+
+BLOCKS_IN_FLIGHT = 8
+"""Blocks of the largest chunk that must fit into Ray Data's half of the object store: two each at the output of decode,
+at the input of encode, and under way (measured: 597 MB peak at 50 MB a chunk, 8 would be 400)."""
+
+
+def resolve(job: Job) -> tuple[Spec, VAEInfo]:
+    """The Spec of a job, every value resolved, and the facts of its VAE.
+
+    Raises:
+        ConfigError: the VAE cannot be loaded, or cannot take the clips that were asked for.
+    """
+    try:
+        info = vae.load_vae(job.vae, schedule=job.latent.schedule).info
+    except (vae.CheckpointError, ValueError, OSError) as error:
+        raise ConfigError(f"vae {job.vae!r}: {error}") from error
+    for num_frames, height, width in job.clip.shapes:
+        _check_shape(num_frames, height, width, info, job.latent)
+    return Spec(vae=info.to_json(), clip=job.clip, latent=job.latent), info
+
+
+def _check_shape(num_frames: int, height: int, width: int, info: VAEInfo, latent: LatentRule) -> None:
+    if not info.accepts(num_frames):
+        below, above = info.nearest(num_frames)
+        nearest = f"{above}" if below is None else f"{below} or {above}"
+        raise ConfigError(f"num-frames must be {info.frame_rule} for {info.name}, got {num_frames}; nearest: {nearest}")
+    try:
+        info.latent_shape(num_frames, height, width)
+    except ValueError as error:
+        raise ConfigError(f"{num_frames}x{height}x{width}: {error}") from error
+    longest = latent.chunk_windows * WINDOW + WINDOW - 1
+    if not info.windowed and num_frames > longest:
+        raise ConfigError(
+            f"num-frames must be at most {longest} (chunk-windows {latent.chunk_windows} of {WINDOW} frames), got "
+            f"{num_frames}: schedule {info.schedule!r} of {info.name} cannot be cut into chunks"
+        )
+
+
+def largest_chunk_bytes(clip: ClipRule, latent: LatentRule, info: VAEInfo) -> int:
+    """Bytes of the largest chunk of frames that a run can send, context included."""
+    return max(
+        (span.stop - span.start) * height * width * 3
+        for num_frames, height, width in clip.shapes
+        for span in chunk_spans(
+            num_frames,
+            chunk_windows=latent.chunk_windows,
+            context=latent.context_windows if info.windowed else None,
+            schedule=info.schedule,
+        )
+    )
+
+
+def largest_clip(clip: ClipRule) -> tuple[int, int, int]:
+    """(T, H, W) of the largest clip, for the encoder's self-check, which takes its first window."""
+    return max(clip.shapes, key=lambda shape: shape[0] * shape[1] * shape[2])
+
+
+def block_bytes(chunk_bytes: int) -> int:
+    """Ray's target block size: just under one chunk, or a common block for small ones."""
+    return max(int(0.9 * chunk_bytes), IO_BLOCK_BYTES)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pools:
+    """How many workers of each kind run on this cluster, and what each reserves."""
+
+    readers: int
+    stagers: int
+    decode_cpus: float
+    decoders: int
+    """Decode tasks that fit beside the encoders, for the progress line only."""
+    encoders: tuple[int, int]
+    encoder_cpus: float
+    encoder_gpus: float
+
+
+def pools(workers: Workers, chunk_bytes: int, *, cpus: float, gpus: float, object_store: float) -> Pools:
+    """Size the pools, refusing what would stand still in silence.
+
+    Raises:
+        ConfigError: the encoders leave no CPU for a decode task, want more GPUs than there are, or the object store
+            cannot hold the chunks in flight.
+    """
+    per_encoder = workers.gpus_per_encoder if workers.gpus_per_encoder is not None else float(gpus > 0)
+    encoder_cpus = 0.0 if per_encoder else float(workers.threads_per_encoder)
+    least, most = workers.pool_size(cpus, gpus if per_encoder else 0)
+    if (wanted := least * encoder_cpus + workers.decode_cpus) > cpus:
+        raise ConfigError(
+            f"{least} encoders of {encoder_cpus:g} CPUs and one decode task of {workers.decode_cpus:g} need {wanted:g} "
+            f"CPUs, Ray has {cpus:g}: nothing would ever be produced. Lower --encoders or --decode-cpus"
+        )
+    if least * per_encoder > gpus:
+        raise ConfigError(f"{least} encoders of {per_encoder:g} GPUs do not fit on the {gpus:g} GPUs that Ray has")
+    if BLOCKS_IN_FLIGHT * chunk_bytes > object_store / 2:
+        raise ConfigError(
+            f"the largest chunk is {chunk_bytes / 1e6:.0f} MB and the object store {object_store / 1e6:.0f} MB: half of "
+            f"it, which Ray Data uses, must hold {BLOCKS_IN_FLIGHT}. Lower chunk-windows or raise object-store-gb"
+        )
+    if encoder_cpus:
+        most = min(most, int((cpus - workers.decode_cpus) / encoder_cpus))
+    waiting = max(2, int(cpus) // 2)
+    return Pools(
+        readers=waiting,
+        stagers=waiting,
+        decode_cpus=workers.decode_cpus,
+        decoders=max(1, int((cpus - most * encoder_cpus) / workers.decode_cpus)),
+        encoders=(least, max(most, least)),
+        encoder_cpus=encoder_cpus,
+        encoder_gpus=per_encoder,
+    )

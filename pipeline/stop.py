@@ -1,0 +1,90 @@
+"""A stop that is asked for with SIGTERM, and things to do every so often while a run goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any, Self
+
+from pipeline.errors import StorageError
+
+log = logging.getLogger(__name__)
+
+
+class GraceOverError(BaseException):
+    """The grace period after SIGTERM is over. Not an Exception: nothing on the way may swallow it."""
+
+
+class Stop:
+    """SIGTERM as a flag, and as GraceOverError in the main thread once `grace` seconds have passed.
+
+    Outside the main thread, where Python takes no signals, it never asks.
+    """
+
+    def __init__(self, grace: float) -> None:
+        self._grace = grace
+        self._event = threading.Event()
+        self._calls: list[Callable[[], None]] = []
+        self._before: list[tuple[int, Any]] = []
+
+    @property
+    def asked(self) -> bool:
+        """Whether a stop was asked for."""
+        return self._event.is_set()
+
+    def wait(self, seconds: float) -> None:
+        """Wait, or return at once when a stop is asked for."""
+        self._event.wait(seconds)
+
+    @contextlib.contextmanager
+    def calling(self, function: Callable[[], None]) -> Iterator[None]:
+        """Call this as soon as a stop is asked for."""
+        self._calls.append(function)
+        yield
+        self._calls.remove(function)
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            handlers = ((signal.SIGTERM, self._ask), (signal.SIGALRM, self._give_up))
+            self._before = [(number, signal.signal(number, handler)) for number, handler in handlers]
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in self._before:
+            signal.signal(number, handler)
+
+    def _ask(self, _number: int, _frame: FrameType | None) -> None:
+        log.warning("stop asked for: finishing what is open, at most %g s", self._grace)
+        self._event.set()
+        signal.setitimer(signal.ITIMER_REAL, self._grace)
+        for call in self._calls:
+            call()
+
+    def _give_up(self, _number: int, _frame: FrameType | None) -> None:
+        raise GraceOverError
+
+
+@contextlib.contextmanager
+def every(seconds: float, function: Callable[[], None]) -> Iterator[None]:
+    """Call a function every so often from a thread, while the body runs."""
+    over = threading.Event()
+
+    def loop() -> None:
+        while not over.wait(seconds):
+            try:
+                function()
+            except StorageError as error:  # the next time may work; the run itself finds out what matters
+                log.warning("%s", error)
+
+    thread = threading.Thread(target=loop, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

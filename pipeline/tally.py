@@ -1,0 +1,67 @@
+"""What stands on disk: counts from the derived files of the committed shards, for `status` and the end of a run."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import TypeVar
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.errors import NotFoundError
+from pipeline.storage import Storage
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+READERS = 16
+"""Small objects read at a time: at 20 ms a request, 100,000 of them take two minutes instead of half an hour."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tally:
+    """Counts over committed shards."""
+
+    latents: int
+    latent_bytes: int
+    rejected: dict[str, int]
+    """By reason."""
+
+    @property
+    def planned(self) -> int:
+        """Clips: every one is a latent or a rejection."""
+        return self.latents + sum(self.rejected.values())
+
+
+def tally(output: Storage, shards: Iterable[str]) -> Tally:
+    """Count the latents and rejections of these committed shards."""
+    latents = latent_bytes = 0
+    rejected: Counter[str] = Counter()
+    for rows, num_bytes, reasons in in_parallel(lambda shard: _count(output, shard), shards):
+        latents += rows
+        latent_bytes += num_bytes
+        rejected.update(reasons)
+    return Tally(latents=latents, latent_bytes=latent_bytes, rejected=dict(rejected))
+
+
+def in_parallel(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
+    """Map in order with READERS threads, holding a bounded number of results."""
+    items = iter(items)
+    with ThreadPoolExecutor(READERS) as pool:
+        while batch := list(islice(items, 8 * READERS)):
+            yield from pool.map(function, batch)
+
+
+def _count(output: Storage, shard: str) -> tuple[int, int, list[str]]:
+    lengths = pq.read_table(io.BytesIO(output.read(f"index/{shard}.parquet")), columns=["byte_length"])["byte_length"]
+    try:
+        lines = output.read(f"rejected/{shard}.jsonl").splitlines()
+    except NotFoundError:
+        lines = []
+    return len(lengths), pc.sum(lengths).as_py() or 0, [json.loads(line)["reason"] for line in lines]

@@ -1,0 +1,168 @@
+"""Laws: what is staged is what stands in the data file; its bytes depend on the parts alone; killed anywhere between
+two steps, the next run ends with the same files."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import shard_file
+from pipeline.commit import commit, derive, seal, tidy
+from pipeline.ledger import CompleteShard
+from pipeline.parts import MissingPartError, join, part_path, read_clip, read_verdict, stage
+from pipeline.records import Latent, Receipt, Rejection
+from pipeline.spec import LatentRule
+from pipeline.storage import Storage
+from tests.small import latent, spec
+
+SPEC = spec().to_json()
+REJECTION = Rejection(reason="corrupt", stage="decode", message="m", key="key2", uri="s.tar#key2.mp4", start="0")
+SHARD = CompleteShard(name="s", planned=4, latents={(0, 0): 1, (0, 1): 2, (1, 0): 1}, rejections={(2, 0): REJECTION})
+PARTS = [latent(0, 0), latent(0, 1, 0, 2), latent(0, 1, 1, 2), latent(1, 0, shape=(2, 1, 2, 2))]
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Storage:
+    return Storage(str(tmp_path / "out"))
+
+
+def put_parts(output: Storage, parts: list[Latent] = PARTS) -> None:
+    for part in parts:
+        assert stage(part, output).kind == "part"
+
+
+def files(output: Storage) -> dict[str, bytes]:
+    return {entry.path: output.read(entry.path) for entry in output.list()}
+
+
+def test_a_part_comes_back_as_it_was_staged(output: Storage) -> None:
+    put_parts(output)
+    assert read_clip(output, "s", 0, 0, 1) == PARTS[0]
+    whole = read_clip(output, "s", 0, 1, 2)
+    assert whole == join([PARTS[1], PARTS[2]])
+    assert whole.shape == (2, 2, 2, 3)
+    arrays = [np.frombuffer(part.payload, "<u2").reshape(part.shape) for part in (PARTS[1], PARTS[2])]
+    np.testing.assert_array_equal(np.frombuffer(whole.payload, "<u2").reshape(whole.shape), np.concatenate(arrays, 1))
+    assert whole.row["num_repaired"] == 1
+    assert whole.row["timestamps"] == [1, 1.25, 1.5, 1.75, 2, 2.25, 2.5, 2.75]
+
+
+@pytest.mark.parametrize("damage", [b"", b"not arrow"])
+def test_a_damaged_part_counts_as_missing(output: Storage, damage: bytes) -> None:
+    put_parts(output)
+    output.put(part_path("s", 0, 0, 0, 1), damage)
+    with pytest.raises(MissingPartError, match="damaged"):
+        read_clip(output, "s", 0, 0, 1)
+
+
+def test_one_flipped_bit_in_a_part_is_found(output: Storage) -> None:
+    put_parts(output)
+    path = part_path("s", 0, 0, 0, 1)
+    data = bytearray(output.read(path))
+    data[data.index(PARTS[0].payload) + 3] ^= 1
+    output.put(path, bytes(data))
+    with pytest.raises(MissingPartError, match="checksum"):
+        read_clip(output, "s", 0, 0, 1)
+
+
+def test_verdicts_are_staged_and_other_receipts_pass(output: Storage) -> None:
+    verdict = Receipt(kind="rejection", shard="s", video=2, clip=0, rejection=REJECTION, verdict=True)
+    assert stage(verdict, output) == verdict
+    assert read_verdict(output, "s", 2, 0) == REJECTION
+    stage(Receipt(kind="clips", shard="s", video=2, count=1), output)
+    assert len(list(output.list("_staging/s/"))) == 1
+
+
+def test_the_data_file_holds_the_whole_truth_in_source_order(output: Storage) -> None:
+    put_parts(output)
+    committed = commit(output, SPEC, SHARD)
+    assert (committed.missing, committed.adopted) == ((), False)
+    data = io.BytesIO(output.read("data/s.parquet"))
+    rows = pq.read_table(data).to_pylist()
+    assert [(row["video_index"], row["clip_index"]) for row in rows] == [(0, 0), (0, 1), (1, 0)]
+    assert [row["latent"] for row in rows] == [read.payload for read in (PARTS[0], join(PARTS[1:3]), PARTS[3])]
+    found, footer = shard_file.footer_of(data)
+    assert found == SPEC
+    assert footer["planned"] == 4 == len(rows) + len(footer["rejections"])
+    assert footer["rejections"][0]["reason"] == "corrupt"
+    assert json.loads(output.read("rejected/s.jsonl")) == footer["rejections"][0]
+    assert not list(output.list("_staging/s/"))
+
+
+@pytest.mark.parametrize("format_", ["parquet", "npy"])
+def test_the_index_gives_the_exact_bytes_of_every_latent(output: Storage, format_: str) -> None:
+    put_parts(output)
+    commit(output, spec(latent=LatentRule(format=format_)).to_json(), SHARD)  # type: ignore[arg-type]
+    index = pq.read_table(io.BytesIO(output.read("index/s.parquet"))).to_pylist()
+    expected = [PARTS[0].payload, join(PARTS[1:3]).payload, PARTS[3].payload]
+    ranges = [(row["file"], row["byte_offset"], row["byte_offset"] + row["byte_length"]) for row in index]
+    assert [output.read(file, start, stop) for file, start, stop in ranges] == expected
+
+
+def test_npy_arrays_load_with_numpy_and_are_named_by_content(output: Storage, tmp_path: Path) -> None:
+    put_parts(output)
+    commit(output, spec(latent=LatentRule(format="npy")).to_json(), SHARD)
+    arrays = {path.name: np.load(path) for path in (tmp_path / "out" / "data").glob("*.npy")}
+    assert sorted(array.shape for array in arrays.values()) == [(1, 2, 1, 2, 2), (1, 2, 1, 2, 3), (1, 2, 2, 2, 3)]
+    for row in pq.read_table(tmp_path / "out" / "data" / "s.parquet").to_pylist():
+        array = arrays[Path(row["npy_file"]).name][row["npy_row"]]
+        assert row["latent"] is None
+        assert list(array.shape) == row["latent_shape"]
+
+
+@pytest.mark.parametrize("format_", ["parquet", "npy"])
+def test_the_same_parts_give_the_same_bytes(tmp_path: Path, format_: str) -> None:
+    outputs = []
+    for name, order in (("a", PARTS), ("b", PARTS[::-1])):
+        output = Storage(str(tmp_path / name))
+        put_parts(output, order)
+        commit(output, spec(latent=LatentRule(format=format_)).to_json(), SHARD)  # type: ignore[arg-type]
+        outputs.append(files(output))
+    assert outputs[0] == outputs[1]
+
+
+def test_a_lost_part_opens_its_clip_again_and_commits_nothing(output: Storage) -> None:
+    put_parts(output, [PARTS[0], PARTS[2]])
+    assert commit(output, SPEC, SHARD).missing == ((0, 1), (1, 0))
+    assert not output.exists("data/s.parquet")
+    assert len(list(output.list("_staging/s/"))) == 2
+
+
+def test_a_loser_adopts_the_winners_file(output: Storage, caplog: pytest.LogCaptureFixture) -> None:
+    put_parts(output)
+    commit(output, SPEC, SHARD)
+    before = output.read("data/s.parquet")
+    assert commit(output, SPEC, SHARD).adopted  # its parts are gone
+    put_parts(output, [latent(0, 0), latent(0, 1, 0, 2), latent(0, 1, 0, 2), latent(1, 0)])
+    put_parts(output, [PARTS[2]])
+    assert commit(output, SPEC, SHARD).adopted  # its bytes differ
+    assert "other bytes" in caplog.text
+    assert output.read("data/s.parquet") == before
+
+
+def test_tidy_makes_what_a_killed_run_left_undone(output: Storage) -> None:
+    put_parts(output)
+    commit(output, SPEC, SHARD)
+    whole = files(output)
+    output.delete("index/s.parquet")
+    output.delete("rejected/s.jsonl")
+    put_parts(output)
+    tidy(output, done={"s"}, staged={"s", "t"}, indexed=())
+    assert files(output) == whole
+
+
+def test_seal_joins_the_indexes(output: Storage) -> None:
+    put_parts(output)
+    commit(output, SPEC, SHARD)
+    derive(output, "s")
+    assert seal(output, ["s"]) == 3
+    assert pq.read_table(io.BytesIO(output.read("index.parquet"))).num_rows == 3
+    assert seal(output, []) == 0
+
+
+def test_an_empty_shard_commits_an_empty_file(output: Storage) -> None:
+    commit(output, SPEC, CompleteShard(name="s", planned=0, latents={}, rejections={}))
+    assert pq.read_table(io.BytesIO(output.read("data/s.parquet"))).num_rows == 0

@@ -1,0 +1,125 @@
+"""Laws: a latent is a function of chunk and Spec; scaled as the Spec says; the same noise however a clip is cut."""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import vae
+from pipeline.chunks import Decoder
+from pipeline.encode import Encoder, EncodeStage, NonfiniteLatentError
+from pipeline.errors import ConfigError
+from pipeline.guard import MAX_STRIKES, Strikes
+from pipeline.parts import DTYPES, join
+from pipeline.records import Chunk, Latent, Receipt
+from pipeline.spec import LatentRule
+from tests.small import CLIP, spec, video
+
+INFO = vae.load_vae("tiny").info
+EXACT = LatentRule(dtype="float32", store_dtype="float32")
+
+
+def chunks(latent: LatentRule = EXACT, num_frames: int = 9) -> list[Chunk]:
+    clip = replace(CLIP, num_frames=num_frames, fps="24")
+    decoder = Decoder(clip=clip, latent=latent, info=INFO, deadline=60)
+    return [record for record in decoder(video(), Strikes()) if isinstance(record, Chunk)]
+
+
+def encode(chunk: Chunk, latent: LatentRule) -> np.ndarray:
+    made = Encoder("tiny", spec(latent=latent))(chunk)
+    array = np.frombuffer(made.payload, DTYPES[made.dtype]).reshape(made.shape)
+    return torch.from_numpy(array.copy()).view(torch.bfloat16).float().numpy() if made.dtype == "bfloat16" else array
+
+
+def reference(chunk: Chunk) -> tuple[vae.VideoVAE, vae.DiagonalGaussianDistribution]:
+    model = vae.load_vae("tiny", dtype=torch.float32)
+    return model, model.encode(torch.from_numpy(chunk.frames.copy()).permute(3, 0, 1, 2)[None])
+
+
+def test_the_mean_is_scaled_as_the_spec_says() -> None:
+    (chunk,) = chunks()
+    model, posterior = reference(chunk)
+    np.testing.assert_allclose(encode(chunk, EXACT), model.scale(posterior.mean)[0], rtol=1e-5, atol=1e-6)
+
+
+def test_moments_are_stored_unscaled() -> None:
+    (chunk,) = chunks()
+    _, posterior = reference(chunk)
+    moments = encode(chunk, replace(EXACT, posterior="moments"))
+    np.testing.assert_allclose(moments, posterior.parameters[0], rtol=1e-5, atol=1e-6)
+
+
+def test_a_sample_is_fixed_by_seed_and_row() -> None:
+    (chunk,) = chunks()
+    rule = replace(EXACT, posterior="sample")
+    first = encode(chunk, rule)
+    np.testing.assert_array_equal(encode(chunk, rule), first)
+    assert not np.array_equal(encode(chunk, replace(rule, seed=1)), first)
+    assert not np.array_equal(encode(replace(chunk, row=chunk.row | {"id": "other"}), rule), first)
+
+
+def test_a_sample_has_the_same_noise_however_the_clip_is_cut() -> None:
+    """With context all the way back the moments are exact, so any difference would be the noise."""
+    rule = replace(EXACT, posterior="sample")
+    (whole,) = chunks(rule, num_frames=25)
+    cut = chunks(replace(rule, chunk_windows=1, context="9"), num_frames=25)
+    assert len(cut) == 3
+    encoder = Encoder("tiny", spec(latent=rule))
+    assert join([encoder(chunk) for chunk in cut]).payload == encoder(whole).payload
+
+
+@pytest.mark.parametrize("store_dtype", ["bfloat16", "float16", "float32"])
+def test_store_dtypes_round_the_same_latent(store_dtype: str) -> None:
+    (chunk,) = chunks()
+    exact = encode(chunk, EXACT)
+    stored = encode(chunk, replace(EXACT, store_dtype=store_dtype))  # type: ignore[arg-type]
+    expected = torch.from_numpy(exact.copy()).to(getattr(torch, store_dtype)).float().numpy()
+    np.testing.assert_array_equal(stored.astype(np.float32), expected)
+
+
+def test_other_weights_than_the_specs_are_refused() -> None:
+    other = spec()
+    other.vae["weights_sha256"] = "0" * 64
+    with pytest.raises(ConfigError, match="it changed while the job ran"):
+        Encoder("tiny", other)
+
+
+class NanEncoder:
+    def __call__(self, chunk: Chunk) -> Latent:
+        raise NonfiniteLatentError("NaN")
+
+
+class OneWay:
+    """An encoder that kills its process on every chunk: at most in a child of its own."""
+
+    def __call__(self, chunk: Chunk) -> Latent:
+        raise torch.OutOfMemoryError("out of memory")
+
+
+def test_a_nonfinite_latent_is_rejected_and_receipts_pass() -> None:
+    (chunk,) = chunks()
+    stage = EncodeStage(NanEncoder, Strikes(), 60)
+    receipt = Receipt(kind="clips", shard="s", count=1)
+    assert stage(receipt) is receipt
+    rejected = stage(chunk)
+    assert isinstance(rejected, Receipt)
+    assert rejected.rejection is not None
+    assert (rejected.rejection.reason, rejected.verdict) == ("nonfinite", False)
+
+
+def test_a_suspect_chunk_is_encoded_alone_and_only_its_own_death_rejects_it(tmp_path: Path) -> None:
+    (chunk,) = chunks()
+    guard = Strikes()
+    for _ in range(MAX_STRIKES):
+        guard.begin("s/0/0/0/encode")
+    rejected = EncodeStage(OneWay, guard, 60)(chunk)
+    assert isinstance(rejected, Receipt)
+    assert rejected.rejection is not None
+    assert (rejected.rejection.reason, rejected.verdict) == ("encode_crashed", True)
+    healthy = partial(Encoder, "tiny", spec(latent=EXACT))
+    latent = EncodeStage(healthy, guard, 60)(chunk)
+    assert isinstance(latent, Latent)
+    assert latent.payload == healthy()(chunk).payload
