@@ -15,6 +15,8 @@
        |- CorruptVideoError   decoding failed or gave frames flagged corrupt where the clip lies
        |- TruncatedVideoError the file ends before the clip does
        |- ClipTooShortError   the video, or the given range, is shorter than one clip
+       |- HdrError            the picture is HDR, and the policy is to refuse it
+       |- TarDamagedError     a tar whose bytes all came, and which does not end as a tar does
        |- LimitExceededError  larger than a stated limit (pixels, duration, frames, bytes)
        +- FilteredError       refused by a filter that the user asked for
 
@@ -88,8 +90,16 @@ class ClipTooShortError(VideoError):
     reason = "too_short"
 
 
+class TarDamagedError(VideoError):
+    reason = "tar_damaged"
+
+
 class LimitExceededError(VideoError):
     reason = "limit_exceeded"
+
+
+class HdrError(VideoError):
+    reason = "hdr"
 
 
 class FilteredError(VideoError):

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from pipeline.addresses import normal_uri, redacted, scheme_of
-from pipeline.errors import ChangedError, NotFoundError, StorageError, TransientError
+from pipeline.errors import ChangedError, ConfigError, NotFoundError, TransientError
 from pipeline.local_store import LocalStore
 from pipeline.other_store import OtherStore
 from pipeline.retry import Backoff, retried
@@ -251,7 +251,7 @@ def open_uri(uri: str) -> tuple[Storage, str]:
     uri = normal_uri(uri)
     head, slash, name = uri.rpartition("/")
     if not name or not slash or head.endswith(":/"):
-        raise StorageError(f"{redacted(uri)} is not the address of an object")
+        raise ConfigError(f"{redacted(uri)} is not the address of an object")
     return Storage(head or "/"), name
 
 

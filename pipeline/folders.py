@@ -1,0 +1,166 @@
+"""Folders and globs -> shards: each tar is one, each table its row ranges, loose videos go in groups of `shard_size`.
+
+Everything streams from one sorted listing, so that a folder of ten million files needs no more memory than a page. A
+video's sidecars are the `.json` and `.txt` with its name; an image with a video's name is its poster; other files are
+ignored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import PurePosixPath
+from typing import Any
+
+from pipeline import storage
+from pipeline.errors import ChangedError, NotFoundError
+from pipeline.records import Rejection, Shard
+from pipeline.samples import (
+    IMAGE_SUFFIXES,
+    MAX_SIDECAR_BYTES,
+    SIDECAR_SUFFIXES,
+    VIDEO_SUFFIXES,
+    Sample,
+    name_refusal,
+    parse_sidecars,
+    refuse,
+    suffix_of,
+)
+from pipeline.storage import Entry, Storage
+
+TABLE_SUFFIXES = frozenset({".parquet", ".jsonl", ".ndjson", ".csv"})
+CONTAINER_SUFFIXES = TABLE_SUFFIXES | {".tar"}
+
+
+def shard_name(uri: str, stem: str, members: str) -> str:
+    """Up to 40 safe characters of the stem, "-", 12 hex digits of sha256 over uri and members."""
+    safe = re.sub(r"[^A-Za-z0-9_-]", "_", stem)[:40] or "shard"
+    text = f"{uri}\n{members}".encode("utf-8", "surrogateescape")
+    return f"{safe}-{hashlib.sha256(text).hexdigest()[:12]}"
+
+
+def tar_shard(uri: str, entry: Entry) -> Shard:
+    name = shard_name(uri, PurePosixPath(uri).stem, "")
+    return Shard(name=name, kind="tar", uri=uri, size=entry.size, etag=entry.etag)
+
+
+def list_items(entries: Iterable[Entry]) -> Iterator[dict[str, Any] | Entry]:
+    """What a sorted listing holds: tars and tables as they are, and videos with their sidecars, sorted by path.
+
+    A video is {"path", "size", "etag", "sidecars": {".txt": [size, etag]}}. All that can belong together shares folder
+    and name up to the first dot, so in a sorted listing it stands together.
+    """
+    group: list[Entry] = []
+    prefix = ""
+    for entry in entries:
+        suffix = suffix_of(entry.path)
+        if suffix in CONTAINER_SUFFIXES:
+            yield entry
+            continue
+        if suffix not in VIDEO_SUFFIXES and suffix not in IMAGE_SUFFIXES and suffix not in SIDECAR_SUFFIXES:
+            continue
+        folder, slash, base = entry.path.rpartition("/")
+        if base.startswith("."):
+            continue
+        if group and not entry.path.startswith(prefix):
+            yield from _pair(group)
+            group = []
+        if not group:
+            prefix = f"{folder}{slash}{base.partition('.')[0]}."
+        group.append(entry)
+    yield from _pair(group)
+
+
+def files_shard(root: str, group: list[dict[str, Any]]) -> Shard:
+    """A shard of the videos of `group`, whose paths are relative to the folder `root`."""
+    paths = "\n".join(video["path"] for video in group)
+    return Shard(
+        name=shard_name(root, PurePosixPath(root).name, paths),
+        kind="files",
+        uri=root,
+        size=sum(max(0, video["size"]) for video in group),
+        etag="",
+        members=json.dumps(group, separators=(",", ":")),
+    )
+
+
+def read_files(root: str, members: list[dict[str, Any]], *, max_bytes: int) -> Iterator[Sample | Rejection]:
+    """The samples of a group: sidecars are read here, videos are opened by decode.
+
+    Raises:
+        ChangedError: a sidecar is not the one that was planned.
+    """
+    folder = Storage(root)
+    for member in members:
+        path = member["path"]
+        uri = folder.address(path)
+        if why := name_refusal(path):
+            shown = path.encode("utf-8", "backslashreplace").decode()
+            yield refuse("unsafe_member", why, key=shown, uri=uri.encode("utf-8", "backslashreplace").decode())
+            continue
+        if member["size"] > max_bytes:
+            yield refuse("limit_exceeded", f"{member['size']} bytes; at most {max_bytes} are read", key=path, uri=uri)
+            continue
+        try:
+            text, metadata = (_read_sidecar(folder, member, suffix) for suffix in (".txt", ".json"))
+            caption, extra = parse_sidecars(text, metadata)
+        except ValueError as error:
+            yield refuse("bad_sidecar", str(error), key=path, uri=uri)
+            continue
+        yield Sample(key=path, uri=uri, size=member["size"], etag=member["etag"], caption=caption, extra=extra)
+
+
+def glob_matcher(pattern: str) -> Callable[[str], bool]:
+    """Match "*" and "?" within a folder's name, "[...]" in a name, "**/" over any number of folders."""
+    expression = ""
+    position = 0
+    while position < len(pattern):
+        if pattern.startswith("**/", position):
+            expression, position = expression + "(?:.*/)?", position + 3
+        elif pattern.startswith("**", position):
+            expression, position = expression + ".*", position + 2
+        elif pattern[position] == "[" and (end := pattern.find("]", position + 2)) > 0:
+            inside = pattern[position + 1 : end].replace("\\", "\\\\").replace("[", "\\[")
+            expression += f"[{'^' + inside[1:] if inside.startswith('!') else inside}]"
+            position = end + 1
+        else:
+            expression += {"*": "[^/]*", "?": "[^/]"}.get(pattern[position], re.escape(pattern[position]))
+            position += 1
+    compiled = re.compile(expression, re.DOTALL)
+    return lambda path: compiled.fullmatch(path) is not None
+
+
+def _pair(group: list[Entry]) -> Iterator[dict[str, Any]]:
+    stems: dict[str, list[Entry]] = {}
+    for entry in group:
+        stems.setdefault(entry.path[: -len(suffix_of(entry.path))], []).append(entry)
+    found: list[dict[str, Any]] = []
+    for entries in stems.values():
+        videos = [entry for entry in entries if suffix_of(entry.path) in VIDEO_SUFFIXES]
+        posters = [entry for entry in entries if suffix_of(entry.path) in IMAGE_SUFFIXES]
+        sidecars = {
+            suffix_of(entry.path): [entry.size, entry.etag]
+            for entry in entries
+            if suffix_of(entry.path) in SIDECAR_SUFFIXES and entry.path.endswith(suffix_of(entry.path))
+        }
+        found.extend(
+            {"path": entry.path, "size": entry.size, "etag": entry.etag, "sidecars": sidecars}
+            for entry in videos or posters
+        )
+    yield from sorted(found, key=lambda video: str(video["path"]))
+
+
+def _read_sidecar(folder: Storage, member: dict[str, Any], suffix: str) -> bytes | None:
+    if suffix not in member["sidecars"]:
+        return None
+    size, etag = member["sidecars"][suffix]
+    if size > MAX_SIDECAR_BYTES:
+        raise ValueError(f"the {suffix} has {size} bytes; at most {MAX_SIDECAR_BYTES} are read")
+    path = member["path"]
+    uri = folder.address(path[: -len(suffix_of(path))] + suffix)
+    try:
+        return storage.read_object(uri, size=size, etag=etag)
+    except NotFoundError as error:
+        raise ChangedError(f"{uri} was there when the shard was planned, and is gone") from error

@@ -1,0 +1,213 @@
+"""The plan: which shards there are (frozen), which are done, what is staged for the rest.
+
+    plan/000000.parquet ...   one file per growth of the sources, create-only; existing shards are never regrouped
+    data/<shard>.parquet      exists = done: one LIST
+    _staging/<shard>/...      parts and verdicts that a broken run left: one LIST
+
+The driver holds a row per shard and a name per done shard; members stay in the plan files (see plan_file.py).
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import logging
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.addresses import normal_uri, redacted
+from pipeline.errors import ChangedError, ConfigError, StorageError
+from pipeline.plan_file import PlanFile, write_plan_file
+from pipeline.records import Shard
+from pipeline.sources import list_source
+from pipeline.storage import Entry, Storage
+
+log = logging.getLogger(__name__)
+
+PLAN_RACES = 20
+"""How often another run may grow the plan first before we give up."""
+
+OnChanged = Literal["refuse", "keep"]
+"""What to do when a planned object is another one now: stop, or keep the plan as it is. Done shards stay done; a shard
+that is not done, and holds a changed object, then fails to be read."""
+
+_PART = re.compile(r"v(\d{6,})\.c(\d{6,})\.k(\d{4,})of(\d{4,})\.part")
+_VERDICT = re.compile(r"v(\d{6,})\.c(\d{6,})\.verdict\.json")
+
+
+class Plan:
+    """The frozen shards of an output, and how far they are. Iterate for all of them, in the order they were planned."""
+
+    def __init__(self, files: Sequence[PlanFile], done: set[str], staged: dict[str, str], limit: int | None) -> None:
+        self._files = files
+        self._limit = limit
+        self.done = done
+        """Names of the shards whose data file exists."""
+        self._staged = {name: parts for name, parts in staged.items() if name not in done}
+        self.leftovers = tuple(sorted(staged.keys() & done))
+        """Done shards with something left under `_staging/`: to be swept."""
+        self.num_shards = self.num_bytes = self.num_remaining = self.remaining_bytes = 0
+        for shard in self:
+            is_open = shard.name not in done
+            self.num_shards += 1
+            self.num_bytes += shard.size
+            self.num_remaining += is_open
+            self.remaining_bytes += shard.size * is_open
+
+    def __iter__(self) -> Iterator[Shard]:
+        return islice((shard for file in self._files for shard in file.shards()), self._limit)
+
+    def remaining(self) -> Iterator[Shard]:
+        """The shards without a data file, each with what is staged of it."""
+        for shard in self:
+            if shard.name not in self.done:
+                yield replace(shard, staged=self._staged.get(shard.name, ""))
+
+
+def make_plan(
+    output: Storage,
+    sources: Sequence[str],
+    *,
+    shard_size: int = 64,
+    limit: int | None = None,
+    on_changed: OnChanged = "refuse",
+) -> Plan:
+    """Freeze what is new in the sources, and say what is done and what is left.
+
+    Args:
+        output: root of the output.
+        sources: tars, folders, globs, tables; see sources.list_source.
+        shard_size: videos or rows of a new shard.
+        limit: take no more than the plan's first so many shards, and list no further than that.
+        on_changed: see OnChanged.
+
+    Raises:
+        ConfigError: a source holds nothing to read.
+        ChangedError: a planned object is not what it was.
+    """
+    if limit is not None and limit < 1:
+        raise ConfigError(f"limit must be at least 1 shard, got {limit}")
+    files = _grow(output, sources, shard_size, limit, on_changed)
+    return Plan(files, _list_done(output), _list_staged(output), limit)
+
+
+def read_plan(output: Storage) -> Plan:
+    """The plan as it is, without a look at the sources."""
+    return Plan(_plan_files(output), _list_done(output), _list_staged(output), None)
+
+
+def _grow(
+    output: Storage, sources: Sequence[str], shard_size: int, limit: int | None, on_changed: OnChanged
+) -> list[PlanFile]:
+    for _ in range(PLAN_RACES):
+        files = _plan_files(output)
+        room = None if limit is None else max(0, limit - sum(file.table.num_rows for file in files))
+        if room == 0:
+            return files
+        with tempfile.TemporaryDirectory() as folder:
+            local = Path(folder, "plan.parquet")
+            count = write_plan_file(islice(_new_shards(files, sources, shard_size, on_changed), room), local)
+            if count == 0:
+                return files
+            path = f"plan/{len(files):06d}.parquet"
+            if output.create(path, local):
+                log.info("plan=%s new_shards=%d", path, count)
+                return [*files, PlanFile(output, output.entry(path))]
+        # Another run planned at the same time and was first: what it froze stands, and ours is counted again on top.
+    raise StorageError(f"{redacted(output.uri)}: {PLAN_RACES} other runs grew the plan first")
+
+
+def _plan_files(output: Storage) -> list[PlanFile]:
+    return [PlanFile(output, entry) for entry in output.list("plan/") if entry.path.endswith(".parquet")]
+
+
+def _new_shards(
+    files: Sequence[PlanFile], sources: Sequence[str], shard_size: int, on_changed: OnChanged
+) -> Iterator[tuple[int, Shard]]:
+    known = _Known(files, on_changed)
+    uris = {name: uri for file in files for name, uri in zip(*_columns(file, "name", "uri"), strict=True)}
+    for position, source in enumerate(dict.fromkeys(map(normal_uri, sources))):
+        for shard in list_source(source, shard_size=shard_size, planned=known):
+            if shard.name not in uris:
+                uris[shard.name] = shard.uri
+                yield position, shard
+            elif uris[shard.name] != shard.uri:  # 48 bits and the stem: never seen, and silent loss otherwise
+                raise ConfigError(f"{redacted(shard.uri)} and {redacted(uris[shard.name])} are both named {shard.name}")
+
+
+class _Known:
+    """What the plan has frozen, as list_source asks for it (sources.Planned)."""
+
+    def __init__(self, files: Sequence[PlanFile], on_changed: OnChanged) -> None:
+        self._files = files
+        self._on_changed = on_changed
+        self._objects: dict[str, tuple[str, int, str, int]] = {}
+        self._runs: dict[str, dict[tuple[int, int], None]] = {}
+        for index, file in enumerate(files):
+            columns = _columns(file, "uri", "kind", "size", "etag", "stop", "source")
+            for uri, kind, size, etag, stop, source in zip(*columns, strict=True):
+                if kind == "files":
+                    self._runs.setdefault(uri, {})[index, source] = None
+                else:
+                    self._objects[uri] = (kind, size, etag, max(stop, self._objects.get(uri, (kind, 0, "", 0))[3]))
+
+    def end_of(self, uri: str, entry: Entry) -> int | None:
+        if uri not in self._objects:
+            return None
+        kind, size, etag, stop = self._objects[uri]
+        # The size of a table's shard is its range's.
+        self._compare(uri, (size if kind == "tar" else entry.size, etag), (entry.size, entry.etag))
+        return stop
+
+    def videos_under(self, root: str) -> Iterator[dict[str, Any]]:
+        runs = [self._videos(self._files[index], root, source) for index, source in self._runs.get(root, ())]
+        return heapq.merge(*runs, key=lambda video: str(video["path"]))
+
+    def check_video(self, root: str, planned: dict[str, Any], found: dict[str, Any]) -> None:
+        uri = f"{root}/{planned['path']}"
+        self._compare(uri, (planned["size"], planned["etag"]), (found["size"], found["etag"]))
+        for suffix, (size, etag) in planned["sidecars"].items():
+            # A sidecar that came later does not count: the shard was frozen without it.
+            self._compare(f"{uri}, its {suffix}", (size, etag), tuple(found["sidecars"].get(suffix, (-1, "gone"))))
+
+    @staticmethod
+    def _videos(file: PlanFile, root: str, source: int) -> Iterator[dict[str, Any]]:
+        for members in file.members(root, source):
+            yield from json.loads(members)
+
+    def _compare(self, what: str, planned: tuple[int, str], found: tuple[Any, ...]) -> None:
+        if planned == found:
+            return
+        message = f"{redacted(what)} changed: planned with size and etag {planned}, found with {found}"
+        if self._on_changed == "refuse":
+            raise ChangedError(f"{message}. Restore it, take a new output, or keep the plan as it is (on_changed=keep)")
+        log.warning("%s; the plan is kept", message)
+
+
+def _columns(file: PlanFile, *names: str) -> Iterable[list[Any]]:
+    return [file.table.column(name).to_pylist() for name in names]
+
+
+def _list_done(output: Storage) -> set[str]:
+    paths = (entry.path for entry in output.list("data/"))
+    return {path[len("data/") : -len(".parquet")] for path in paths if path.endswith(".parquet")}
+
+
+def _list_staged(output: Storage) -> dict[str, str]:
+    """For each shard with anything staged, the JSON of Shard.staged."""
+    found: dict[str, dict[str, list[list[int]]]] = {}
+    for entry in output.list("_staging/"):
+        _, shard, name = [*entry.path.split("/", 2), ""][:3]
+        if shard.startswith("_"):  # the store's own temporary files
+            continue
+        staged = found.setdefault(shard, {"parts": [], "verdicts": []})
+        if match := _PART.fullmatch(name):
+            staged["parts"].append([int(number) for number in match.groups()])
+        elif match := _VERDICT.fullmatch(name):
+            staged["verdicts"].append([int(number) for number in match.groups()])
+    return {shard: json.dumps(staged, separators=(",", ":")) for shard, staged in found.items()}

@@ -1,0 +1,104 @@
+"""One plan file: shards frozen as rows of Parquet, read back without their members.
+
+A group of files has kilobytes of members, and a plan may have a hundred thousand groups: so the driver reads every
+column but `members`, and a shard carries only where its members stand (`{"plan", "row_group", "row"}`). The task that
+reads the shard fetches that one row group.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.range_file import open_parquet
+from pipeline.records import Shard
+from pipeline.storage import Entry, Storage, open_uri
+
+ROWS_PER_GROUP = 256
+"""256 shards of 64 files are about 2.5 MB of members: what one read task fetches and unpacks."""
+
+SCHEMA = pa.schema(
+    [
+        pa.field("name", pa.string(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("size", pa.int64(), nullable=False),
+        pa.field("etag", pa.string(), nullable=False),
+        pa.field("members", pa.large_string(), nullable=False),
+        # Which of the run's sources, by position: within one, the paths of files rise.
+        pa.field("source", pa.int32(), nullable=False),
+        # Where a table's range ends, so that the next growth goes on there; 0 for tars and files.
+        pa.field("stop", pa.int64(), nullable=False),
+    ]
+)
+
+_SHARD_COLUMNS = ["name", "kind", "uri", "size", "etag"]
+
+
+def write_plan_file(shards: Iterable[tuple[int, Shard]], path: Path) -> int:
+    """Write pairs of source position and shard to a local file, streaming; return how many."""
+    count = 0
+    with pq.ParquetWriter(path, SCHEMA, compression="zstd") as writer:
+        rows: list[dict[str, Any]] = []
+        for source, shard in shards:
+            row = {name: getattr(shard, name) for name in (*_SHARD_COLUMNS, "members")}
+            stop = json.loads(shard.members)["stop"] if shard.kind == "table" else 0
+            rows.append({**row, "source": source, "stop": stop})
+            if len(rows) == ROWS_PER_GROUP:
+                writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
+                count, rows = count + len(rows), []
+        if rows:
+            writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
+    return count + len(rows)
+
+
+class PlanFile:
+    """A plan file of the output, held as Arrow columns: about 200 bytes a shard."""
+
+    def __init__(self, output: Storage, entry: Entry) -> None:
+        self.uri = output.address(entry.path)
+        self._entry = entry
+        file = self._open()
+        self.table = file.read(columns=[name for name in SCHEMA.names if name != "members"])
+        # All groups but the last are full, so a row's place follows from its number.
+        assert file.metadata.num_row_groups == -(-self.table.num_rows // ROWS_PER_GROUP)
+
+    def shards(self) -> Iterator[Shard]:
+        """The shards in order, their members by reference."""
+        number = 0
+        for batch in self.table.select(_SHARD_COLUMNS).to_batches(max_chunksize=1024):
+            for row in batch.to_pylist():
+                place = {"plan": self.uri, "row_group": number // ROWS_PER_GROUP, "row": number % ROWS_PER_GROUP}
+                yield Shard(**row, members="" if row["kind"] == "tar" else json.dumps(place))
+                number += 1
+
+    def members(self, uri: str, source: int) -> Iterator[str]:
+        """The members of each shard of one URI and source, in order, a row group at a time."""
+        file = self._open()
+        for group in range(file.metadata.num_row_groups):
+            rows = self.table.slice(group * ROWS_PER_GROUP, ROWS_PER_GROUP)
+            pairs = zip(rows.column("uri").to_pylist(), rows.column("source").to_pylist(), strict=True)
+            wanted = [index for index, pair in enumerate(pairs) if pair == (uri, source)]
+            if wanted:
+                column = file.read_row_group(group, columns=["members"]).column("members")
+                yield from (column[index].as_py() for index in wanted)
+
+    def _open(self) -> pq.ParquetFile:
+        return open_parquet(self.uri, self._entry.size, self._entry.etag)
+
+
+def load_members(shard: Shard) -> Any:
+    """The members of a shard, parsed: from the shard itself, or from the plan file that it names."""
+    members = json.loads(shard.members)
+    if isinstance(members, dict) and "plan" in members:
+        output, path = open_uri(members["plan"])
+        entry = output.entry(path)
+        file = open_parquet(members["plan"], entry.size, entry.etag)
+        column = file.read_row_group(members["row_group"], columns=["members"]).column("members")
+        members = json.loads(column[members["row"]].as_py())
+    return members

@@ -1,0 +1,56 @@
+"""A stored object as a seekable file, for what can't be read in one go: Parquet."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.addresses import redacted
+from pipeline.errors import ConfigError
+from pipeline.storage import open_uri
+
+
+def open_parquet(uri: str, size: int, etag: str) -> pq.ParquetFile:
+    """A Parquet file in any storage, read by ranges.
+
+    Raises:
+        ConfigError: it is no Parquet file.
+    """
+    try:
+        return pq.ParquetFile(io.BufferedReader(_RangeFile(uri, size, etag), 1 << 16), pre_buffer=False)
+    except pa.ArrowInvalid as error:
+        raise ConfigError(f"{redacted(uri)} is not a Parquet file: {error}") from error
+
+
+class _RangeFile(io.RawIOBase):
+    """A stored object as a seekable file, one ranged read for each read."""
+
+    def __init__(self, uri: str, size: int, etag: str) -> None:
+        super().__init__()
+        self._storage, self._path = open_uri(uri)
+        self._size, self._etag = size, etag
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        stop = min(self._size, self._position + len(view))
+        data = self._storage.read(self._path, self._position, stop, etag=self._etag)
+        view[: len(data)] = data
+        self._position += len(data)
+        return len(data)

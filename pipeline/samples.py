@@ -1,0 +1,186 @@
+"""What a source gives for one video before it has an ordinal, and the parsing of what comes beside it.
+
+Everything here is text from strangers: it is parsed within limits, and what can't stand in an output row (half
+surrogates, NaN) is refused or made null, here and not in the middle of a commit.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal, InvalidOperation
+from fractions import Fraction
+from pathlib import PurePosixPath
+from typing import Any
+
+from pipeline.records import Reason, Rejection
+
+VIDEO_SUFFIXES = frozenset(
+    {
+        ".mp4",
+        ".m4v",
+        ".mov",
+        ".qt",
+        ".mkv",
+        ".webm",
+        ".avi",
+        ".divx",
+        ".flv",
+        ".f4v",
+        ".wmv",
+        ".asf",
+        ".wtv",
+        ".rm",
+        ".rmvb",
+    }
+    | {".mpg", ".mpeg", ".mpe", ".m1v", ".m2v", ".mpv", ".vob", ".ts", ".m2ts", ".mts", ".m2t", ".trp", ".mod", ".tod"}
+    | {".ogv", ".ogm", ".3gp", ".3g2", ".mxf", ".gxf", ".nut", ".dv", ".y4m", ".amv", ".ivf", ".obu", ".mjpeg", ".mjpg"}
+    | {".h264", ".264", ".avc", ".h265", ".265", ".hevc", ".h266", ".266", ".vvc", ".av1", ".gif", ".webp", ".apng"}
+)
+"""What FFmpeg's demuxers know as video, by name; what is inside decides later."""
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".jxl", ".ppm"})
+"""Videos of one frame; beside a video of the same name they are its poster, and ignored."""
+
+SIDECAR_SUFFIXES = frozenset({".json", ".txt"})
+
+MAX_SIDECAR_BYTES = 1 << 20
+MAX_NAME_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """A video as its source tells of it: a records.Video without shard and ordinal."""
+
+    key: str
+    uri: str
+    payload: memoryview | None = None
+    size: int | None = None
+    etag: str | None = None
+    caption: str | None = None
+    start: Fraction | None = None
+    end: Fraction | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def suffix_of(name: str) -> str:
+    """The last suffix in lower case: "a/clip.v2.MP4" -> ".mp4"."""
+    return PurePosixPath(name).suffix.lower()
+
+
+def refuse(reason: Reason, message: str, *, key: str, uri: str) -> Rejection:
+    """The Rejection of one sample by the read stage; whatever strangers wrote into it is cut to a sane length."""
+    return Rejection(reason=reason, stage="read", message=message[:500], key=key[:MAX_NAME_BYTES], uri=uri[:8192])
+
+
+def name_refusal(name: str) -> str | None:
+    """Why a member's name is refused, or None. We write nothing to it, but others may take it for a path."""
+    if name.startswith("/") or ".." in name.split("/"):
+        return "an absolute name or one with '..'"
+    if "\0" in name or not _is_text(name):
+        return "a name with a NUL, or that is not UTF-8"
+    if len(name.encode()) > MAX_NAME_BYTES:
+        return f"a name of more than {MAX_NAME_BYTES} bytes"
+    return None
+
+
+def parse_sidecars(text: bytes | None, metadata: bytes | None) -> tuple[str | None, dict[str, Any]]:
+    """Caption and further fields from a `.txt` and a `.json`. The text file wins, then "caption", then "text".
+
+    Raises:
+        ValueError: not UTF-8, not JSON, or not a JSON object.
+    """
+    caption, extra = None, {}
+    if metadata is not None:
+        extra = parse_json(metadata)
+        if not isinstance(extra, dict):
+            raise ValueError(f"the .json holds a {type(extra).__name__}, not an object")
+    if text is not None:
+        try:
+            caption = text.decode("utf-8-sig").strip()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"the .txt is not UTF-8: {error}") from error
+    else:
+        caption = take_caption(extra)
+    return caption, extra
+
+
+def take_caption(fields: dict[str, Any]) -> str | None:
+    """Remove and return the caption: the first of "caption" and "text" that is a string."""
+    for name in ("caption", "text"):
+        if isinstance(fields.get(name), str):
+            return str(fields.pop(name))
+    return None
+
+
+def parse_json(data: bytes | str) -> Any:
+    """JSON that can be written again as JSON: NaN and infinities become null.
+
+    Raises:
+        ValueError: not UTF-8, not JSON, nested too deep, or with half a surrogate pair.
+    """
+    try:
+        text = data if isinstance(data, str) else data.decode("utf-8-sig")
+        value = json.loads(text, parse_constant=lambda _: None, parse_float=_finite)
+        if not _is_text(json.dumps(value, ensure_ascii=False)):
+            raise ValueError("half a surrogate pair")
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+    except ValueError as error:
+        raise ValueError(f"not JSON: {error}") from error
+    return value
+
+
+def plain(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a table as JSON can hold them: no nulls, dates and decimals as text.
+
+    Raises:
+        ValueError: text that is not UTF-8.
+    """
+    kept = {name: value for name, value in fields.items() if value is not None}
+    parsed: dict[str, Any] = parse_json(json.dumps(kept, default=str))
+    return parsed
+
+
+def parse_seconds(value: object) -> Fraction | None:
+    """A time in seconds, exactly as written: 0.1 -> 1/10. None and "" mean that none was given.
+
+    Raises:
+        ValueError: not a number from 0 to 1e9, or written with more than 40 characters.
+    """
+    text = "" if value is None else str(value).strip()
+    if not text:
+        return None
+    if len(text) > 40 or isinstance(value, bool):
+        raise ValueError(f"not a time in seconds: {text[:40]!r}")
+    numerator, slash, denominator = text.partition("/")
+    try:
+        # By way of Decimal: Fraction("1e999999999") would compute the power.
+        seconds = _exact(numerator) / (_exact(denominator) if slash else 1)
+    except (InvalidOperation, ZeroDivisionError, ValueError) as error:
+        raise ValueError(f"not a time in seconds: {text!r}") from error
+    if not 0 <= seconds <= 10**9:
+        raise ValueError(f"not a time from 0 to 1e9 seconds: {text!r}")
+    return seconds
+
+
+def _exact(text: str) -> Fraction:
+    number = Decimal(text)
+    if not number.is_finite() or (number and abs(number.adjusted()) > 40):
+        raise ValueError(text)
+    return Fraction(number)
+
+
+def _finite(text: str) -> float | None:
+    number = float(text)
+    return number if math.isfinite(number) else None
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,210 @@
+"""Sources -> shards, and a shard -> its videos. A shard's order and ordinals are a function of the source alone.
+
+    list_source(uri)    a tar, a folder, a glob or a table -> Shard ...
+    read_shard(shard)   -> Video | Receipt ..., last Receipt "videos"
+
+What is refused here is a whole video: it takes an ordinal, one Receipt "rejection" (clip 0), and one Receipt "clips"
+that says so. The rest of a damaged tar counts as one video.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import Any, Protocol
+
+from pipeline.addresses import folder_of, normal_uri, redacted
+from pipeline.errors import ConfigError, NotFoundError
+from pipeline.folders import (
+    TABLE_SUFFIXES,
+    files_shard,
+    glob_matcher,
+    list_items,
+    read_files,
+    tar_shard,
+)
+from pipeline.plan_file import load_members
+from pipeline.records import Receipt, Rejection, Shard, Video
+from pipeline.samples import IMAGE_SUFFIXES, SIDECAR_SUFFIXES, VIDEO_SUFFIXES, Sample, suffix_of
+from pipeline.storage import Entry, Storage, open_uri
+from pipeline.tables import list_table, read_table, table_end
+from pipeline.webdataset import read_tar
+
+MAX_BYTES = 4 << 30
+"""Of one encoded video. A tar's is held in memory, so an H100 node reads eight of these at once."""
+
+
+class Planned(Protocol):
+    """What the plan has already frozen of a source."""
+
+    def end_of(self, uri: str, entry: Entry) -> int | None:
+        """None: this tar or table is new. Else where its last range ends; a tar has none, so 0.
+
+        Raises:
+            ChangedError: the entry is another object than the plan recorded.
+        """
+
+    def videos_under(self, root: str) -> Iterator[dict[str, Any]]:
+        """The loose videos planned under the folder `root`, sorted by path."""
+
+    def check_video(self, root: str, planned: dict[str, Any], found: dict[str, Any]) -> None:
+        """Compare a video with its record. Raises as `end_of`."""
+
+
+def list_source(uri: str, *, shard_size: int, planned: Planned | None = None) -> Iterator[Shard]:
+    """The shards of a source that are not planned yet, in the order of its listing, as the listing comes in.
+
+    Args:
+        uri: a tar; a table (.parquet, .jsonl, .ndjson, .csv); a video; a folder with tars or videos; a glob of these.
+        shard_size: videos or rows of a shard. Tars are one shard each.
+        planned: what earlier runs froze; tables go on where it ends.
+
+    Raises:
+        ConfigError: there is nothing of the kind at `uri`.
+        ChangedError: a planned object is not what it was.
+    """
+    if shard_size < 1:
+        raise ConfigError(f"shard_size must be at least 1, got {shard_size}")
+    root, entries = _find(normal_uri(uri))
+    group: list[dict[str, Any]] = []
+    found_any = False
+    for item, is_new in _compared(list_items(entries), root, planned):
+        found_any = True
+        if isinstance(item, Entry):
+            yield from _container(f"{root.rstrip('/')}/{item.path}", item, shard_size, planned)
+        elif is_new:
+            group.append(item)
+            if len(group) == shard_size:
+                yield files_shard(root, group)
+                group = []
+    if group:
+        yield files_shard(root, group)
+    if not found_any:
+        raise ConfigError(
+            f"source {redacted(uri)!r} holds nothing to read. Looked for a .tar, a table "
+            f"({', '.join(sorted(TABLE_SUFFIXES))}), a video, a folder with tars or videos, or a glob of these"
+        )
+
+
+def read_shard(shard: Shard, *, max_bytes: int = MAX_BYTES, allow_private: bool = False) -> Iterator[Video | Receipt]:
+    """The videos of a shard in source order, with receipts for the refused ones and at last one for their number.
+
+    Args:
+        max_bytes: a larger video is the Rejection `limit_exceeded`, and is not held in memory.
+        allow_private: let a table name web addresses inside the local network.
+
+    Raises:
+        StorageError: the source could not be read, or is not the planned one (ChangedError). The shard stays open.
+    """
+    staged = json.loads(shard.staged) if shard.staged else {"parts": [], "verdicts": []}
+    parts: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
+    verdicts: defaultdict[int, list[int]] = defaultdict(list)
+    for video, clip, chunk, _ in staged["parts"]:
+        parts[video].append((clip, chunk))
+    for video, clip in staged["verdicts"]:
+        verdicts[video].append(clip)
+
+    count = 0
+    samples = _samples(shard, max_bytes=max_bytes, allow_private=allow_private)
+    while True:
+        started = time.perf_counter()
+        sample = next(samples, None)
+        if sample is None:
+            break
+        if isinstance(sample, Rejection):
+            yield Receipt(kind="rejection", shard=shard.name, video=count, clip=0, rejection=sample)
+            yield Receipt(kind="clips", shard=shard.name, video=count, count=1)
+        else:
+            yield Video(
+                shard=shard.name,
+                video=count,
+                key=sample.key,
+                uri=sample.uri,
+                payload=sample.payload,
+                size=sample.size,
+                etag=sample.etag,
+                caption=sample.caption,
+                start=sample.start,
+                end=sample.end,
+                extra=sample.extra,
+                staged=tuple(parts[count]),
+                verdicts=tuple(verdicts[count]),
+                read_seconds=time.perf_counter() - started,
+            )
+        count += 1
+    yield Receipt(kind="videos", shard=shard.name, count=count)
+
+
+def _samples(shard: Shard, *, max_bytes: int, allow_private: bool) -> Iterator[Sample | Rejection]:
+    match shard.kind:
+        case "tar":
+            return read_tar(shard.uri, size=shard.size, etag=shard.etag, max_bytes=max_bytes)
+        case "files":
+            return read_files(shard.uri, load_members(shard), max_bytes=max_bytes)
+        case "table":
+            return read_table(shard, load_members(shard), allow_private=allow_private)
+
+
+def _find(uri: str) -> tuple[str, Iterator[Entry]]:
+    """The folder that paths are relative to, and the sorted listing of what `uri` means in it."""
+    try:
+        folder, name = open_uri(uri)
+    except ConfigError:  # a whole bucket
+        return uri, _without_tables(Storage(uri).list())
+    first = next(folder.list(name), None)
+    if first is not None and first.path == name:
+        return folder.uri, iter(_with_sidecars(folder, first))
+    if first is not None:
+        return uri, _without_tables(Storage(uri).list())
+    if (position := min((uri.find(sign) for sign in "*?[" if sign in uri), default=-1)) < 0:
+        return uri, iter(())
+    root = folder_of(uri[: position + 1])
+    matches = glob_matcher(uri[len(root.rstrip("/")) + 1 :])
+    return root, (entry for entry in Storage(root).list() if matches(entry.path))
+
+
+def _without_tables(entries: Iterator[Entry]) -> Iterator[Entry]:
+    """A folder's tables are about its videos, as a rule; as a source of their own they are named."""
+    return (entry for entry in entries if suffix_of(entry.path) not in TABLE_SUFFIXES)
+
+
+def _with_sidecars(folder: Storage, entry: Entry) -> list[Entry]:
+    """A single object; a video comes with its sidecars."""
+    found = [entry]
+    if suffix_of(entry.path) in VIDEO_SUFFIXES | IMAGE_SUFFIXES:
+        for suffix in SIDECAR_SUFFIXES:
+            try:
+                found.append(folder.entry(str(PurePosixPath(entry.path).with_suffix(suffix))))
+            except NotFoundError:
+                continue
+    return sorted(found)
+
+
+def _compared(
+    items: Iterator[dict[str, Any] | Entry], root: str, planned: Planned | None
+) -> Iterator[tuple[dict[str, Any] | Entry, bool]]:
+    """Each item, and whether it is new: a merge of two sorted sequences, so nothing is held."""
+    records = planned.videos_under(root) if planned else iter(())
+    record = next(records, None)
+    for item in items:
+        if isinstance(item, Entry):
+            yield item, True
+            continue
+        while record is not None and record["path"] < item["path"]:
+            record = next(records, None)
+        is_new = record is None or record["path"] != item["path"]
+        if planned and record and not is_new:
+            planned.check_video(root, record, item)
+        yield item, is_new
+
+
+def _container(uri: str, entry: Entry, shard_size: int, planned: Planned | None) -> Iterator[Shard]:
+    end = planned.end_of(uri, entry) if planned else None
+    if suffix_of(uri) not in TABLE_SUFFIXES:
+        if end is None:
+            yield tar_shard(uri, entry)
+    elif end is None or end < table_end(uri, entry):
+        yield from list_table(uri, entry, shard_size=shard_size, start=end or 0)
