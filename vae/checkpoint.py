@@ -57,8 +57,7 @@ def read_encoder(path: Path) -> EncoderCheckpoint:
         config_path = folder / "config.json"
         if config_path.is_file():
             return _read_diffusers(folder, read_json(config_path))
-        path = _only_file(folder)
-    metadata, raw = read_tensors(path)
+    metadata, raw = read_tensors(model_file(path))
     tensors = encoder_part(raw)
     if _METADATA in metadata:
         about = json.loads(metadata[_METADATA])
@@ -120,6 +119,24 @@ def model_folder(folder: Path) -> Path:
     """The folder itself, or its `vae` where a whole pipeline is stored."""
     inner = folder / "vae"
     return inner if inner.is_dir() and not (folder / "config.json").is_file() else folder
+
+
+def model_file(path: Path) -> Path:
+    """The file itself, or the only weights file of a folder.
+
+    Raises:
+        CheckpointError: the folder holds none, or several.
+    """
+    if path.is_file():
+        return path
+    folder = model_folder(path)
+    found = sorted(inner for inner in folder.iterdir() if inner.is_file() and _is_weights(inner))
+    if len(found) != 1:
+        raise CheckpointError(
+            f"{folder} must hold one weights file (or a config.json of a VAE); found {len(found)}: "
+            f"{', '.join(inner.name for inner in found[:5])}"
+        )
+    return found[0]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -194,16 +211,6 @@ def _weight_files(folder: Path) -> list[Path]:
         if found:
             return found[:1]
     raise CheckpointError(f"{folder} has config.json but no weights (*.safetensors or *.bin)")
-
-
-def _only_file(folder: Path) -> Path:
-    found = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix != ".json" and _is_weights(path))
-    if len(found) != 1:
-        raise CheckpointError(
-            f"{folder} has no config.json, so it must hold one weights file; found {len(found)}: "
-            f"{', '.join(path.name for path in found[:5])}"
-        )
-    return found[0]
 
 
 def _is_weights(path: Path) -> bool:

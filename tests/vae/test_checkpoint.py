@@ -258,7 +258,7 @@ def test_places_with_nothing_are_refused(tmp_path: Path, forms: dict[str, Path])
     for where in ("nothing", "memory://no/such", str(tmp_path / "none")):
         with pytest.raises(vae.CheckpointError, match="nothing at"):
             vae.load_vae(where)
-    with pytest.raises(vae.CheckpointError, match="must hold one weights file; found 0"):
+    with pytest.raises(vae.CheckpointError, match=r"must hold one weights file .* found 0"):
         vae.load_vae(str(tmp_path))
     (tmp_path / "config.json").write_text("[1]")
     with pytest.raises(vae.CheckpointError, match="expected an object"):
