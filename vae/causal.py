@@ -104,9 +104,17 @@ class CausalConv3d(nn.Module):
 
         Returns:
             The output frames, and the cache for the next step (a copy that shares no memory with x).
+
+        Raises:
+            ValueError: as `forward`, or a kernel shorter than its stride and a piece that is no multiple of the stride.
         """
         padded = self._padded(x, cache, norm)
         num_outputs = (padded.shape[2] - self.reach - 1) // self.stride + 1
+        if num_outputs * self.stride > padded.shape[2]:
+            raise ValueError(
+                f"a stride of {self.stride} steps over the end of {padded.shape[2]} frames; the kernel spans only "
+                f"{self.reach + 1}, so pieces must be multiples of the stride"
+            )
         kept = padded[:, :, num_outputs * self.stride :].clone()
         return kernels.conv3d(padded, self.conv, residual), kept
 
