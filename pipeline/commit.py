@@ -1,6 +1,6 @@
 """Commit and seal: staged parts become the one data file of their shard, and what can be derived from it follows.
 
-    1. read the parts, join chunks into clips          a part is missing: the data file is there (adopt) or the clip is open
+    1. read the parts, join chunks into clips          one is missing: adopt the data file, or the clip is open again
     2. put data/<shard>.parquet, create-only           <- the shard is done here, and nowhere else
     3. index/<shard>.parquet, rejected/<shard>.jsonl   derived; the next run makes them if this one dies before
     4. delete _staging/<shard>/
@@ -70,23 +70,29 @@ def commit(output: Storage, spec: str, shard: CompleteShard) -> Committed:
 
 
 def derive(output: Storage, shard: str) -> None:
-    """Make index/<shard>.parquet and rejected/<shard>.jsonl out of the data file. Repeatable."""
+    """Make rejected/<shard>.jsonl and, last, index/<shard>.parquet out of the data file. Repeatable."""
     data = io.BytesIO(output.read(shard_file.data_path(shard)))
-    index = io.BytesIO()
-    pq.write_table(shard_file.index_of(data, shard), index, compression="zstd")
-    output.put(f"index/{shard}.parquet", index.getvalue())
     _, footer = shard_file.footer_of(data)
     if footer["rejections"]:
         lines = "".join(json.dumps(rejection) + "\n" for rejection in footer["rejections"])
         output.put(f"rejected/{shard}.jsonl", lines.encode())
+    index = io.BytesIO()
+    pq.write_table(shard_file.index_of(data, shard), index, compression="zstd")
+    output.put(f"index/{shard}.parquet", index.getvalue())
 
 
-def tidy(output: Storage, done: Iterable[str], staged: Iterable[str], indexed: Iterable[str]) -> None:
-    """What a killed run left undone after its last put: indexes to derive, staging of committed shards to sweep."""
-    done, staged = set(done), set(staged)
-    for shard in sorted(done - set(indexed)):
+def tidy(output: Storage, done: Iterable[str], leftovers: Iterable[str]) -> None:
+    """Do what a killed run left undone after its last put.
+
+    Args:
+        output: root of the output.
+        done: committed shards; those without an index get one.
+        leftovers: committed shards with something left in staging, which is swept.
+    """
+    indexed = {entry.path.removeprefix("index/").removesuffix(".parquet") for entry in output.list("index/")}
+    for shard in sorted(set(done) - indexed):
         derive(output, shard)
-    for shard in sorted(done & staged):
+    for shard in leftovers:
         output.delete(f"{STAGING}/{shard}/")
 
 

@@ -81,7 +81,7 @@ class Job:
     max_rejected: float = 1.0
     """Exit with code 3 when more than this fraction of the clips is rejected. What is committed stays."""
     limit: int | None = None
-    """Process at most this many shards in this run."""
+    """Plan and process the first so many shards only. A later run without it goes on with the rest."""
     grace: float = 60.0
     """Seconds to finish what is open after SIGTERM, before exiting with code 75: resume me."""
     dry_run: bool = False

@@ -12,8 +12,11 @@ The answer depends on the set of receipts only: not on their order, and not on h
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from pipeline.records import Receipt, Rejection
+
+K = TypeVar("K")
 
 ClipKey = tuple[int, int]
 """(video ordinal, clip index)"""
@@ -104,9 +107,9 @@ class Ledger:
         )
 
 
-def _agree(counts: dict[ClipKey, int] | dict[int, int], key: ClipKey | int, count: int, receipt: Receipt) -> None:
-    if counts.setdefault(key, count) != count:  # type: ignore[arg-type, index]
-        raise ValueError(f"{receipt.shard}: {receipt.kind} of {key} said {counts[key]} before and {count} now")  # type: ignore[index]
+def _agree(counts: dict[K, int], key: K, count: int, receipt: Receipt) -> None:
+    if counts.setdefault(key, count) != count:
+        raise ValueError(f"{receipt.shard}: {receipt.kind} of {key} said {counts[key]} before and {count} now")
 
 
 def _waits_for(shard: _OpenShard) -> str:

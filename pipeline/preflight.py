@@ -110,8 +110,8 @@ def pools(workers: Workers, chunk_bytes: int, *, cpus: float, gpus: float, objec
         raise ConfigError(f"{least} encoders of {per_encoder:g} GPUs do not fit on the {gpus:g} GPUs that Ray has")
     if BLOCKS_IN_FLIGHT * chunk_bytes > object_store / 2:
         raise ConfigError(
-            f"the largest chunk is {chunk_bytes / 1e6:.0f} MB and the object store {object_store / 1e6:.0f} MB: half of "
-            f"it, which Ray Data uses, must hold {BLOCKS_IN_FLIGHT}. Lower chunk-windows or raise object-store-gb"
+            f"the largest chunk is {chunk_bytes / 1e6:.0f} MB and Ray's object store {object_store / 1e6:.0f} MB. Half "
+            f"of that must hold {BLOCKS_IN_FLIGHT} chunks. Lower chunk-windows or raise object-store-gb"
         )
     if encoder_cpus:
         most = min(most, int((cpus - workers.decode_cpus) / encoder_cpus))

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from pipeline.records import Receipt, Shard
+from pipeline.records import Receipt
 
 
 @dataclass(slots=True, kw_only=True)
@@ -30,7 +30,8 @@ class Progress:
     latent_bytes: int = 0
     read_bytes: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=lambda: {"read": 0.0, "decode": 0.0, "encode": 0.0})
+    """Busy time of each stage, summed over its workers."""
     faults: list[str] = field(default_factory=list)
     started: float = 0.0
 
@@ -39,6 +40,7 @@ class Progress:
 
     def add(self, receipt: Receipt) -> None:
         """Count a receipt."""
+        self.seconds["read"] += receipt.read_seconds
         self.seconds["decode"] += receipt.decode_seconds
         self.seconds["encode"] += receipt.encode_seconds
         match receipt.kind:
@@ -53,8 +55,6 @@ class Progress:
                 self.read_bytes += receipt.num_bytes
             case "fault":
                 self.faults.append(f"{receipt.shard}: {receipt.message}")
-            case _:
-                self.seconds["read"] += receipt.read_seconds
 
     @property
     def elapsed(self) -> float:
@@ -126,11 +126,6 @@ class Summary:
             rows.append(("left", f"{len(self.open_shards) - 10} more"))
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
-
-
-def source_bytes(shards: list[Shard]) -> dict[str, int]:
-    """Encoded bytes of each shard, for the time left."""
-    return {shard.name: shard.size for shard in shards}
 
 
 def duration(seconds: float) -> str:

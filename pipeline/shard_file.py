@@ -20,6 +20,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from fractions import Fraction
+from itertools import pairwise
 from typing import IO, Any
 
 import numpy as np
@@ -169,7 +170,7 @@ def holds(timestamps: list[float], start: str, fps: str | None) -> tuple[int, fl
     """
     if fps is None:
         return 0, 0.0
-    duplicates = sum(a == b for a, b in zip(timestamps, timestamps[1:], strict=False))
+    duplicates = sum(a == b for a, b in pairwise(timestamps))
     grid = (float(Fraction(start) + i / Fraction(fps)) for i in range(len(timestamps)))
     return duplicates, max(
         (max(target - time, 0.0) for target, time in zip(grid, timestamps, strict=True)), default=0.0

@@ -102,7 +102,13 @@ def settle(output: Storage, spec: Spec) -> None:
         ConfigError: the output was made with another Spec; names every field that differs, with both values.
     """
     text = json.dumps(json.loads(spec.to_json()), indent=2, sort_keys=True).encode() + b"\n"
-    if (output.exists(PATH) or not output.create(PATH, text)) and (lines := diff(spec.to_json(), load_text(output))):
+    if output.exists(PATH) or not output.create(PATH, text):
+        check(output, spec)
+
+
+def check(output: Storage, spec: Spec) -> None:
+    """Compare with the spec.json of this output, if it has one. Writes nothing; raises as `settle`."""
+    if output.exists(PATH) and (lines := diff(spec.to_json(), load_text(output))):
         fields = "\n  ".join(lines)
         raise ConfigError(
             f"{output.uri} was made with another spec; use another --output, or the same settings:\n  {fields}"

@@ -150,7 +150,7 @@ def test_tidy_makes_what_a_killed_run_left_undone(output: Storage) -> None:
     output.delete("index/s.parquet")
     output.delete("rejected/s.jsonl")
     put_parts(output)
-    tidy(output, done={"s"}, staged={"s", "t"}, indexed=())
+    tidy(output, done={"s"}, leftovers=("s",))
     assert files(output) == whole
 
 

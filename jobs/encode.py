@@ -1,0 +1,89 @@
+"""latentmill encode: shards of video in, shards of scaled latents out. Running it again resumes.
+
+Exit codes: 0 all committed; 1 something is left; 2 configuration; 3 more rejected than --max-rejected (what is
+committed stays); 75 stopped on request: resume me.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+
+import tyro
+
+from pipeline.errors import ConfigError, StorageError
+from pipeline.job import Job
+from pipeline.progress import Summary
+from pipeline.shard_file import data_path
+
+OK, LEFT, CONFIG, REJECTED, STOPPED = 0, 1, 2, 3, 75
+
+FLAGS = (tyro.conf.OmitArgPrefixes, tyro.conf.UseAppendAction, tyro.conf.FlagConversionOff)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, run, print the summary; see the module for the exit codes."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    try:
+        job = parse(argv)
+        if job.dry_run:
+            print(_dry_run(job))
+            return OK
+        from pipeline.run import run
+
+        in_terminal = sys.stderr.isatty()
+        summary = run(job, echo=_redraw if in_terminal else _append, echo_seconds=1.0 if in_terminal else 30.0)
+    except (ConfigError, StorageError) as error:
+        print(f"latentmill encode: {error}", file=sys.stderr)
+        return CONFIG if isinstance(error, ConfigError) else LEFT
+    print(("\n" if in_terminal else "") + summary.table())
+    return exit_code(summary, job)
+
+
+def parse(argv: Sequence[str] | None) -> Job:
+    """The Job that a command line asks for. Wrong syntax prints the usage and exits with code 2."""
+    return tyro.cli(Job, args=argv, prog="latentmill encode", description=__doc__, config=FLAGS)
+
+
+def _dry_run(job: Job) -> str:
+    """What a run would do. Nothing is written."""
+    from pipeline.preflight import resolve
+    from pipeline.progress import size
+    from pipeline.sources import list_source
+    from pipeline.spec import check
+    from pipeline.storage import Storage
+
+    spec, info = resolve(job)
+    output = Storage(job.output)
+    check(output, spec)
+    shards = [shard for source in job.source for shard in list_source(source, shard_size=job.shard_size)][: job.limit]
+    done = sum(output.exists(data_path(shard.name)) for shard in shards)
+    shapes = ", ".join(f"{t}x{h}x{w} -> {info.latent_shape(t, h, w)}" for t, h, w in job.clip.shapes)
+    return (
+        f"source  {len(shards)} shards, {size(sum(shard.size for shard in shards))}\n"
+        f"done    {done} shards in {job.output}\n"
+        f"latent  {shapes}, {job.latent.posterior}, {job.latent.store_dtype}\n"
+        f"spec    {spec.digest[:12]}"
+    )
+
+
+def exit_code(summary: Summary, job: Job) -> int:
+    """See the module."""
+    if summary.stopped and summary.open_shards:
+        return STOPPED
+    if summary.open_shards:
+        return LEFT
+    return REJECTED if summary.rejected_share > job.max_rejected else OK
+
+
+def _redraw(line: str) -> None:
+    print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+
+
+def _append(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

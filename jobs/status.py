@@ -1,0 +1,89 @@
+"""latentmill status: what stands in an output, also while a run is going. Reads only what was derived: no latents."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import tyro
+
+from pipeline.errors import ConfigError, NotFoundError, StorageError
+from pipeline.plan import read_plan
+from pipeline.progress import size
+from pipeline.spec import PATH, load_text
+from pipeline.storage import Storage
+from pipeline.tally import Tally, tally
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Status:
+    """What stands in an output."""
+
+    output: str
+    """The output of `latentmill encode`."""
+    as_json: bool = False
+    """Print JSON instead of a table."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the status. Exit code 0; 2 where there is no output; 1 where storage failed."""
+    args = tyro.cli(Status, args=argv, prog="latentmill status", description=__doc__)
+    try:
+        facts = status(Storage(args.output))
+    except (ConfigError, NotFoundError) as error:
+        print(f"latentmill status: {error}", file=sys.stderr)
+        return 2
+    except StorageError as error:
+        print(f"latentmill status: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(facts, indent=2) if args.as_json else table(facts))
+    return 0
+
+
+def status(output: Storage) -> dict[str, object]:
+    """Shards, clips, rejections by reason, bytes and Spec of an output, JSON-friendly.
+
+    Raises:
+        ConfigError: there is no spec.json.
+    """
+    if not output.exists(PATH):
+        raise ConfigError(f"{output.uri} holds no {PATH}: not an output of latentmill encode")
+    plan = read_plan(output)
+    counts: Tally = tally(output, sorted(plan.done))
+    return {
+        "output": output.uri,
+        "shards": plan.num_shards,
+        "done": plan.num_shards - plan.num_remaining,
+        "remaining": plan.num_remaining,
+        "clips": counts.planned,
+        "latents": counts.latents,
+        "latent_bytes": counts.latent_bytes,
+        "rejected": dict(sorted(counts.rejected.items())),
+        "staged": sum(len(json.loads(shard.staged)["parts"]) for shard in plan.remaining() if shard.staged),
+        "spec": json.loads(load_text(output)),
+    }
+
+
+def table(facts: dict[str, object]) -> str:
+    """The same, for people."""
+    rejected: dict[str, int] = facts["rejected"]  # type: ignore[assignment]
+    spec: dict[str, dict[str, object]] = facts["spec"]  # type: ignore[assignment]
+    vae, clip, latent = spec["vae"], spec["clip"], spec["latent"]
+    rows = [
+        ("output", facts["output"]),
+        ("shards", f"{facts['done']} done, {facts['remaining']} remaining"),
+        ("clips", f"{facts['clips']} = {facts['latents']} latents + {sum(rejected.values())} rejected"),
+        *((f"  {reason}", n) for reason, n in rejected.items()),
+        ("bytes", size(facts["latent_bytes"])),  # type: ignore[arg-type]
+        ("staged", f"{facts['staged']} parts of shards under way"),
+        ("vae", f"{vae['name']}  sha256 {str(vae['weights_sha256'])[:12]}"),
+        ("clip", "  ".join(f"{name} {value}" for name, value in clip.items() if value not in (None, []))),
+        ("latent", "  ".join(f"{name} {value}" for name, value in latent.items())),
+    ]
+    return "\n".join(f"{name:<10}{value}" for name, value in rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,175 @@
+"""The driver: receipts in, commits out, until nothing is left. Knows no Ray: `run` hands it a stream and a commit.
+
+One pass streams all shards that are left. Further passes take what the first could not: shards that another run held
+and gave up, clips whose part was lost. A pass that commits nothing, with nothing held elsewhere, is the last.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
+
+from pipeline.claims import RENEW_SECONDS
+from pipeline.commit import Committed
+from pipeline.errors import StorageError
+from pipeline.ledger import CompleteShard, Ledger
+from pipeline.parts import read_verdict
+from pipeline.plan import Plan, read_plan
+from pipeline.progress import Progress, Summary
+from pipeline.records import Receipt, Shard
+from pipeline.stop import Stop, every
+from pipeline.storage import Storage
+from pipeline.tally import tally
+
+log = logging.getLogger(__name__)
+
+COMMITS_IN_FLIGHT = 2
+"""A commit holds one clip in memory and waits for storage; more of them would compete with the encoders' staging."""
+
+POLL_SECONDS = 5.0
+"""How often a run with nothing else to do looks whether the shards that another run holds are done or given up."""
+
+
+class Holder(Protocol):
+    """The claims, as the driver uses them."""
+
+    def stop(self) -> None: ...
+    def renew(self) -> None: ...
+    def release(self, shard: str) -> None: ...
+    def release_all(self) -> None: ...
+
+
+class Driver:
+    """One run's account of what is left, under way and done."""
+
+    def __init__(self, output: Storage, plan: Plan, echo: Callable[[str], None]) -> None:
+        self.run_id = uuid.uuid4().hex[:12]
+        self._output, self._echo = output, echo
+        self.todo = list(plan.remaining())
+        self.progress = Progress(
+            num_shards=len(self.todo),
+            num_done_before=plan.num_shards - plan.num_remaining,
+            source_bytes={shard.name: shard.size for shard in self.todo},
+        )
+        self.num_shards = plan.num_shards
+        self.done = {shard.name for shard in plan} & plan.done
+        """Committed shards of the plan."""
+        self._ledger = Ledger()
+        self._elsewhere: set[str] = set()
+        self._commits: dict[Future[Committed], str] = {}
+        self._stopped = False
+
+    def drive(
+        self,
+        stream: Callable[[list[Shard]], Iterator[Receipt]],
+        commit: Callable[[CompleteShard], Committed],
+        claims: Holder,
+        stop: Stop,
+        echo_seconds: float,
+    ) -> None:
+        """Pass after pass, until everything is committed, nothing moves any more, or a stop is asked for."""
+        with (
+            ThreadPoolExecutor(COMMITS_IN_FLIGHT) as self._committers,
+            every(echo_seconds, lambda: self._echo(self.progress.line())),
+            every(RENEW_SECONDS, claims.renew),
+            stop.calling(claims.stop),
+        ):
+            try:
+                while self.todo and not stop.asked:
+                    self._one_pass(stream, commit, claims)
+                    if not self._next_pass(claims, stop):
+                        break
+            finally:
+                claims.release_all()
+                self._stopped = stop.asked
+        self._echo(self.progress.line())
+
+    def _one_pass(
+        self,
+        stream: Callable[[list[Shard]], Iterator[Receipt]],
+        commit: Callable[[CompleteShard], Committed],
+        claims: Holder,
+    ) -> None:
+        self._ledger = Ledger()
+        self._elsewhere.clear()
+        for shard in self.todo:
+            self._recall(shard)
+        for receipt in stream(self.todo):
+            self.progress.add(receipt)
+            self._take(receipt, commit)
+            self._reap(claims)
+        while self._commits:
+            self._reap(claims, wait=True)
+
+    def _recall(self, shard: Shard) -> None:
+        """Tell the ledger what an earlier run staged."""
+        staged = json.loads(shard.staged or "{}")
+        for video, clip, chunk, num_chunks in staged.get("parts", ()):
+            self._ledger.add(
+                Receipt(kind="part", shard=shard.name, video=video, clip=clip, chunk=chunk, num_chunks=num_chunks)
+            )
+        for video, clip in staged.get("verdicts", ()):
+            rejection = read_verdict(self._output, shard.name, video, clip)
+            self._ledger.add(Receipt(kind="rejection", shard=shard.name, video=video, clip=clip, rejection=rejection))
+
+    def _take(self, receipt: Receipt, commit: Callable[[CompleteShard], Committed]) -> None:
+        name = receipt.shard
+        if name in self.progress.committed or name in self._commits.values():
+            return  # a retried task tells it again
+        if receipt.kind == "elsewhere":
+            self._elsewhere.add(name)
+        elif receipt.kind == "fault":
+            log.warning("shard=%s stays open: %s", name, receipt.message)
+        if complete := self._ledger.add(receipt):
+            self._commits[self._committers.submit(commit, complete)] = name
+
+    def _reap(self, claims: Holder, *, wait: bool = False) -> None:
+        for future in [future for future in self._commits if wait or future.done()]:
+            name = self._commits.pop(future)
+            try:
+                committed = future.result()
+            except StorageError as error:
+                log.warning("shard=%s stays open: commit failed: %s", name, error)
+                continue
+            if committed.missing:
+                self._ledger.reopen(name, list(committed.missing))
+                continue
+            self._ledger.forget(name)
+            self.progress.committed.add(name)
+            claims.release(name)
+
+    def _next_pass(self, claims: Holder, stop: Stop) -> bool:
+        """Bring the list of what is left up to date; False: this run can do no more."""
+        before = len(self.todo)
+        claims.release_all()
+        now, mine = read_plan(self._output), {shard.name for shard in self.todo}
+        self.done |= mine & now.done
+        self.todo = [shard for shard in now.remaining() if shard.name in mine]
+        held = [shard.name for shard in self.todo if shard.name in self._elsewhere]
+        if held and not stop.asked:
+            log.info("%d shards are being worked on by another run: waiting for them", len(held))
+            stop.wait(POLL_SECONDS)
+            return True
+        return len(self.todo) < before
+
+    def finish(self) -> Summary:
+        """The end of the run: what stands on disk, and what this run did for it."""
+        counts = tally(self._output, sorted(self.done))
+        waiting = self._ledger.still_open()
+        return Summary(
+            planned_shards=self.num_shards,
+            done_shards=len(self.done),
+            planned=counts.planned,
+            latents=counts.latents,
+            rejected=counts.rejected,
+            latent_bytes=counts.latent_bytes,
+            stopped=self._stopped,
+            parts_staged=self.progress.parts,
+            wall_seconds=self.progress.elapsed,
+            busy_seconds=dict(self.progress.seconds),
+            open_shards={shard.name: waiting.get(shard.name, "not begun") for shard in self.todo},
+        )

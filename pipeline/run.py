@@ -1,0 +1,230 @@
+"""The whole graph. Read this file first.
+
+    shards not yet committed
+      -> read     CPU task: a shard's samples (one streaming GET) or addresses; last, how many there were
+      -> decode   CPU task: chunks of frames, in a fixed order; per video, how many clips it has
+      -> encode   actors (GPU): frames in, scaled latent bytes out
+      -> stage    CPU task: put the part, hand on a receipt
+    driver: receipts -> ledger -> commit(shard): ONE file, and it exists = the shard is done
+
+The only module of the pipeline that knows Ray: stages take records and give records, and here they become operators.
+Each operator has remote arguments of its own, because Ray fuses neighbours whose arguments are equal (seen: decode
+inside the encode actor). Reading and staging wait for storage, so they ask for no CPU; their number is bounded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pipeline import preflight, runs
+from pipeline.chunks import Decode, Decoder
+from pipeline.claims import Claims
+from pipeline.commit import commit, seal, tidy
+from pipeline.decode import iter_clips
+from pipeline.driver import Driver
+from pipeline.encode import Encoder, EncodeStage
+from pipeline.errors import StorageError
+from pipeline.guard import Strikes
+from pipeline.job import Job, Workers, local_cpus
+from pipeline.parts import stage
+from pipeline.plan import make_plan
+from pipeline.progress import Summary
+from pipeline.records import Chunk, Latent, Receipt, Shard, Video
+from pipeline.rows import from_table, to_table
+from pipeline.sources import read_shard
+from pipeline.spec import settle
+from pipeline.stop import GraceOverError, Stop
+from pipeline.storage import Storage
+
+log = logging.getLogger(__name__)
+
+
+def graph(shards: list[Shard], pools: preflight.Pools, **stages: tuple[Any, dict[str, Any]]) -> Dataset:
+    """The five operators, stages as (function or actor class, its settings). What comes out are receipts."""
+    (read, reading), (decode, decoding) = stages["read"], stages["decode"]
+    (encode, encoding), (stage, staging) = stages["encode"], stages["stage"]
+    tables: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": None}
+    tasks = tables | {"max_retries": -1}  # the guard ends what would kill its worker for ever
+    readers, stagers = TaskPoolStrategy(size=pools.readers), TaskPoolStrategy(size=pools.stagers)
+    encoders = ActorPoolStrategy(min_size=pools.encoders[0], max_size=pools.encoders[1])
+    actors = tables | {"max_restarts": -1, "max_task_retries": -1}  # a finite number burns out when a node dies
+    return (
+        ray.data.from_items([shard.to_row() for shard in shards], override_num_blocks=1)
+        .repartition(target_num_rows_per_block=1)  # a task a shard, made lazily: 100,000 shards cost 27 MB
+        .map_batches(read, fn_kwargs=reading, num_cpus=0, compute=readers, **tasks)
+        .map_batches(decode, fn_kwargs=decoding, num_cpus=pools.decode_cpus, **tasks)
+        .map_batches(
+            encode,
+            fn_constructor_kwargs=encoding,
+            num_cpus=pools.encoder_cpus,
+            num_gpus=pools.encoder_gpus,
+            compute=encoders,
+            **actors,
+        )
+        .map_batches(stage, fn_kwargs=staging, num_cpus=0, compute=stagers, **tasks)
+    )
+
+
+def run(
+    job: Job,
+    *,
+    read: Callable[[Shard], Iterator[Video | Receipt]] = read_shard,
+    decode: Decode = iter_clips,
+    encode: Callable[..., Callable[[Chunk], Latent]] = Encoder,
+    echo: Callable[[str], None] = log.info,
+    echo_seconds: float = 30.0,
+) -> Summary:
+    """Run a job to the end: plan, stream, commit, seal. Running it again takes up whatever is left.
+
+    Args:
+        job: what to do.
+        read, decode, encode: the stages, for tests to replace.
+        echo: gets a progress line every `echo_seconds`.
+
+    Raises:
+        ConfigError: something is wrong with the job, its source or its output; nothing was started.
+        StorageError: the output, or the listing of the source, failed for good.
+    """
+    spec, info = preflight.resolve(job)
+    output = Storage(job.output)
+    settle(output, spec)
+    plan = make_plan(output, job.source, shard_size=job.shard_size, limit=job.limit, on_changed=job.on_changed)
+    tidy(output, plan.done, plan.leftovers)
+    driver = Driver(output, plan, echo)
+    here: dict[str, Any] = {}
+    if driver.todo:
+        chunk_bytes = preflight.largest_chunk_bytes(job.clip, job.latent, info)
+        with Stop(job.grace) as stop, _ray(job.workers, chunk_bytes) as pools, contextlib.suppress(GraceOverError):
+            device = "cuda" if pools.encoder_gpus else "cpu"
+            here = runs.environment(device, job.workers.threads_per_encoder)
+            runs.warn_of_differences(output, here)
+            driver.progress.slots = {"decode": pools.decoders, "encode": pools.encoders[1]}
+            guard, claims = _Remote(Strikes), _Remote(Claims, output, driver.run_id)
+            decoder = Decoder(
+                clip=job.clip, latent=job.latent, info=info, deadline=job.workers.decode_deadline, decode=decode
+            )
+            make_encoder = partial(
+                encode,
+                job.vae,
+                spec,
+                device=device,
+                threads=job.workers.threads_per_encoder,
+                largest=preflight.largest_clip(job.clip),
+            )
+            stages: dict[str, tuple[Any, dict[str, Any]]] = {
+                "read": (_read, {"read": read, "claims": claims}),
+                "decode": (_decode, {"decoder": decoder, "guard": guard}),
+                "encode": (_Encode, {"make": make_encoder, "guard": guard, "deadline": job.workers.encode_deadline}),
+                "stage": (_stage, {"output": output}),
+            }
+            remote_commit = ray.remote(num_cpus=0, max_retries=-1)(commit).remote
+            driver.drive(
+                lambda shards: _receipts(graph(shards, pools, **stages)),
+                lambda shard: ray.get(remote_commit(output, spec.to_json(), shard)),
+                claims,
+                stop,
+                echo_seconds,
+            )
+    seal(output, sorted(driver.done))
+    summary = driver.finish()
+    runs.record(output, driver.run_id, spec.digest, here, summary)
+    return summary
+
+
+def _read(table: pa.Table, read: Callable[[Shard], Iterator[Video | Receipt]], claims: Any) -> Iterator[pa.Table]:
+    for row in table.to_pylist():
+        shard = Shard.from_row(row)
+        if not claims.take(shard.name):
+            yield to_table(Receipt(kind="elsewhere", shard=shard.name))
+            continue
+        try:
+            yield from map(to_table, read(shard))
+        except StorageError as error:  # never a Rejection: what came so far is kept, the shard stays open
+            yield to_table(Receipt(kind="fault", shard=shard.name, message=f"{shard.uri}: {error}"))
+
+
+def _decode(table: pa.Table, decoder: Decoder, guard: Any) -> Iterator[pa.Table]:
+    for record in from_table(table):
+        yield from map(to_table, decoder(record, guard) if isinstance(record, Video) else [record])
+
+
+class _Encode:
+    def __init__(self, make: Callable[[], Callable[[Chunk], Latent]], guard: Any, deadline: float) -> None:
+        self._stage = EncodeStage(make, guard, deadline)
+
+    def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
+        yield from map(to_table, map(self._stage, from_table(table)))
+
+
+def _stage(table: pa.Table, output: Storage) -> Iterator[pa.Table]:
+    yield from (to_table(stage(record, output)) for record in from_table(table))
+
+
+def _receipts(rows: Dataset) -> Iterator[Receipt]:
+    for table in rows.iter_batches(batch_format="pyarrow", batch_size=None):
+        yield from from_table(table)  # type: ignore[misc]
+
+
+class _Remote:
+    """An object kept by an actor beside the driver, with its methods as if it were here. Pickles."""
+
+    def __init__(self, kind: type, *args: Any) -> None:
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        options = {"num_cpus": 0, "max_concurrency": 1, "scheduling_strategy": here}
+        self._actor = ray.remote(kind).options(**options).remote(*args)
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        method = getattr(self._actor, name)
+        return lambda *args: ray.get(method.remote(*args))
+
+
+@contextlib.contextmanager
+def _ray(workers: Workers, chunk_bytes: int) -> Iterator[preflight.Pools]:
+    """A Ray of our own, or the cluster at the address; how many workers of each kind it can hold.
+
+    Raises:
+        ConfigError: the workers or the chunks do not fit.
+    """
+    ours = workers.ray_address == "local"
+    options: dict[str, Any] = {"address": workers.ray_address, "logging_level": "ERROR", "log_to_driver": False}
+    if ours:
+        options |= {"num_cpus": local_cpus(), "include_dashboard": False}
+        if workers.object_store_gb:
+            options["object_store_memory"] = int(workers.object_store_gb * 1e9)
+    joined = ray.is_initialized()
+    if not joined:
+        _quiet()
+        ray.init(**options)
+    try:
+        has = ray.cluster_resources()
+        cpus, gpus, store = (has.get(name, 0.0) for name in ("CPU", "GPU", "object_store_memory"))
+        pools = preflight.pools(workers, chunk_bytes, cpus=cpus, gpus=gpus, object_store=store)
+        context = DataContext.get_current()
+        context.target_max_block_size = preflight.block_bytes(chunk_bytes)
+        context.max_errored_blocks = -1  # the ledger notices what is missing; the shard stays open
+        context.enable_progress_bars = False  # they cannot know our totals
+        context.print_on_execution_start = False
+        yield pools
+    finally:
+        if not joined:
+            ray.shutdown()
+
+
+def _quiet() -> None:
+    """Ray's chatter off, and no worker started through `uv run` (ray#50961). Ray reads these before it starts."""
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)

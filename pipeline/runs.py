@@ -1,0 +1,58 @@
+"""runs/<run>.json: what each run did, with which versions and on what. Bytes in `data/` never depend on it.
+
+The same source and Spec give the same bytes on the same hardware and versions. Where a run's differ from the first
+run's, that is worth a warning: its latents may differ in the last bits.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from pipeline.progress import Summary
+from pipeline.storage import Storage
+
+log = logging.getLogger(__name__)
+
+PACKAGES = ("torch", "av", "pyarrow", "numpy", "ray")
+
+
+def environment(device: str, threads: int) -> dict[str, Any]:
+    """What may change the last bits of a latent: versions (FFmpeg comes with `av`), device, threads."""
+    facts: dict[str, Any] = {name: version(name) for name in PACKAGES}
+    facts["python"] = platform.python_version()
+    facts["machine"] = platform.machine()
+    facts["device"] = torch.cuda.get_device_name() if device == "cuda" and torch.cuda.is_available() else device
+    facts["threads_per_encoder"] = threads if device == "cpu" else None
+    return facts
+
+
+def warn_of_differences(output: Storage, here: dict[str, Any]) -> None:
+    """Compare this run's environment with the first run's, and say what differs."""
+    first = next(iter(output.list("runs/")), None)
+    if first is None:
+        return
+    there = json.loads(output.read(first.path))["environment"]
+    for name in sorted(here.keys() | there.keys()):
+        if here.get(name) != there.get(name):
+            log.warning(
+                "%s=%s here, %s in the first run of this output: latents may differ in the last bits",
+                name,
+                here.get(name),
+                there.get(name),
+            )
+
+
+def record(output: Storage, run_id: str, spec_digest: str, here: dict[str, Any], summary: Summary) -> None:
+    """Put runs/<time>-<run>.json. Names sort by time."""
+    now = datetime.now(UTC)
+    facts = {"run": run_id, "ended": now.isoformat(), "spec_sha256": spec_digest, "environment": here}
+    text = json.dumps(facts | {"summary": asdict(summary)}, indent=2)
+    output.put(f"runs/{now:%Y%m%dT%H%M%S}-{run_id}.json", text.encode())

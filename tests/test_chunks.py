@@ -1,0 +1,141 @@
+"""Laws: a clip cut into chunks is the clip; what was staged is left out and changes nothing else; a clip that kills its
+process costs that clip alone."""
+
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import vae
+from pipeline.chunks import Decoder
+from pipeline.clips import ClipRule
+from pipeline.decode import DecodedClip, DecodeSpec, iter_clips
+from pipeline.errors import CorruptVideoError, VideoError
+from pipeline.guard import MAX_STRIKES, Strikes
+from pipeline.records import Chunk, Receipt, Video
+from pipeline.spec import LatentRule
+from tests.small import CLIP, video
+
+INFO = vae.load_vae("tiny").info
+ALL = replace(CLIP, clips="all")
+
+
+def decoder(clip: ClipRule = ALL, latent: LatentRule | None = None, **kwargs: object) -> Decoder:
+    return Decoder(clip=clip, latent=latent or LatentRule(), info=INFO, deadline=60, **kwargs)  # type: ignore[arg-type]
+
+
+def run(made: Decoder, of: Video, guard: Strikes | None = None) -> tuple[list[Chunk], list[Receipt]]:
+    records = list(made(of, guard or Strikes()))
+    chunks = [record for record in records if isinstance(record, Chunk)]
+    return chunks, [record for record in records if isinstance(record, Receipt)]
+
+
+def test_a_video_announces_its_clips_and_sends_them_in_order() -> None:
+    chunks, (announced,) = run(decoder(replace(ALL, num_frames=5)), video())
+    assert (announced.kind, announced.count) == ("clips", 3)
+    assert [(chunk.clip, chunk.row["start"], chunk.row["end"]) for chunk in chunks] == [
+        (0, "0", "5/8"),
+        (1, "5/8", "5/4"),
+        (2, "5/4", "15/8"),
+    ]
+    assert chunks[0].row["timestamps"] == [0, 0.125, 0.25, 0.375, 0.5]
+    assert len({chunk.row["id"] for chunk in chunks}) == 3
+
+
+def test_chunks_overlap_by_their_context_and_join_to_the_clip() -> None:
+    clip = replace(ALL, num_frames=33, fps="24")
+    (whole,), _ = run(decoder(clip), video())
+    cut, _ = run(decoder(clip, LatentRule(chunk_windows=2, context="1")), video())
+    assert [chunk.windows for chunk in cut] == [(9, 8), (8, 8, 8)]
+    assert [chunk.num_context for chunk in cut] == [0, 1]
+    assert [(chunk.latent_start, chunk.clip_latent_frames) for chunk in cut] == [(0, 9), (5, 9)]
+    bodies = [cut[0].frames, cut[1].frames[8:]]
+    np.testing.assert_array_equal(np.concatenate(bodies), whole.frames)
+    np.testing.assert_array_equal(cut[1].frames[:8], whole.frames[9:17])
+    assert cut[0].row["timestamps"] + cut[1].row["timestamps"] == whole.row["timestamps"]
+
+
+def test_what_was_staged_is_not_decoded_again() -> None:
+    rule = LatentRule(chunk_windows=2, context="1")
+    clip = replace(ALL, num_frames=33, fps="24")
+    every, _ = run(decoder(clip, rule), video())
+    (left,), (announced,) = run(decoder(clip, rule), video(staged=((0, 0),)))
+    assert announced.count == 1
+    assert (left.clip, left.chunk) == (0, 1)
+    np.testing.assert_array_equal(left.frames, every[1].frames)
+    assert left.row == every[1].row
+
+
+def test_a_verdict_of_an_earlier_run_is_kept() -> None:
+    chunks, (announced,) = run(decoder(replace(ALL, num_frames=5)), video(verdicts=(1,)))
+    assert announced.count == 3
+    assert [chunk.clip for chunk in chunks] == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("payload", "reason"),
+    [(b"", "unreadable"), (b"not a video\n" * 99, "unreadable")],
+)
+def test_a_file_that_is_no_video_counts_as_one_rejected_clip(payload: bytes, reason: str) -> None:
+    chunks, (announced, rejected) = run(decoder(), replace(video(), payload=payload))
+    assert not chunks
+    assert announced.count == 1
+    assert rejected.rejection is not None
+    assert (rejected.clip, rejected.rejection.reason, rejected.rejection.key) == (0, reason, "k")
+
+
+def test_a_missing_object_is_rejected_and_a_storage_fault_is_not(tmp_path: Path) -> None:
+    missing = replace(video(), payload=None, uri=str(tmp_path / "none.mp4"))
+    _, (announced, rejected) = run(decoder(), missing)
+    assert announced.count == 1
+    assert rejected.rejection is not None
+    assert rejected.rejection.reason == "not_found"
+    changed = tmp_path / "changed.mp4"
+    changed.write_bytes(b"x")
+    _, (fault,) = run(decoder(), replace(missing, uri=str(changed), size=2, etag="other"))
+    assert fault.kind == "fault"
+    assert "changed.mp4" in fault.message
+
+
+def test_start_and_end_bound_the_grid() -> None:
+    chunks, _ = run(decoder(replace(ALL, num_frames=5)), video(start=Fraction(1, 2), end=Fraction(7, 4)))
+    assert [(chunk.row["start"], chunk.row["end"]) for chunk in chunks] == [("1/2", "9/8"), ("9/8", "7/4")]
+
+
+def fails_on_the_second(source: bytes | memoryview, specs: Sequence[DecodeSpec]) -> Iterator[DecodedClip | VideoError]:
+    for spec, result in zip(specs, iter_clips(source, specs), strict=True):
+        yield CorruptVideoError("bad luck") if spec.start == Fraction(5, 8) else result
+
+
+def dies_on_the_second(source: bytes | memoryview, specs: Sequence[DecodeSpec]) -> Iterator[DecodedClip | VideoError]:
+    for spec, result in zip(specs, iter_clips(source, specs), strict=True):
+        if spec.start == Fraction(5, 8):
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield result
+
+
+def test_an_error_in_one_clip_rejects_that_clip() -> None:
+    chunks, (_, rejected) = run(decoder(replace(ALL, num_frames=5), decode=fails_on_the_second), video())
+    assert [chunk.clip for chunk in chunks] == [0, 2]
+    assert rejected.rejection is not None
+    assert (rejected.clip, rejected.rejection.reason, rejected.rejection.start) == (1, "corrupt", "5/8")
+
+
+def test_suspects_are_decoded_alone_and_only_their_own_death_rejects_them() -> None:
+    """Clips 0 and 1 are suspects; only clip 1 kills its process. The order of the chunks stays."""
+    guard = Strikes()
+    for clip in (0, 1):
+        for _ in range(MAX_STRIKES):
+            guard.begin(f"s/0/{clip}/decode")
+    rule = replace(ALL, num_frames=5)
+    expected, _ = run(decoder(rule), video())
+    chunks, (_, rejected) = run(decoder(rule, decode=dies_on_the_second), video(), guard)
+    assert [chunk.clip for chunk in chunks] == [0, 2]
+    np.testing.assert_array_equal(chunks[0].frames, expected[0].frames)
+    assert rejected.rejection is not None
+    assert (rejected.clip, rejected.rejection.reason, rejected.verdict) == (1, "decode_crashed", True)
