@@ -1,0 +1,160 @@
+"""What the user says about clips: every field is a flag of the command line and a part of the Spec."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Literal, get_args
+
+from pipeline.decode.spec import Deinterlace, Filter, Fit, Hdr, OnError, UntaggedColorspace
+from pipeline.errors import ConfigError
+
+_PIXEL_MULTIPLE = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipRule:
+    """Which clips to cut from every video, their shape, and which videos to refuse."""
+
+    num_frames: int = 49
+    """Frames per clip. Causal VAEs take 1 + 4k."""
+    fps: str = "8"
+    """Frames a second that are picked, by time: an integer or a fraction such as 30000/1001. "native" takes consecutive
+    source frames."""
+    height: int = 480
+    """Pixels."""
+    width: int = 720
+    """Pixels."""
+    clips: Literal["first", "all", "every"] = "first"
+    """first: one clip from the start. all: clip after clip, without the last partial one. every: one clip every `every`
+    seconds."""
+    every: float | None = None
+    """Seconds between the starts of clips, with --clips every. Clips may overlap."""
+    max_clips: int | None = None
+    """At most so many clips per video."""
+    buckets: tuple[str, ...] = ()
+    """Clip shapes TxHxW such as 49x480x720 49x720x480: each video takes the one nearest in aspect ratio, and of equal
+    aspect the longest that it fills. Replaces num_frames, height and width."""
+    fit: Fit = "cover"
+    """cover: fill and crop. pad: fit inside, black bars. stretch: ignore the aspect ratio."""
+    crop_x: float = 0.5
+    """Where the crop (or the padded picture) sits across: 0 left, 1 right."""
+    crop_y: float = 0.5
+    """Where it sits down: 0 top, 1 bottom."""
+    filter: Filter = "bicubic"
+    """The scaler's kernel."""
+    short: Literal["reject", "pad", "trim"] = "reject"
+    """A video, or a given range, shorter than one clip. reject: refuse. pad: repeat the last frame. trim: as many
+    frames as the VAE takes."""
+    images: Literal["one_frame", "reject"] = "one_frame"
+    """A still image (jpg, png, webp, ...) becomes a clip of one frame, or is refused as too short."""
+    hdr: Hdr = "as_is"
+    """PQ and HLG video. as_is: converted without tone mapping, looks flat. reject: refuse."""
+    deinterlace: Deinterlace = "off"
+    """spatial: interpolate the lines of the other field (estdif) in frames flagged interlaced."""
+    untagged_colorspace: UntaggedColorspace = "ffmpeg"
+    """YUV without a colour tag. ffmpeg: BT.601 always. auto: BT.709 from 720 lines up."""
+    on_error: OnError = "raise"
+    """Damage inside a clip. raise: refuse the clip. skip: hold the last good frame."""
+    min_size: int | None = None
+    """Refuse videos whose shorter side, as displayed, is less than this many pixels."""
+    min_duration: float | None = None
+    """Refuse videos shorter than this many seconds."""
+    max_duration: float | None = None
+    """Refuse videos longer than this many seconds."""
+    min_fps: float | None = None
+    """Refuse videos with fewer frames a second, on average."""
+    max_hold: float | None = None
+    """Refuse clips in which one source frame stands in for more than this many seconds."""
+    min_motion: float | None = None
+    """Refuse clips as static in which no two neighbouring frames differ by this many levels (0-255) on average. Judged
+    per chunk."""
+    max_pixels: int = 4096 * 2304
+    """Limit: source pixels a frame."""
+    limit_duration: float = 86400.0
+    """Limit: seconds of video."""
+    max_decoded_frames: int = 20_000
+    """Limit: source frames that one chunk of a clip spans."""
+    max_bytes: int = 16 << 30
+    """Limit: bytes of one encoded file."""
+
+    def __post_init__(self) -> None:
+        for name, kind in _CHOICES.items():
+            _require(name, getattr(self, name), getattr(self, name) in get_args(kind), f"one of {get_args(kind)}")
+        for name in ("num_frames", "max_pixels", "max_decoded_frames", "max_bytes"):
+            _require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        for name in ("height", "width"):
+            value = getattr(self, name)
+            _require(name, value, value >= _PIXEL_MULTIPLE and not value % _PIXEL_MULTIPLE, "even and at least 2")
+        for name in ("crop_x", "crop_y"):
+            _require(name, getattr(self, name), 0 <= getattr(self, name) <= 1, "within 0..1")
+        for name in ("every", *_POSITIVE):
+            value = getattr(self, name)
+            _require(name, value, value is None or (value > 0 and math.isfinite(value)), "positive and finite")
+        _require("max_clips", self.max_clips, self.max_clips is None or self.max_clips >= 1, "at least 1")
+        _require(
+            "every", self.every, (self.clips == "every") == (self.every is not None), "given with clips=every only"
+        )
+        _parse_fps(self.fps)
+        for bucket in self.buckets:
+            _parse_bucket(bucket)
+
+    @property
+    def rate(self) -> Fraction | None:
+        """Frames a second of the grid; None for native frames."""
+        return _parse_fps(self.fps)
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int, int], ...]:
+        """Every (frames, height, width) that a video's clips can have, before trimming; images have one frame."""
+        if self.buckets:
+            return tuple(_parse_bucket(bucket) for bucket in self.buckets)
+        return ((self.num_frames, self.height, self.width),)
+
+    @property
+    def needs_timeline(self) -> bool:
+        """Whether planning needs the packets' timestamps; else headers are enough and decoding finds what lacks."""
+        asks = (self.min_duration, self.max_duration, self.min_fps)
+        several = len({frames for frames, _, _ in self.shapes}) > 1
+        return self.clips != "first" or self.short != "reject" or several or any(ask is not None for ask in asks)
+
+
+_CHOICES: dict[str, Any] = {
+    "clips": Literal["first", "all", "every"],
+    "fit": Fit,
+    "filter": Filter,
+    "short": Literal["reject", "pad", "trim"],
+    "images": Literal["one_frame", "reject"],
+    "hdr": Hdr,
+    "deinterlace": Deinterlace,
+    "untagged_colorspace": UntaggedColorspace,
+    "on_error": OnError,
+}
+_POSITIVE = ("min_size", "min_duration", "max_duration", "min_fps", "max_hold", "min_motion", "limit_duration")
+
+
+def _require(name: str, value: object, holds: bool, allowed: str) -> None:
+    if not holds:
+        raise ConfigError(f"{name} must be {allowed}, got {value!r}")
+
+
+def _parse_fps(text: str) -> Fraction | None:
+    if text == "native":
+        return None
+    try:
+        rate = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        rate = Fraction(0)
+    _require("fps", text, rate > 0, 'positive, an integer or a fraction such as 30000/1001, or "native"')
+    return rate
+
+
+def _parse_bucket(text: str) -> tuple[int, int, int]:
+    parts = text.split("x")
+    allowed = "TxHxW with T at least 1 and even H and W, such as 49x480x720"
+    _require("buckets", text, len(parts) == 3 and all(part.isdecimal() for part in parts), allowed)
+    num_frames, height, width = (int(part) for part in parts)
+    sizes = min(height, width) >= _PIXEL_MULTIPLE and not (height % _PIXEL_MULTIPLE or width % _PIXEL_MULTIPLE)
+    _require("buckets", text, num_frames >= 1 and sizes, allowed)
+    return num_frames, height, width

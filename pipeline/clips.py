@@ -1,0 +1,218 @@
+"""Which clips of a video become rows: the rule that the user states, applied to one video.
+
+Pure: from a video's headers and timestamps to decode specs. No I/O, no decoding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+
+from pipeline.clip_rule import ClipRule
+from pipeline.decode import DecodeSpec, Timeline, VideoInfo
+from pipeline.errors import ClipTooShortError, FilteredError, LimitExceededError
+
+__all__ = ["ClipRule", "PlannedClip", "plan_clips"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlannedClip:
+    """One clip that is to become a row, or a Rejection."""
+
+    clip: int
+    """Index of the clip in its video."""
+    start: Fraction
+    """Seconds after the first presentable frame."""
+    num_frames: int
+    height: int
+    width: int
+    spec: DecodeSpec
+    """What decodes it whole; pieces differ in `offset` and `num_frames` alone."""
+
+
+def plan_clips(
+    info: VideoInfo,
+    timeline: Timeline | None,
+    rule: ClipRule,
+    *,
+    start: Fraction | None = None,
+    end: Fraction | None = None,
+    accepted: Callable[[int], int | None] = lambda n: n,
+) -> list[PlannedClip]:
+    """The clips of one video, in order of time. With `start` and `end` (seconds) the grid lies in [start, end).
+
+    A truncated file is planned as long as it claims to be: the clips in the missing part are then refused one by one,
+    and those before it come out. `timeline` may be None unless `rule.needs_timeline`. `accepted` gives the largest
+    number of frames <= n that the VAE takes, for short="trim".
+
+    Raises:
+        FilteredError, LimitExceededError, ClipTooShortError: for the whole video.
+    """
+    _check_limits(info, timeline, rule)
+    _check_filters(info, timeline, rule)
+    begin = start or Fraction(0)
+    stop = _stop(timeline, end)
+    if stop is not None and stop <= begin:
+        raise ClipTooShortError(f"the range from {float(begin):g} s to {float(stop):g} s holds no frame")
+    if info.is_image:
+        return [_image_clip(info, rule, begin)]
+    room = _room(timeline, rule, begin, stop)
+    shape = _choose_shape(info, rule, room)
+    num_frames = shape[0]
+    if room is not None and room < num_frames:
+        if rule.short == "reject" or room == 0:
+            raise ClipTooShortError(f"{room} frames fit, a clip has {num_frames}")
+        if rule.short == "trim":
+            fitting = accepted(room)
+            if fitting is None or fitting < 1:
+                raise ClipTooShortError(f"{room} frames fit, fewer than the model takes")
+            num_frames = fitting
+        starts: Iterator[Fraction] = iter([begin])
+    else:
+        starts = _starts(timeline, rule, begin, stop, num_frames)
+    clips = []
+    for clip, at in enumerate(starts):
+        if clip == rule.max_clips:
+            break
+        clips.append(_planned(rule, clip, at, (num_frames, *shape[1:])))
+    return clips
+
+
+def _stop(timeline: Timeline | None, end: Fraction | None) -> Fraction | None:
+    """Where the grid ends, exclusive, in seconds; None if unknown."""
+    if timeline is None:
+        return end
+    return timeline.promised if end is None else min(end, timeline.promised)
+
+
+def _room(timeline: Timeline | None, rule: ClipRule, begin: Fraction, stop: Fraction | None) -> int | None:
+    """How many frames fit between `begin` and `stop`; None if unknown."""
+    if stop is None:
+        return None
+    if rule.rate is not None:
+        return math.ceil((stop - begin) * rule.rate)
+    if timeline is None:
+        return None
+    if timeline.is_truncated and stop > timeline.duration:
+        missing = math.floor((stop - timeline.duration) / (timeline.step * timeline.time_base))
+        return len(_native_times(timeline, begin, stop)) + missing
+    return len(_native_times(timeline, begin, stop))
+
+
+def _starts(
+    timeline: Timeline | None, rule: ClipRule, begin: Fraction, stop: Fraction | None, num_frames: int
+) -> Iterator[Fraction]:
+    """Start times of all whole clips, ascending."""
+    if rule.clips == "first" or stop is None:
+        yield begin
+        return
+    if rule.rate is None:
+        assert timeline is not None
+        yield from _native_starts(timeline, rule, begin, stop, num_frames)
+        return
+    stride = Fraction(num_frames) / rule.rate if rule.every is None else _exact(rule.every)
+    last = Fraction(num_frames - 1) / rule.rate
+    at = begin
+    while at + last < stop:
+        yield at
+        at += stride
+
+
+def _native_starts(
+    timeline: Timeline, rule: ClipRule, begin: Fraction, stop: Fraction, num_frames: int
+) -> Iterator[Fraction]:
+    times = _native_times(timeline, begin, stop)
+    if timeline.is_truncated:
+        step = timeline.step * timeline.time_base
+        times += [times[-1] + step * (i + 1) for i in range(math.floor((stop - timeline.duration) / step))]
+    if rule.every is None:
+        for first in range(0, len(times) - num_frames + 1, num_frames):
+            yield times[first]
+        return
+    at, index = begin, 0
+    while True:
+        while index < len(times) and times[index] < at:
+            index += 1
+        if index + num_frames > len(times):
+            return
+        yield times[index]
+        at += _exact(rule.every)
+
+
+def _native_times(timeline: Timeline, begin: Fraction, stop: Fraction) -> list[Fraction]:
+    times = (timeline.time(i) for i in range(timeline.num_frames))
+    return [t for t in times if begin <= t < stop]
+
+
+def _choose_shape(info: VideoInfo, rule: ClipRule, room: int | None) -> tuple[int, int, int]:
+    """The shape nearest in log aspect; of equal aspect the longest that fits, else the shortest."""
+    aspect = math.log(info.display_width / info.display_height) if info.display_height else 0.0
+
+    def rank(shape: tuple[int, int, int]) -> tuple[float, bool, int]:
+        num_frames, height, width = shape
+        fits = room is None or num_frames <= room
+        return (round(abs(aspect - math.log(width / height)), 9), not fits, -num_frames if fits else num_frames)
+
+    return min(rule.shapes, key=rank)
+
+
+def _image_clip(info: VideoInfo, rule: ClipRule, begin: Fraction) -> PlannedClip:
+    if rule.images == "reject":
+        raise ClipTooShortError("a still image, and images are refused")
+    _, height, width = _choose_shape(info, rule, None)
+    return _planned(rule, 0, begin, (1, height, width))
+
+
+def _planned(rule: ClipRule, clip: int, at: Fraction, shape: tuple[int, int, int]) -> PlannedClip:
+    num_frames, height, width = shape
+    spec = DecodeSpec(
+        num_frames=num_frames,
+        fps=rule.rate,
+        height=height,
+        width=width,
+        start=at,
+        fit=rule.fit,
+        crop=(rule.crop_x, rule.crop_y),
+        filter=rule.filter,
+        untagged_colorspace=rule.untagged_colorspace,
+        deinterlace=rule.deinterlace,
+        hdr=rule.hdr,
+        short="pad_last" if rule.short == "pad" else "error",
+        on_error=rule.on_error,
+        max_hold=None if rule.max_hold is None else _exact(rule.max_hold),
+        min_motion=rule.min_motion,
+        max_pixels=rule.max_pixels,
+        max_decoded_frames=rule.max_decoded_frames,
+    )
+    return PlannedClip(clip=clip, start=at, num_frames=num_frames, height=height, width=width, spec=spec)
+
+
+def _check_limits(info: VideoInfo, timeline: Timeline | None, rule: ClipRule) -> None:
+    if info.width * info.height > rule.max_pixels:
+        raise LimitExceededError(f"frames of {info.width}x{info.height} exceed max_pixels={rule.max_pixels}")
+    if info.size_bytes > rule.max_bytes:
+        raise LimitExceededError(f"a file of {info.size_bytes} bytes exceeds max_bytes={rule.max_bytes}")
+    if timeline is not None and timeline.duration > _exact(rule.limit_duration):
+        raise LimitExceededError(f"{float(timeline.duration):.3f} s exceed limit_duration={rule.limit_duration:g} s")
+
+
+def _check_filters(info: VideoInfo, timeline: Timeline | None, rule: ClipRule) -> None:
+    size = min(info.display_width, info.display_height)
+    if rule.min_size is not None and size < rule.min_size:
+        raise FilteredError("min_size", f"{info.display_width}x{info.display_height} is less than {rule.min_size}")
+    if timeline is None or info.is_image:
+        return
+    seconds, fps = timeline.duration, timeline.fps
+    if rule.min_duration is not None and seconds < _exact(rule.min_duration):
+        raise FilteredError("min_duration", f"{float(seconds):.3f} s is less than {rule.min_duration:g} s")
+    if rule.max_duration is not None and seconds > _exact(rule.max_duration):
+        raise FilteredError("max_duration", f"{float(seconds):.3f} s is more than {rule.max_duration:g} s")
+    if rule.min_fps is not None and fps is not None and fps < _exact(rule.min_fps):
+        raise FilteredError("min_fps", f"{float(fps):.3f} frames a second is less than {rule.min_fps:g}")
+
+
+def _exact(seconds: float) -> Fraction:
+    """The decimal that the user wrote, not its binary neighbour."""
+    return Fraction(str(seconds))

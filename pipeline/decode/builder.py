@@ -1,0 +1,200 @@
+"""One clip in the making: which pictures it takes, and whether they may be taken."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from pipeline.decode.clip import DecodedClip, DecodeStats
+from pipeline.decode.graph import Converter, FrameKind, frame_kind, placement
+from pipeline.decode.reader import Picture, PictureReader
+from pipeline.decode.spec import DecodeSpec
+from pipeline.errors import CorruptVideoError, FilteredError, HdrError, LimitExceededError, VideoError
+
+_HDR_TRANSFERS = {16: "PQ (SMPTE ST 2084)", 18: "HLG (ARIB STD-B67)"}
+
+
+class ClipBuilder:
+    """Collects one spec's frames from pictures that come in presentation order."""
+
+    def __init__(self, spec: DecodeSpec, codec: str, sar: Fraction, time_base: Fraction, origin: int) -> None:
+        self.spec = spec
+        self._codec, self._sar, self._base, self._origin = codec, sar, time_base, origin
+        self.result: DecodedClip | VideoError | None = None
+        self.first = origin + math.ceil(spec.start / time_base)
+        if spec.fps is not None:
+            self._needs = [origin + math.floor(spec.target(i) / time_base) for i in range(spec.num_frames)]
+            self.first = self._needs[0]
+        self._converters: dict[FrameKind, Converter] = {}
+        self._frames: np.ndarray | None = None
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget every picture: the pass begins again."""
+        self._done = 0
+        self._seen = 0
+        self._span = 0
+        self._ticks: list[int] = []
+        self._repaired: list[bool] = []
+        self._kinds: list[FrameKind] = []
+        self._clean: Picture | None = None
+
+    @property
+    def is_active(self) -> bool:
+        """Unfinished, and past its first picture."""
+        return self.result is None and (self._done > 0 or self._seen > 0)
+
+    def fail(self, error: VideoError) -> None:
+        self.result = error
+        self._frames = None
+
+    def offer(self, shown: Picture, until: int, reader: PictureReader) -> None:
+        """Take `shown`, which is on screen from its own ticks up to `until` (exclusive), where it is wanted."""
+        if self.result is not None or self.is_complete:
+            return
+        try:
+            if self.spec.on_error == "skip":
+                if not shown.corrupt:
+                    self._clean = shown
+                elif self.spec.fps is None:
+                    return
+                shown = self._clean or shown
+            if self.spec.fps is None:
+                self._offer_native(shown, reader)
+            else:
+                while not self.is_complete and shown.ticks <= self._needs[self._done] < until:
+                    self._take(shown, self._needs[self._done], reader)
+            if self._done and not self.is_complete:
+                self._span += 1
+                if self._span > self.spec.max_decoded_frames:
+                    raise LimitExceededError(
+                        f"the clip spans more source frames than max_decoded_frames={self.spec.max_decoded_frames}"
+                    )
+        except VideoError as error:
+            self.fail(error)
+
+    def hold(self, last: Picture, reader: PictureReader) -> None:
+        """Fill the rest with the video's last picture."""
+        try:
+            while not self.is_complete and self.result is None:
+                self._take(self._clean or last, last.ticks, reader)
+        except VideoError as error:
+            self.fail(error)
+
+    @property
+    def is_complete(self) -> bool:
+        return self._done == self.spec.num_frames
+
+    @property
+    def num_done(self) -> int:
+        return self._done
+
+    def _offer_native(self, shown: Picture, reader: PictureReader) -> None:
+        if shown.ticks < self.first:
+            return
+        wanted = self.spec.offset <= self._seen
+        self._seen += 1
+        if wanted and self._done < self.spec.num_frames:
+            self._take(shown, shown.ticks, reader)
+
+    def _take(self, shown: Picture, need: int, reader: PictureReader) -> None:
+        """Make `shown` the next frame, standing for the time `need`."""
+        since = self._ticks[-1] if self._ticks and self.spec.fps is None else shown.ticks
+        self._check_health(shown, since, need, reader)
+        is_repeat = bool(self._ticks) and self._ticks[-1] == shown.ticks
+        kind = self._kinds[-1] if is_repeat else frame_kind(shown.frame, self._sar)
+        if self.spec.hdr == "reject" and kind.color_trc in _HDR_TRANSFERS:
+            raise HdrError(f"the picture is HDR: {_HDR_TRANSFERS[kind.color_trc]}")
+        out = self._row()
+        if is_repeat:
+            out[:] = self._frames_so_far()[-1]
+        else:
+            self._convert(shown, kind, out)
+        self._done += 1
+        self._ticks.append(shown.ticks)
+        self._repaired.append(shown.repaired)
+        self._kinds.append(kind)
+
+    def _check_health(self, shown: Picture, since: int, need: int, reader: PictureReader) -> None:
+        at = f"at {float((need - self._origin) * self._base):.3f} s"
+        if shown.corrupt:
+            raise CorruptVideoError(f"the decoder flags the frame {at} as corrupt")
+        if self.spec.on_error == "raise":
+            if shown.tainted:
+                raise CorruptVideoError(f"the frame {at} was predicted from a damaged one: {reader.first_error}")
+            if reader.hole_between(since, need):
+                raise CorruptVideoError(f"the frame {at} is damaged: {reader.first_error}")
+        pixels = shown.frame.width * shown.frame.height
+        if pixels > self.spec.max_pixels:
+            raise LimitExceededError(
+                f"a frame of {shown.frame.width}x{shown.frame.height} exceeds max_pixels={self.spec.max_pixels}"
+            )
+
+    def _convert(self, shown: Picture, kind: FrameKind, out: np.ndarray) -> None:
+        spec = self.spec
+        size = (spec.height, spec.width, spec.fit, spec.crop, spec.autorotate, spec.square_pixels)
+        key = (*size, spec.filter, spec.untagged_colorspace, spec.deinterlace)
+        if key in shown.converted:
+            out[:] = shown.converted[key]
+            return
+        if kind not in self._converters:
+            self._converters[kind] = Converter(kind, spec)
+        self._converters[kind].into(shown.frame, out)
+        shown.converted[key] = out
+
+    def _row(self) -> Any:
+        if self._frames is None:
+            spec = self.spec
+            self._frames = np.empty((spec.num_frames, spec.height, spec.width, 3), np.uint8)
+        return self._frames[self._done]
+
+    def _frames_so_far(self) -> np.ndarray:
+        assert self._frames is not None
+        return self._frames[: self._done]
+
+    def finish(self, stats: DecodeStats) -> None:
+        """Turn what was collected into the result, or into what the spec's filters make of it."""
+        if self.result is not None:
+            return
+        assert self._frames is not None
+        runs: list[tuple[int, FrameKind, list[int], list[int]]] = []
+        for i, kind in enumerate(replace(kind, is_interlaced=False) for kind in self._kinds):
+            if not runs or runs[-1][1] != kind:
+                where = placement(kind, self.spec)
+                runs.append((self.spec.offset + i, kind, where.crop.as_list(), where.placed.as_list()))
+        clip = DecodedClip(
+            spec=self.spec,
+            frames=self._frames if self.is_complete else self._frames_so_far().copy(),
+            ticks=tuple(self._ticks),
+            time_base=self._base,
+            origin=self._origin,
+            repaired=tuple(self._repaired),
+            interlaced=tuple(k.is_interlaced for k in self._kinds),
+            kinds=tuple(runs),
+            codec=self._codec,
+            stats=stats,
+        )
+        self._frames = None
+        try:
+            _filter(clip)
+        except VideoError as error:
+            self.fail(error)
+        else:
+            self.result = clip
+
+
+def _filter(clip: DecodedClip) -> None:
+    spec = clip.spec
+    if spec.max_hold is not None and clip.longest_hold > spec.max_hold:
+        raise FilteredError(
+            "max_hold", f"one frame is held for {float(clip.longest_hold):.3f} s, more than {float(spec.max_hold):g} s"
+        )
+    if spec.min_motion is not None and len(clip.frames) > 1:
+        small = clip.frames[:, ::4, ::4].astype(np.int16)
+        motion = float(np.abs(np.diff(small, axis=0)).mean(axis=(1, 2, 3)).max())
+        if motion < spec.min_motion:
+            raise FilteredError("static", f"no frame differs from the one before by {spec.min_motion:g} levels")

@@ -1,0 +1,133 @@
+"""What comes out: the frames of one clip, and the facts of the source frames behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from pipeline.decode.graph import FrameKind
+from pipeline.decode.spec import DecodeSpec
+
+_CHANGING = (
+    *("width", "height", "display_width", "display_height", "sar", "rotation", "flipped"),
+    *("pix_fmt", "colorspace", "color_range", "color_trc", "color_primaries", "crop", "placed"),
+)
+"""Facts that may change in mid-stream."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecodeStats:
+    """What it took. Depends on the path: never part of a row's facts."""
+
+    frames_decoded: int
+    seeks: int
+    errors: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class DecodedClip:
+    """The frames of one spec, and the facts of those frames."""
+
+    spec: DecodeSpec
+    frames: np.ndarray
+    """uint8 [T, H, W, 3], C-contiguous, owned. T is `spec.num_frames`, or less with short="truncate"."""
+    ticks: tuple[int, ...]
+    """Timestamp of the source frame chosen for each frame, in `time_base`, on the stream's clock."""
+    time_base: Fraction
+    """Seconds a tick."""
+    origin: int
+    """The first presentable frame's ticks: time 0 of every clip of this video."""
+    repaired: tuple[bool, ...]
+    """Per frame: its timestamp was missing or out of order, and is a reconstruction."""
+    interlaced: tuple[bool, ...]
+    kinds: tuple[tuple[int, FrameKind, list[int], list[int]], ...]
+    """Runs of equal frame properties: (clip frame, properties, crop box, placed box)."""
+    codec: str
+    stats: DecodeStats
+
+    @property
+    def timestamps(self) -> tuple[Fraction, ...]:
+        """Seconds after the first presentable frame, exact, of the source frame behind each frame."""
+        return tuple((t - self.origin) * self.time_base for t in self.ticks)
+
+    @property
+    def seconds(self) -> np.ndarray:
+        """`timestamps` as float64 [T]."""
+        return np.array([float(t) for t in self.timestamps], np.float64)
+
+    @property
+    def target_times(self) -> tuple[Fraction, ...]:
+        """The grid, in seconds after the first presentable frame; the timestamps themselves for native frames."""
+        if self.spec.fps is None:
+            return self.timestamps
+        return tuple(self.spec.target(i) for i in range(len(self.ticks)))
+
+    @property
+    def num_duplicates(self) -> int:
+        """Frames that show the same source frame as the one before."""
+        return sum(a == b for a, b in pairwise(self.ticks))
+
+    @property
+    def longest_hold(self) -> Fraction:
+        """Seconds by which the stalest frame is older than its place on the grid."""
+        return max(t - s for t, s in zip(self.target_times, self.timestamps, strict=True))
+
+    def facts(self) -> dict[str, Any]:
+        """What is known of the chosen frames' source, JSON-friendly: enough to find the same pixels again."""
+        _, kind, crop, placed = self.kinds[0]
+        facts = {
+            "codec": self.codec,
+            **_kind_facts(kind),
+            "crop": crop,
+            "placed": placed,
+            "interlaced": any(self.interlaced),
+            "first_frame": self.spec.offset,
+            "time_base": str(self.time_base),
+            "origin_ticks": self.origin,
+        }
+        if len(self.kinds) > 1:
+            facts["changes"] = [
+                {"frame": frame, **_kind_facts(kind), "crop": crop, "placed": placed}
+                for frame, kind, crop, placed in self.kinds[1:]
+            ]
+        return facts
+
+
+def _kind_facts(kind: FrameKind) -> dict[str, Any]:
+    display_width, display_height = kind.display_size
+    return {
+        "width": kind.width,
+        "height": kind.height,
+        "display_width": display_width,
+        "display_height": display_height,
+        "sar": f"{kind.sar.numerator}/{kind.sar.denominator}",
+        "rotation": kind.turn.rotation,
+        "flipped": kind.turn.flipped,
+        "pix_fmt": kind.pix_fmt,
+        "colorspace": kind.colorspace,
+        "color_range": kind.color_range,
+        "color_trc": kind.color_trc,
+        "color_primaries": kind.color_primaries,
+    }
+
+
+def merge_facts(pieces: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The facts of a whole clip from those of its pieces, in order: equal to those of the clip decoded whole.
+
+    Pieces may overlap; changes are counted by clip frame.
+    """
+    starts = [{"frame": piece["first_frame"], **{key: piece[key] for key in _CHANGING}} for piece in pieces]
+    changes = {c["frame"]: c for piece in pieces for c in piece.get("changes", [])}
+    states = sorted([*starts, *changes.values()], key=lambda state: int(state["frame"]))
+    merged = {key: value for key, value in pieces[0].items() if key != "changes"}
+    merged["interlaced"] = any(piece["interlaced"] for piece in pieces)
+    kept = [b for a, b in pairwise(states) if any(a[key] != b[key] for key in _CHANGING)]
+    if kept:
+        merged["changes"] = kept
+    return merged

@@ -1,0 +1,170 @@
+"""Bytes, a path or a file object into an open container and its video stream, with every safety on.
+
+* FFmpeg never opens a file or an address by itself: it reads through `Feed`, so a playlist or a reference inside the
+  content leads nowhere, and a fault of the storage is recognised as such however FFmpeg reports it.
+* One decoding thread (`SLICE`, 1), set before the first decode: PyAV's default takes every core of the host and leaks
+  threads from containers that are dropped.
+* FFmpeg's log level is never set: with a Python log callback, a decoder error in a worker thread can deadlock on the
+  GIL (seen on two of our files; PyAV issues 751, 909, 2276).
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import av
+from av.stream import Discard, Disposition
+
+from pipeline.errors import LimitExceededError, NoVideoStreamError, OpenError, UnsupportedCodecError
+
+Source = bytes | bytearray | memoryview | str | Path | BinaryIO
+"""An encoded file: its bytes, a local path, or a seekable binary file object (read from 0, never closed)."""
+
+_AV_OPTIONS = {"protocol_whitelist": "none", "probesize": "5000000"}
+
+
+class Feed:
+    """One source, read by any number of containers. Remembers the first exception that the storage raised."""
+
+    def __init__(self, src: Source) -> None:
+        self.fault: BaseException | None = None
+        self._file: BinaryIO | None = None
+        self._owned: BinaryIO | None = None
+        if isinstance(src, (bytes, bytearray, memoryview)):
+            self._view = memoryview(src).cast("B")
+        elif isinstance(src, (str, Path)):
+            self._file = self._owned = Path(src).open("rb")  # noqa: SIM115
+        else:
+            self._file = src
+        self.size = self._file.seek(0, io.SEEK_END) if self._file is not None else len(self._view)
+
+    def close(self) -> None:
+        """Close the file if this feed opened it."""
+        if self._owned is not None:
+            self._owned.close()
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """Bytes [offset, offset + size), fewer at the end of the source only."""
+        if self._file is None:
+            return bytes(self._view[offset : offset + size])
+        try:
+            self._file.seek(offset)
+            return bytes(self._file.read(size))
+        except BaseException as error:
+            self.fault = self.fault or error
+            raise
+
+    def check(self) -> None:
+        """Raise the storage's own exception if there was one: libav may have turned it into an early end of file."""
+        if self.fault is not None:
+            raise self.fault
+
+
+class _Cursor:
+    """The file object that one container sees: a position of its own over a shared feed, and no `close`."""
+
+    def __init__(self, feed: Feed) -> None:
+        self._feed = feed
+        self._offset = 0
+
+    def read(self, size: int) -> bytes:
+        data = self._feed.read_at(self._offset, size)
+        self._offset += len(data)
+        return data
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._offset, io.SEEK_END: self._feed.size}[whence]
+        if base + offset < 0:
+            raise ValueError(f"cannot seek to {base + offset}")
+        self._offset = base + offset
+        return self._offset
+
+    def tell(self) -> int:
+        return self._offset
+
+
+@contextmanager
+def open_feed(src: Source) -> Iterator[Feed]:
+    """The feed of `src`, closed at the end if it was a path."""
+    feed = Feed(src)
+    try:
+        yield feed
+    finally:
+        feed.close()
+
+
+@contextmanager
+def open_container(feed: Feed) -> Iterator[Any]:
+    """An open container; closed on the way out, or threads and descriptors stay behind.
+
+    Raises:
+        OpenError: FFmpeg can't make anything of the content.
+        OSError: as the storage raised it.
+    """
+    container = _open(feed)
+    with container:
+        yield container
+
+
+def _open(feed: Feed) -> Any:
+    if feed.size == 0:
+        raise OpenError("the file is empty")
+    try:
+        try:
+            return av.open(_Cursor(feed), "r", options=_AV_OPTIONS, metadata_errors="replace")
+        except TypeError:  # PyAV 19 drops the argument and never raises on metadata
+            return av.open(_Cursor(feed), "r", options=_AV_OPTIONS)
+    except MemoryError:
+        raise
+    except (av.FFmpegError, UnicodeDecodeError, ValueError) as error:
+        feed.check()
+        raise OpenError(f"cannot be opened as a video: {describe(error)}") from None
+
+
+def choose_stream(container: Any, max_pixels: int | None = None) -> Any:
+    """The video stream that a player would show, set up for decoding on one thread.
+
+    FFmpeg's own choice (`best`), unless that is cover art: then the largest of the others.
+
+    Raises:
+        NoVideoStreamError, UnsupportedCodecError
+        LimitExceededError: the header announces more than `max_pixels` a frame.
+    """
+    moving = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    if not moving:
+        kinds = sorted({s.type for s in container.streams})
+        raise NoVideoStreamError(f"no video stream; the container has {kinds or 'no streams'}")
+    best = container.streams.best("video")
+    stream = best if any(s.index == best.index for s in moving) else max(moving, key=lambda s: (_pixels(s), -s.index))
+    if stream.codec_context is None:
+        raise UnsupportedCodecError("no decoder for the video stream")
+    if max_pixels is not None and _pixels(stream) > max_pixels:
+        size = f"{stream.codec_context.width}x{stream.codec_context.height}"
+        raise LimitExceededError(f"frames of {size} exceed max_pixels={max_pixels}")
+    stream.thread_type = "SLICE"
+    stream.codec_context.thread_count = 1
+    if max_pixels is not None:
+        stream.codec_context.options = {"max_pixels": str(max_pixels)}
+    return stream
+
+
+def discard_others(container: Any, stream: Any) -> None:
+    """Let the demuxer skip every other stream's data."""
+    for other in container.streams:
+        if other.index != stream.index:
+            other.discard = Discard.all
+
+
+def describe(error: Exception) -> str:
+    """The error's class and message, without PyAV's log excerpt."""
+    text = getattr(error, "strerror", None) or str(error)
+    return f"{type(error).__name__}: {text}"
+
+
+def _pixels(stream: Any) -> int:
+    context = stream.codec_context
+    return 0 if context is None else int(context.width or 0) * int(context.height or 0)

@@ -1,0 +1,210 @@
+"""Packets into pictures: decoded frames in presentation order, each with an exact time and a verdict on its health.
+
+Errors are caught packet by packet, so what follows a damaged packet still comes out. What was lost is remembered:
+a picture that was predicted from it, or that would be shown in its place, is not what the file meant to show.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import av
+
+from pipeline.decode.opening import Feed
+
+_MAX_BARREN_ERRORS = 100
+"""Damaged packets in a row, with no frame between, after which the rest counts as undecodable."""
+_MAX_DEMUX_ERRORS = 8
+
+
+@dataclass(slots=True, eq=False)
+class Picture:
+    """One decoded frame."""
+
+    frame: Any
+    ticks: int
+    """Presentation time in the stream's time base, repaired so that it strictly increases."""
+    repaired: bool
+    """The timestamp was missing or did not increase."""
+    tainted: bool
+    """Predicted, as far as can be told, from a packet that was lost."""
+    converted: dict[Any, Any] = field(default_factory=dict)
+    """Outputs by geometry: clips that overlap convert a frame once."""
+
+    @property
+    def corrupt(self) -> bool:
+        """The decoder itself flags the frame."""
+        return bool(self.frame.is_corrupt)
+
+
+@dataclass(slots=True)
+class _Damage:
+    order: int
+    ticks: int | None
+
+
+class PictureReader:
+    """Pictures of one stream of an open container, from where it stands; `seek` moves it.
+
+    Not thread-safe. `damage_between` and the counters refer to what was read since the last seek or the start.
+    """
+
+    def __init__(self, container: Any, stream: Any, feed: Feed) -> None:
+        self._container = container
+        self._stream = stream
+        self._feed = feed
+        self.frames_decoded = 0
+        self.errors = 0
+        self.first_error: str | None = None
+        self.is_cut = False
+        """The demuxer ran into a fault: the file goes on by its own account, but can't be read."""
+        self._ranked = uses_ranked_times(container, stream)
+        self._step = nominal_step(stream)
+        self._reset()
+
+    def _reset(self) -> None:
+        self._pending: list[int] = []
+        self._orders: dict[int, tuple[int, int]] = {}
+        self._order = 0
+        self._last: int | None = None
+        self._damage: list[_Damage] = []
+        self._keyframes: list[tuple[int, int]] = []
+        self._barren = 0
+
+    def seek(self, ticks: int) -> None:
+        """Go to the keyframe at or before `ticks`, by the container's own account, which may be wrong."""
+        self._container.seek(ticks, stream=self._stream, backward=True, any_frame=False)
+        self._reset()
+
+    def pictures(self) -> Iterator[Picture]:
+        """Pictures in presentation order until the end of the file."""
+        for packet in self.packets():
+            is_flush = packet.size == 0 and packet.pts is None and packet.dts is None
+            if not is_flush:
+                self._submit(packet)
+            try:
+                frames = packet.decode()
+            except MemoryError:
+                raise
+            except (av.FFmpegError, ValueError) as error:
+                self._feed.check()
+                self._lose(packet, error)
+                if self._barren > _MAX_BARREN_ERRORS:
+                    return
+                continue
+            for frame in frames:
+                self.frames_decoded += 1
+                self._barren = 0
+                yield self._picture(frame)
+
+    def packets(self, *, every_stream: bool = False) -> Iterator[Any]:
+        """Packets of the stream, or of all. A demuxer's error does not end them, unless it persists."""
+        faults = 0
+        wanted = () if every_stream else (self._stream,)
+        while True:
+            try:
+                for packet in self._container.demux(*wanted):
+                    yield packet
+                    faults = 0
+            except MemoryError:
+                raise
+            except (av.FFmpegError, ValueError) as error:
+                self._feed.check()
+                self._note(error)
+                self.is_cut = True
+                faults += 1
+                if faults >= _MAX_DEMUX_ERRORS:
+                    return
+                continue
+            self._feed.check()
+            return
+
+    def hole_between(self, ticks: int, until: int) -> bool:
+        """Whether a frame that was lost should have been shown after `ticks`, up to and including `until`."""
+        return any(d.ticks is not None and ticks < d.ticks <= until for d in self._damage)
+
+    @property
+    def has_damage(self) -> bool:
+        return bool(self._damage) or self.is_cut
+
+    def _submit(self, packet: Any) -> None:
+        self._order += 1
+        ticks = packet_ticks(packet)
+        if ticks is None or packet.is_discard:
+            return
+        heapq.heappush(self._pending, ticks)
+        self._orders[ticks] = (self._order, ticks)
+        if packet.is_keyframe:
+            self._keyframes.append((self._order, ticks))
+
+    def _lose(self, packet: Any, error: Exception) -> None:
+        self._note(error)
+        self._barren += 1
+        if not packet.is_discard:
+            self._damage.append(_Damage(self._order, packet_ticks(packet)))
+
+    def _note(self, error: Exception) -> None:
+        self.errors += 1
+        if self.first_error is None:
+            self.first_error = f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}"
+
+    def _picture(self, frame: Any) -> Picture:
+        own = frame.pts
+        if self._ranked:
+            ticks = self._next_pending(own)
+        elif own is not None and (self._last is None or own > self._last):
+            ticks = own
+        else:
+            ticks = self._next_pending(own)
+        tainted = self._is_tainted(own if own is not None else ticks, ticks)
+        while self._pending and self._pending[0] <= ticks:
+            self._orders.pop(heapq.heappop(self._pending), None)
+        self._last = ticks
+        return Picture(frame=frame, ticks=ticks, repaired=own != ticks, tainted=tainted)
+
+    def _next_pending(self, own: int | None) -> int:
+        """The smallest timestamp that was fed in and has not come out, else one step on."""
+        while self._pending and self._last is not None and self._pending[0] <= self._last:
+            self._orders.pop(heapq.heappop(self._pending), None)
+        if self._pending:
+            return self._pending[0]
+        if self._last is not None:
+            return self._last + self._step
+        return 0 if own is None else own
+
+    def _is_tainted(self, own: int, ticks: int) -> bool:
+        """Whether damage precedes this frame in decoding order, with no keyframe between that both orders agree on."""
+        if not self._damage:
+            return False
+        order = self._orders.get(own, (self._order, own))[0]
+        before = [d.order for d in self._damage if d.order < order]
+        if not before:
+            return False
+        return not any(before[-1] < key_order <= order and key <= ticks for key_order, key in self._keyframes)
+
+
+def packet_ticks(packet: Any) -> int | None:
+    """A packet's presentation timestamp, or its decoding timestamp where the container has no other."""
+    ticks = packet.pts if packet.pts is not None else packet.dts
+    return None if ticks is None else int(ticks)
+
+
+def uses_ranked_times(container: Any, stream: Any) -> bool:
+    """Whether frame timestamps are meaningless but for their multitude: AVI stores no presentation times.
+
+    With B-frames, what libav gives is decoding times attached to the wrong frames; the k-th frame shown has the k-th
+    smallest of them.
+    """
+    return container.format.name == "avi" and bool(stream.codec_context.has_b_frames)
+
+
+def nominal_step(stream: Any) -> int:
+    """Ticks from one frame to the next by the header's frame rate; at least 1. For synthetic times and last frames."""
+    rate = stream.guessed_rate or stream.average_rate
+    if not rate or not stream.time_base:
+        return 1
+    step: int = round(1 / (rate * stream.time_base))
+    return max(1, step)
