@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import AccessError, NotFoundError, StorageError, TransientError
-from pipeline.store import Body, Entry
+from pipeline.store import Body, Entry, is_at
 
 
 class OtherStore:
@@ -27,9 +27,10 @@ class OtherStore:
         filesystem, base = self._open_root()
         with _translated(self.address(path)):
             found = filesystem.find(f"{base}/{path}".rstrip("/"), detail=True)
-        for name in sorted(found):
-            if found[name].get("type") == "file":
-                yield _entry(name.removeprefix(base).lstrip("/"), found[name])
+        for full in sorted(found):
+            name = full.removeprefix(base).lstrip("/")
+            if found[full].get("type") == "file" and is_at(name, path):
+                yield _entry(name, found[full])
 
     def head(self, path: str) -> Entry:
         filesystem, base = self._open_root()
@@ -100,14 +101,8 @@ def _entry(path: str, info: dict[str, Any]) -> Entry:
     stamp = next((info[name] for name in ("mtime", "updated", "last_modified", "created") if info.get(name)), 0.0)
     mtime = stamp.timestamp() if isinstance(stamp, datetime) else stamp if isinstance(stamp, float) else 0.0
     etag = next((str(info[name]) for name in ("etag", "ETag", "md5Hash") if info.get(name)), "")
-    size = info.get("size")
-    return Entry(
-        path=path, size=-1 if size is None else int(size), etag=etag.strip('"') or _stand_in(stamp), mtime=mtime
-    )
-
-
-def _stand_in(stamp: object) -> str:
-    return str(stamp) if stamp else ""
+    size = -1 if info.get("size") is None else int(info["size"])
+    return Entry(path=path, size=size, etag=etag.strip('"') or (f"{mtime}-{size}" if mtime else ""), mtime=mtime)
 
 
 @contextlib.contextmanager

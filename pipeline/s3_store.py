@@ -16,6 +16,20 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import aiohttp
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    HTTPClientError,
+    NoAuthTokenError,
+    NoCredentialsError,
+    PartialCredentialsError,
+)
+from botocore.exceptions import (
+    ConnectionError as BotoConnectionError,
+)
+from botocore.parsers import ResponseParserError
+
 from pipeline.errors import AccessError, ChangedError, NotFoundError, StorageError, TransientError
 from pipeline.retry import retried
 from pipeline.store import TEMPORARY, Body, Entry, is_at
@@ -57,6 +71,12 @@ _ACCESS_CODES = frozenset(
 )
 
 
+_PASSING = (
+    # botocore's ConnectionError is not the built-in one, which is an OSError too.
+    *(HTTPClientError, BotoConnectionError, ResponseParserError, aiohttp.ClientError, TimeoutError, ConnectionError),
+)
+
+
 class S3Store:
     """Objects of `bucket` under `prefix` ("" or ending in "/"). Holds names only: it pickles and survives a fork."""
 
@@ -71,7 +91,7 @@ class S3Store:
             for item in page.get("Contents", ()):
                 name = item["Key"][len(self.prefix) :]
                 # A name that ends in "/" is the placeholder that consoles make for a folder.
-                if not name.endswith("/") and is_at(name, path):
+                if name and not name.endswith("/") and is_at(name, path):
                     yield Entry(
                         path=name,
                         size=item["Size"],
@@ -148,7 +168,8 @@ class S3Store:
                 **condition,
             )
         except BaseException:
-            # Its parts would be paid for, for ever. Ours alone: other writers' uploads are not touched.
+            # Its parts would be paid for, for ever. Only this one: the others may be another writer's. What is left by a
+            # kill or a lost answer to "create" is for a lifecycle rule (AbortIncompleteMultipartUpload).
             with contextlib.suppress(StorageError):
                 self._call("abort_multipart_upload", path, Key=key, UploadId=upload)
             raise
@@ -222,8 +243,17 @@ def _sync(filesystem: Any, coroutine: Any) -> Any:
 
 
 async def _fill(body: Any, view: memoryview) -> int:
+    """Read until the view is full or the body ends; if it breaks, what came before counts as read."""
     filled = 0
-    while filled < len(view) and (piece := await body.read(len(view) - filled)):
+    while filled < len(view):
+        try:
+            piece = await body.read(len(view) - filled)
+        except (OSError, aiohttp.ClientError, BotoCoreError):
+            if filled:
+                break  # the next read meets the same end
+            raise
+        if not piece:
+            break
         view[filled : filled + len(piece)] = piece
         filled += len(piece)
     return filled
@@ -245,24 +275,13 @@ def _unquoted(etag: str) -> str:
 
 @contextlib.contextmanager
 def _translated(what: str) -> Iterator[None]:
-    import aiohttp
-    from botocore.exceptions import (
-        BotoCoreError,
-        ClientError,
-        HTTPClientError,
-        NoAuthTokenError,
-        NoCredentialsError,
-        PartialCredentialsError,
-    )
-    from botocore.parsers import ResponseParserError
-
     try:
         yield
     except StorageError:
         raise
     except (NoCredentialsError, PartialCredentialsError, NoAuthTokenError) as error:
         raise AccessError(f"{what}: {error}") from error
-    except (HTTPClientError, ResponseParserError, aiohttp.ClientError, TimeoutError, ConnectionError) as error:
+    except _PASSING as error:
         raise TransientError(f"{what}: {type(error).__name__}: {error}") from error
     except (OSError, BotoCoreError, ClientError) as error:
         # s3fs wraps the client's error, and with it the code and the status, in an OSError of its own.

@@ -36,7 +36,7 @@ class Body:
     """Of the whole object, not of the range."""
     etag: str
     readinto: Callable[[memoryview], int | None]
-    """Fill the view and return how much; less than its length only at the end."""
+    """Fill the view, or a part of it, and return how much; 0 at the end."""
     close: Callable[[], None]
 
 
