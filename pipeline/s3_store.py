@@ -168,8 +168,8 @@ class S3Store:
                 **condition,
             )
         except BaseException:
-            # Its parts would be paid for, for ever. Only this one: the others may be another writer's. What is left by a
-            # kill or a lost answer to "create" is for a lifecycle rule (AbortIncompleteMultipartUpload).
+            # Its parts would be paid for, for ever. Only this one: the others may be another writer's. What is left by
+            # a kill or a lost answer to "create" is for a lifecycle rule (AbortIncompleteMultipartUpload).
             with contextlib.suppress(StorageError):
                 self._call("abort_multipart_upload", path, Key=key, UploadId=upload)
             raise
