@@ -27,6 +27,8 @@ _RGB = 0
 _SWSCALE_TRANSFERS = frozenset({1, 2, *range(4, 9), *range(11, 19)})
 _SWSCALE_PRIMARIES = frozenset({1, 2, *range(4, 23)})
 """What swscale 9.5 accepts (tried one by one); the others fail with "operation not supported"."""
+_UNNAMED_SIDE_DATA = range(28, 40)
+"""AVFrameSideDataType from where PyAV 18's enumeration ends."""
 _TRANSPOSE = {(False, False): 0, (True, False): 1, (False, True): 2, (True, True): 3}
 """The `transpose` filter's `dir` by (hflip, vflip) after transposing."""
 
@@ -70,7 +72,10 @@ def frame_kind(frame: Any, sar: Fraction) -> FrameKind:
 
 def display_matrix(frame: Any) -> list[int] | None:
     """The frame's display matrix as 9 integers, or None."""
-    data = frame.side_data.get("DISPLAYMATRIX")
+    try:
+        data = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:
+        data = _without_new_side_data(frame).side_data.get("DISPLAYMATRIX")
     return None if data is None else np.frombuffer(bytes(data), dtype="<i4").tolist()
 
 
@@ -149,6 +154,21 @@ def _build(kind: FrameKind, spec: DecodeSpec, where: Placement) -> Any:
     graph.link_nodes(*nodes)
     graph.configure()
     return graph
+
+
+def _without_new_side_data(frame: Any) -> Any:
+    """The frame without side data of types that PyAV 18 has no name for: it then refuses to list any of them.
+
+    JPEG files with EXIF are the common case (type 31).
+    """
+    graph = av.filter.Graph()
+    graph.threads = 1
+    size = f"video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}:time_base=1/1000"
+    drop = [graph.add("sidedata", f"mode=delete:type={kind}") for kind in _UNNAMED_SIDE_DATA]
+    graph.link_nodes(graph.add("buffer", size), *drop, graph.add("buffersink"))
+    graph.configure()
+    graph.vpush(frame)
+    return graph.vpull()
 
 
 def _matrix(kind: FrameKind) -> int:

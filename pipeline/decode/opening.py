@@ -31,7 +31,7 @@ class Feed:
     """One source, read by any number of containers. Remembers the first exception that the storage raised."""
 
     def __init__(self, src: Source) -> None:
-        self.fault: BaseException | None = None
+        self.fault: Exception | None = None
         self._file: BinaryIO | None = None
         self._owned: BinaryIO | None = None
         if isinstance(src, (bytes, bytearray, memoryview)):
@@ -51,15 +51,11 @@ class Feed:
         """Bytes [offset, offset + size), fewer at the end of the source only."""
         if self._file is None:
             return bytes(self._view[offset : offset + size])
-        try:
-            self._file.seek(offset)
-            return bytes(self._file.read(size))
-        except BaseException as error:
-            self.fault = self.fault or error
-            raise
+        self._file.seek(offset)
+        return bytes(self._file.read(size))
 
     def check(self) -> None:
-        """Raise the storage's own exception if there was one: libav may have turned it into an early end of file."""
+        """Raise the storage's own exception if there was one: to libav it looked like the end of the file."""
         if self.fault is not None:
             raise self.fault
 
@@ -72,7 +68,11 @@ class _Cursor:
         self._offset = 0
 
     def read(self, size: int) -> bytes:
-        data = self._feed.read_at(self._offset, size)
+        try:
+            data = self._feed.read_at(self._offset, size)
+        except Exception as error:  # kept for `check`; raised through libav, it might get lost
+            self._feed.fault = self._feed.fault or error
+            data = b""
         self._offset += len(data)
         return data
 
@@ -107,6 +107,7 @@ def open_container(feed: Feed) -> Iterator[Any]:
     """
     container = _open(feed)
     with container:
+        feed.check()
         yield container
 
 

@@ -107,6 +107,7 @@ class PictureReader:
         while True:
             try:
                 for packet in self._container.demux(*wanted):
+                    self._feed.check()
                     yield packet
                     faults = 0
             except MemoryError:

@@ -8,6 +8,7 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import Any
 
+from pipeline.decode.extent import breaks_off
 from pipeline.decode.opening import Feed, Source, choose_stream, open_container, open_feed
 from pipeline.decode.reader import PictureReader, nominal_step, packet_ticks, uses_ranked_times
 from pipeline.errors import NoFramesError
@@ -95,11 +96,11 @@ def measure_feed(feed: Feed) -> Timeline:
 
 class _Tally:
     def __init__(self, container: Any, stream: Any, feed: Feed) -> None:
-        self.container, self.stream = container, stream
-        self.shown: list[tuple[int, int]] = []
+        self.container, self.stream, self.feed = container, stream, feed
+        self.shown: list[tuple[int | None, int]] = []
+        self.restarts: list[int] = []
         self.keyframes: list[int] = []
         self.num_packets = self.num_untimed = 0
-        self.in_order = True
         self.all_ends = Fraction(0)
         reader = PictureReader(container, stream, feed)
         last_dts: int | None = None
@@ -111,14 +112,15 @@ class _Tally:
                 continue
             self.num_packets += 1
             if packet.dts is not None:
-                self.in_order &= last_dts is None or packet.dts > last_dts
+                if last_dts is not None and packet.dts <= last_dts:
+                    self.restarts.append(len(self.shown))
                 last_dts = packet.dts
             ticks = packet_ticks(packet)
             if packet.pts is None:
                 self.num_untimed += 1
             if packet.is_discard:
                 continue
-            self.shown.append((ticks if ticks is not None else -1, int(packet.duration or 0)))
+            self.shown.append((ticks, int(packet.duration or 0)))
             if packet.is_keyframe and ticks is not None:
                 self.keyframes.append(ticks)
         self.is_cut = reader.is_cut
@@ -126,14 +128,12 @@ class _Tally:
     def timeline(self) -> Timeline:
         if not self.shown:
             raise NoFramesError("the video stream holds no frame")
-        synthetic = self.num_untimed == self.num_packets and any(t < 0 for t, _ in self.shown)
+        synthetic = all(ticks is None for ticks, _ in self.shown)
         nominal = nominal_step(self.stream)
-        counted = [(i * nominal, nominal) for i in range(len(self.shown))]
-        shown = counted if synthetic else sorted(set(self.shown))
-        unique = len({t for t, _ in shown}) == len(self.shown)
-        trusted = not synthetic and self.num_untimed == 0 and unique and self.in_order
+        shown = self._in_order_of_show(nominal)
+        ticks = tuple(t for t, _ in shown)
+        trusted = not self.num_untimed and not self.restarts and len({t for t, _ in self.shown}) == len(ticks)
         trusted &= not uses_ranked_times(self.container, self.stream)
-        ticks = tuple(sorted({t for t, _ in shown}))
         steps = sorted(b - a for a, b in pairwise(ticks))
         step = steps[len(steps) // 2] if steps else nominal
         end = ticks[-1] + (shown[-1][1] or step)
@@ -150,6 +150,17 @@ class _Tally:
             is_truncated=truncated,
             promised=max(promised - ticks[0] * base, (end - ticks[0]) * base) if truncated else (end - ticks[0]) * base,
         )
+
+    def _in_order_of_show(self, nominal: int) -> list[tuple[int, int]]:
+        """(ticks, duration) as decoding will find them: ascending, one step on where a clock is missing or restarts."""
+        shown: list[tuple[int, int]] = []
+        for start, stop in pairwise([0, *self.restarts, len(self.shown)]):
+            untimed = [(None, d) for t, d in self.shown[start:stop] if t is None]
+            for ticks, duration in [*sorted((t, d) for t, d in self.shown[start:stop] if t is not None), *untimed]:
+                if ticks is None or (shown and ticks <= shown[-1][0]):
+                    ticks = shown[-1][0] + nominal if shown else 0
+                shown.append((ticks, duration))
+        return shown
 
     def _note_end(self, packet: Any) -> None:
         ticks = packet_ticks(packet)
@@ -169,7 +180,7 @@ class _Tally:
         if "mov" in formats and self.stream.frames > self.num_packets:
             short = True
             promised = seen * self.stream.frames / self.num_packets
-        return promised, self.is_cut or short
+        return promised, self.is_cut or short or breaks_off(self.feed, formats)
 
 
 def _every_packet(reader: PictureReader, container: Any) -> Any:

@@ -1,0 +1,62 @@
+"""Whether a file ends before its outermost elements do: the one sign of truncation that needs no clock.
+
+Matroska and MP4 state the size of their top-level elements. Demuxers read on to the end of the file and say nothing.
+AVI states sizes too, but real files have wrong ones (`androidx__sample-with-large-length.avi`), so it is not asked.
+"""
+
+from __future__ import annotations
+
+from pipeline.decode.opening import Feed
+
+_EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
+_MAX_BOXES = 1_000_000
+
+
+def breaks_off(feed: Feed, formats: set[str]) -> bool:
+    """Whether the last top-level element of a Matroska or MP4 file reaches beyond the end of the file."""
+    if "matroska" in formats:
+        return _segment_breaks_off(feed)
+    if "mov" in formats:
+        return _boxes_break_off(feed)
+    return False
+
+
+def _boxes_break_off(feed: Feed) -> bool:
+    """ISO/IEC 14496-12, 4.2: 32-bit size, type; size 1 means a 64-bit one follows, 0 to the end of the file."""
+    offset = 0
+    for _ in range(_MAX_BOXES):
+        header = feed.read_at(offset, 16)
+        if len(header) < 8 or not header[4:8].isascii() or not header[4:8].strip(b"\0"):
+            return False
+        size = int.from_bytes(header[:4])
+        if size == 1:
+            size = int.from_bytes(header[8:16])
+        if size < 8:
+            return False
+        offset += size
+        if offset > feed.size:
+            return True
+    return False
+
+
+def _segment_breaks_off(feed: Feed) -> bool:
+    """RFC 8794, 4 and 5: an element is its id, its size as a variable-length integer, its data."""
+    head = feed.read_at(0, 64)
+    if not head.startswith(_EBML):
+        return False
+    size, length = _variable_integer(head[4:12])
+    offset = 4 + length + (size or 0)
+    head = feed.read_at(offset, 12)
+    if size is None or not head.startswith(_SEGMENT):
+        return False
+    size, length = _variable_integer(head[4:12])
+    return size is not None and offset + 4 + length + size > feed.size
+
+
+def _variable_integer(data: bytes) -> tuple[int | None, int]:
+    """(value, number of bytes); the value is None for "unknown"."""
+    if not data or not data[0]:
+        return None, 1
+    length = 9 - data[0].bit_length()
+    value = int.from_bytes(data[:length]) & ~(1 << 7 * length)
+    return (None if value == (1 << 7 * length) - 1 else value), length

@@ -1,0 +1,64 @@
+"""The real files of the shared folder, and what is expected of each beyond its manifest."""
+
+from __future__ import annotations
+
+import json
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from pipeline.decode import DecodeSpec
+
+REFUSED = {
+    "androidx__sample_audio_only.mp4": "no_video_stream",
+    "rails__video_without_video_stream.mp4": "no_video_stream",
+    "androidx__sample_fragmented_uuid.mp4": "corrupt",
+    "androidx__subsample_encrypted_noaltref.webm": "corrupt",
+    "libwebm__invalid_vp9_bitstream-bug_1416.webm": "limit_exceeded",
+    "mp4parse__bipbop_cbcs_video_init.mp4": "no_frames",
+    "streamio__broken.mp4": "unreadable",
+    "streamio__empty.flv": "unreadable",
+}
+"""Files of which not one frame can be had, and the reason that the manifest's notes call for."""
+DAMAGED = {"decord__corrupted.mp4", "androidx__sample_with_invalid_nalu.mp4"}
+"""Files with damage between sound frames."""
+HEAVY = {
+    "androidx__8k24fps_300ms.mp4",
+    "androidx__long_1080p_videoonly_lowbitrate.mp4",
+    "androidx__sample_edit_list_no_sync_frame_before_edit.mp4",
+    "androidx__edit_list_positive_shift.mp4",
+    "mde__FLIR_Thermal.mp4",
+    "moviepy__smpte-2997.mp4",
+    "mdn__crystal.mp4",
+    "androidx__internal_emulator_transformer_output_180_rotated.mp4",
+    "mde__Sony_ILCE-7M3_A7M3.mts",
+    "androidx__hlg10-color-test.mp4",
+}
+"""Files of which a full decode takes long: left to the slow suite."""
+MANY_PIXELS = 1 << 26
+
+
+def names() -> list[str]:
+    """The names of all files, whether or not the folder is there: parameters of tests."""
+    folder = Path(__file__).parents[3] / "shared" / "videos"
+    return sorted(entry["file"] for entry in _entries(folder)) if folder.is_dir() else ["absent"]
+
+
+def manifest(shared: Path) -> dict[str, dict[str, Any]]:
+    return {entry["file"]: entry for entry in _entries(shared / "videos")}
+
+
+def read(shared: Path, name: str) -> bytes:
+    return (shared / "videos" / name).read_bytes()
+
+
+def small(num_frames: int, fps: Fraction | int | None, **changes: Any) -> DecodeSpec:
+    """A spec with a small output and no limit on the source's size."""
+    rate = None if fps is None else Fraction(fps)
+    settings: dict[str, Any] = {"height": 64, "width": 96, "max_pixels": MANY_PIXELS}
+    return DecodeSpec(num_frames=num_frames, fps=rate, **(settings | changes))
+
+
+def _entries(folder: Path) -> list[dict[str, Any]]:
+    entries: list[dict[str, Any]] = json.loads((folder / "MANIFEST.json").read_text())["files"]
+    return entries

@@ -1,0 +1,279 @@
+"""What is broken is refused with a reason, and nothing of it passes as whole; faults of the storage are not content."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+from pipeline.decode import DecodedClip, DecodeSpec, decode_clip, iter_clips, measure, probe
+from pipeline.errors import (
+    ClipTooShortError,
+    CorruptVideoError,
+    FilteredError,
+    HdrError,
+    LimitExceededError,
+    NoVideoStreamError,
+    OpenError,
+    TruncatedVideoError,
+    VideoError,
+)
+from tests.videos import cut, flip_bytes, make_image, make_video, picture, read_number
+
+FRAGMENTED = {"movflags": "frag_keyframe+empty_moov"}
+CONTAINERS: dict[str, dict[str, Any]] = {
+    "mp4": {"container": "mp4"},
+    "fragmented mp4": {"container": "mp4", "container_options": FRAGMENTED},
+    "matroska": {"container": "matroska"},
+    "matroska with sound": {"container": "matroska", "audio_seconds": 5},
+    "webm vp8": {"container": "webm", "codec": "libvpx", "time_base": Fraction(1, 1000)},
+    "webm vp9": {"container": "webm", "codec": "libvpx-vp9", "time_base": Fraction(1, 1000)},
+    "mpegts": {"container": "mpegts"},
+    "mpeg": {"container": "mpeg", "codec": "mpeg2video", "time_base": Fraction(1, 24)},
+    "avi": {"container": "avi", "codec": "mpeg4", "time_base": Fraction(1, 24)},
+    "flv": {"container": "flv", "time_base": Fraction(1, 1000)},
+    "asf": {"container": "asf", "codec": "msmpeg4", "time_base": Fraction(1, 24)},
+}
+SELF_DESCRIBING = ["fragmented mp4", "matroska", "matroska with sound", "webm vp8", "webm vp9", "flv"]
+
+
+def spec(num_frames: int = 72, **changes: Any) -> DecodeSpec:
+    return DecodeSpec(num_frames=num_frames, **({"fps": None, "height": 96, "width": 128} | changes))
+
+
+@pytest.fixture(scope="module")
+def whole() -> dict[str, bytes]:
+    return {name: make_video(num_frames=72, **settings) for name, settings in CONTAINERS.items()}
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_a_whole_file_passes(whole: dict[str, bytes], name: str) -> None:
+    assert [read_number(f) for f in decode_clip(whole[name], spec()).frames] == list(range(72))
+    assert not measure(whole[name]).is_truncated
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_a_truncated_file_never_gives_a_full_clip(whole: dict[str, bytes], name: str) -> None:
+    """Nor with padding, unless all its frames are still there and only an index is lost."""
+    for share in (0.97, 0.9, 0.8, 0.61, 0.5, 0.33, 0.2, 0.1, 0.01):
+        data = cut(whole[name], share)
+        for short in ("error", "truncate", "pad_last"):
+            try:
+                clip = decode_clip(data, spec(short=short))
+            except VideoError:
+                continue
+            shown = [read_number(f) for f in clip.frames]
+            if name in SELF_DESCRIBING or short == "error":
+                assert shown == list(range(72))
+            else:  # the cut may have taken the last B-frames, which come after the frame that follows them
+                num_sound = max(shown) - 2
+                assert shown[:num_sound] == list(range(num_sound))
+                assert shown == sorted(shown)
+
+
+@pytest.mark.parametrize("name", SELF_DESCRIBING)
+def test_a_truncated_file_says_so(whole: dict[str, bytes], name: str) -> None:
+    data = cut(whole[name], 0.75)
+    with pytest.raises(TruncatedVideoError, match="breaks off"):
+        decode_clip(data, spec())
+    timeline = measure(data)
+    assert timeline.is_truncated
+    first, rest = iter_clips(data, [spec(10), spec(72, start=Fraction(1))])
+    assert isinstance(first, DecodedClip)
+    assert isinstance(rest, TruncatedVideoError)
+
+
+@pytest.mark.parametrize(
+    ("data", "error"),
+    [
+        (b"", OpenError),
+        (b"\0" * 10_000, OpenError),
+        (b"this is not a video, whatever its name says\n" * 200, OpenError),
+        (b"#EXTM3U\n#EXTINF:1.0,\n/etc/hostname\n#EXT-X-ENDLIST\n", OpenError),
+        (b"ffconcat version 1.0\nfile /etc/hostname\n", OpenError),
+    ],
+)
+def test_what_is_no_video_is_refused(data: bytes, error: type[VideoError]) -> None:
+    for look in (probe, measure, lambda src: decode_clip(src, spec(1))):
+        with pytest.raises(error):
+            look(data)
+
+
+def test_a_playlist_opens_no_other_file(tmp_path: Path) -> None:
+    (tmp_path / "a.ts").write_bytes(make_video(num_frames=24, container="mpegts"))
+    for text in (
+        f"#EXTM3U\n#EXTINF:1.0,\n{tmp_path}/a.ts\n#EXT-X-ENDLIST\n",
+        f"ffconcat version 1.0\nfile {tmp_path}/a.ts\n",
+    ):
+        with pytest.raises(VideoError):
+            decode_clip(text.encode(), spec(1))
+
+
+def test_sound_with_cover_art_is_no_video() -> None:
+    with pytest.raises(NoVideoStreamError, match="audio"):
+        probe(with_cover_art(video=False))
+
+
+def test_cover_art_is_not_the_video() -> None:
+    data = with_cover_art(video=True)
+    assert (probe(data).width, probe(data).height) == (128, 96)
+    assert [read_number(f) for f in decode_clip(data, spec(12)).frames] == list(range(12))
+
+
+def with_cover_art(*, video: bool) -> bytes:
+    """An MP4 with a large attached picture, and a small video or sound."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as out:
+        cover = out.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 640, 480, "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        other = out.add_stream("libx264", rate=24) if video else out.add_stream("aac", rate=8000)
+        if video:
+            other.width, other.height, other.pix_fmt = 128, 96, "yuv420p"
+        frame = av.VideoFrame.from_ndarray(picture(1, 640, 480), format="rgb24").reformat(format="yuvj420p")
+        frame.pts = 0
+        out.mux(cover.encode(frame))
+        out.mux(cover.encode())
+        for n in range(12):
+            if not video:
+                frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+                frame.sample_rate, frame.pts = 8000, n * 1024
+            else:
+                frame = av.VideoFrame.from_ndarray(picture(n, 128, 96), format="rgb24").reformat(format="yuv420p")
+                frame.pts = n
+            out.mux(other.encode(frame))
+        out.mux(other.encode())
+    return buffer.getvalue()
+
+
+def test_damage_spoils_what_depends_on_it_and_no_more() -> None:
+    """A packet destroyed in the second of four GOPs: clips before and after it come out, the one across is refused."""
+    data = make_video(num_frames=96, gop=24, bframes=0, container="matroska")
+    with av.open(io.BytesIO(data)) as container:
+        packets = [p for p in container.demux(video=0) if p.size]
+    at = data.index(bytes(packets[30]))
+    broken = flip_bytes(data, at + 4, at + packets[30].size)
+    before, across, after = iter_clips(
+        broken, [spec(24), spec(10, start=Fraction(28, 24)), spec(40, start=Fraction(48, 24))]
+    )
+    assert isinstance(before, DecodedClip)
+    assert isinstance(across, CorruptVideoError)
+    assert isinstance(after, DecodedClip)
+    assert [read_number(f) for f in after.frames] == list(range(48, 88))
+
+
+def test_a_hole_is_not_filled_with_the_frame_before_it() -> None:
+    data = make_video(num_frames=48, gop=1, bframes=0, fps=20, container="matroska", codec="mjpeg", pix_fmt="yuvj420p")
+    with av.open(io.BytesIO(data)) as container:
+        packets = [p for p in container.demux(video=0) if p.size]
+    at = data.index(bytes(packets[20]))
+    broken = data[:at] + b"\0" * packets[20].size + data[at + packets[20].size :]
+    grid = {"fps": Fraction(20), "start": Fraction(18, 20)}
+    with pytest.raises(CorruptVideoError):
+        decode_clip(broken, spec(5, **grid))
+    held = decode_clip(broken, spec(5, on_error="skip", **grid))
+    assert [read_number(f) for f in held.frames] == [18, 19, 19, 21, 22]
+
+
+class FaultyFile(io.BytesIO):
+    """A file object whose storage fails after so many reads."""
+
+    def __init__(self, data: bytes, reads: int) -> None:
+        super().__init__(data)
+        self.reads = reads
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.reads -= 1
+        if self.reads < 0:
+            raise ConnectionResetError("the storage went away")
+        return super().read(size)
+
+
+def test_a_fault_of_the_storage_is_never_a_rejection() -> None:
+    """Wherever it strikes: the storage's own exception comes out, and no clip made of what was read before."""
+    data = make_video(num_frames=48, width=320, height=240, container="matroska", codec_options={"crf": "0"})
+    whole = decode_clip(data, spec(48)).frames
+    outcomes = set()
+    for reads in range(40):
+        try:
+            (clip,) = iter_clips(FaultyFile(data, reads), [spec(48)])
+        except ConnectionResetError:
+            outcomes.add("fault")
+        else:
+            assert isinstance(clip, DecodedClip)
+            assert (clip.frames == whole).all()
+            outcomes.add("whole")
+        for look in (probe, measure):
+            try:
+                look(FaultyFile(data, reads))
+            except ConnectionResetError:
+                outcomes.add("fault")
+    assert outcomes == {"fault", "whole"}
+
+
+def test_a_missing_path_is_the_storages_business() -> None:
+    with pytest.raises(FileNotFoundError):
+        probe("/nonexistent/video.mp4")
+
+
+def test_sources_of_every_kind_give_the_same(tmp_path: Path) -> None:
+    data = make_video(num_frames=24)
+    path = tmp_path / "a name with spaces:and%colons.mp4"
+    path.write_bytes(data)
+    want = decode_clip(data, spec(24)).frames
+    with path.open("rb") as file:
+        for src in (memoryview(data), bytearray(data), path, str(path), file, io.BytesIO(data)):
+            assert (decode_clip(src, spec(24)).frames == want).all()
+        assert not file.closed
+
+
+def test_limits_hold_before_anything_large_is_made() -> None:
+    data = make_video(num_frames=24)
+    with pytest.raises(LimitExceededError, match="128x96"):
+        decode_clip(data, spec(1, max_pixels=128 * 95))
+    with pytest.raises(LimitExceededError, match="max_output_bytes"):
+        decode_clip(data, spec(1 << 40, short="truncate"))
+    with pytest.raises(LimitExceededError, match="max_decoded_frames"):
+        decode_clip(data, spec(3, fps=Fraction(2), max_decoded_frames=5, short="truncate"))
+    assert probe(data, max_pixels=1).width == 128
+
+
+def test_filters_refuse_with_their_own_reasons() -> None:
+    still = make_video(num_frames=24, images=[picture(7, 128, 96)] * 24)
+    with pytest.raises(FilteredError) as static:
+        decode_clip(still, spec(8, min_motion=0.5))
+    assert static.value.reason == "filtered_static"
+    assert len(decode_clip(make_video(num_frames=24), spec(8, min_motion=0.5)).frames) == 8
+    slow = make_video(times=[0, Fraction(1, 10), 2, Fraction(21, 10)], time_base=Fraction(1, 1000))
+    with pytest.raises(FilteredError) as held:
+        decode_clip(slow, spec(12, fps=Fraction(8), max_hold=Fraction(1)))
+    assert held.value.reason == "filtered_max_hold"
+    hdr = make_video(num_frames=4, codec="libx265", pix_fmt="yuv420p10le", color_trc=16)
+    with pytest.raises(HdrError, match="PQ"):
+        decode_clip(hdr, spec(2, hdr="reject"))
+    assert decode_clip(hdr, spec(2)).facts()["color_trc"] == 16
+
+
+def test_every_error_and_clip_crosses_a_process_boundary() -> None:
+    errors = [ClipTooShortError("a"), FilteredError("static", "b"), HdrError("c"), TruncatedVideoError("d")]
+    for error in errors:
+        copy = pickle.loads(pickle.dumps(error))
+        assert (type(copy), str(copy), copy.reason) == (type(error), str(error), error.reason)
+    clip = decode_clip(make_image(), spec(1))
+    copy = pickle.loads(pickle.dumps(clip))
+    assert copy.facts() == clip.facts()
+    assert (copy.frames == clip.frames).all()
+
+
+@pytest.mark.parametrize("codec", ["png", "mjpeg", "libwebp"])
+def test_images_are_clips_of_one_frame(codec: str) -> None:
+    data = make_image(n=77, codec=codec)
+    assert probe(data).is_image
+    for fps in (None, Fraction(8)):
+        assert [read_number(f) for f in decode_clip(data, spec(1, fps=fps)).frames] == [77]
