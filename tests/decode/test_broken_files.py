@@ -72,7 +72,7 @@ def test_a_truncated_file_never_gives_a_full_clip(whole: dict[str, bytes], name:
             if name in SELF_DESCRIBING or short == "error":
                 assert shown == list(range(72))
             else:  # the cut may have taken the last B-frames, which come after the frame that follows them
-                num_sound = max(shown) - 2
+                num_sound = max(0, max(shown) - 2)
                 assert shown[:num_sound] == list(range(num_sound))
                 assert shown == sorted(shown)
 
