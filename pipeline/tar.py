@@ -61,6 +61,7 @@ class TarReader:
         self._left = size
         self._unread = 0
         self._padding = 0
+        self._name = ""
         self._scratch = memoryview(bytearray(min(1 << 20, size)))
 
     def __iter__(self) -> Iterator[Member]:
@@ -70,7 +71,7 @@ class TarReader:
 
     def read(self) -> memoryview:
         """The data of the member that was yielded last, once."""
-        # The size was held against what is left of the object, which the store vouches for.
+        self._check_claim()
         data = memoryview(bytearray(self._unread))
         self._take_into(data)
         self._unread = 0
@@ -80,6 +81,7 @@ class TarReader:
         own: dict[str, bytes] = {}
         pending = False
         while True:
+            self._check_claim()
             self._skip(self._unread + self._padding)
             self._unread = self._padding = 0
             block = self._take(BLOCK, "a header")
@@ -125,11 +127,15 @@ class TarReader:
         return Member(name=name.removeprefix("./"), kind=kind, size=size)
 
     def _claim(self, size: int, name: str) -> None:
-        """Hold a header's size against what is really left, before anything is read or allocated."""
-        padded = size + -size % BLOCK
-        if padded > self._left:
-            raise TarDamagedError(f"member {name[:200]!r} claims {size} bytes, and {self._left} are left")
-        self._unread, self._padding = size, -size % BLOCK
+        self._unread, self._padding, self._name = size, -size % BLOCK, name
+
+    def _check_claim(self) -> None:
+        """Hold the size that a header says against what the store says is left, before anything is allocated.
+
+        Not as soon as the header is read: its name is right, and closes the sample before it.
+        """
+        if self._unread + self._padding > self._left:
+            raise TarDamagedError(f"member {self._name[:200]!r} claims {self._unread} bytes, and {self._left} are left")
 
     def _extended(self, size: int) -> bytes:
         if size > MAX_EXTENDED_BYTES:

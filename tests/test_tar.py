@@ -132,6 +132,7 @@ def test_one_zero_block_is_not_an_end() -> None:
     end += -end % BLOCK
     assert read_until_damage(data[: end + BLOCK])[1]
     assert read_until_damage(data[: end + BLOCK] + make_tar([("late", b"x")]))[1]
+    assert read_until_damage(data[: end + BLOCK] + b"\1" * BLOCK)[1]
 
 
 def test_nothing_but_zeros_may_follow_the_end() -> None:
