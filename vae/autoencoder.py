@@ -72,7 +72,7 @@ class VideoVAE:
                 f"windows must add up to the frames and exceed the context, got {tuple(windows)} with {num_context = } "
                 f"for {pixels.shape[2]} frames"
             )
-        with torch.inference_mode():
+        with torch.inference_mode(), kernels.workspace():
             if self.info.schedule == "whole":
                 return self._encode_whole(pixels, windows)
             cache: EncoderCache = {}
@@ -99,7 +99,7 @@ class VideoVAE:
         self._check_pixels(pixels)
         if not self.info.windowed:
             raise ValueError(f"{self.info.name} with schedule {self.info.schedule!r} encodes whole clips only")
-        with torch.inference_mode():
+        with torch.inference_mode(), kernels.workspace():
             return self.encoder.step(self._to_input(pixels), None if cache is None else copy_cache(cache))
 
     def scale(self, z: Tensor) -> Tensor:

@@ -123,23 +123,28 @@ class ResnetBlock3D(nn.Module):
         elif in_channels != out_channels:
             self.nin_shortcut = nn.Conv3d(in_channels, out_channels, kernel_size=1)
 
-    def forward(self, x: Tensor, temb: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, temb: Tensor | None = None, cache: Cache | None = None, *, overwrite: bool = False
+    ) -> Tensor:
         """(B, C, T, H, W) to (B, C', T, H, W).
 
         Args:
-            x: the input; on the fast path it may be overwritten where nothing else needs it.
+            x: the input.
             temb: (B, temb_channels), the same for all frames.
             cache: state of a stream, updated in place; None for a whole clip.
+            overwrite: nobody needs x any more, so the result may take its memory.
         """
         if temb is not None and self.temb_channels <= 0:
             raise ValueError("temb was given, but the block was built with temb_channels=0")
-        h = self.conv1.through(x, cache, "conv1", norm=self.norm1)
+        h = self.conv1.through(x, cache, "conv1", norm=self.norm1, residual=kernels.accumulator(x, self.out_channels))
         if temb is not None:
             h = h + self.temb_proj(F.silu(temb))[:, :, None, None, None]
         if self.conv_shortcut is not None:
             x = self.conv_shortcut.through(x, cache, "conv_shortcut")
         elif self.nin_shortcut is not None:
             x = kernels.conv3d(x, self.nin_shortcut)
+        elif kernels.is_fast() and not overwrite:
+            x = x.clone()
         if self.training and self.dropout.p > 0:
             return self.conv2.through(self.dropout(kernels.norm_silu(h, self.norm2)), cache, "conv2", residual=x)
         return self.conv2.through(h, cache, "conv2", norm=self.norm2, residual=x)

@@ -100,7 +100,7 @@ class CausalConv3d(nn.Module):
             x: the next frames.
             cache: what the step before returned; None at the start of the clip.
             norm: if given, the convolution reads silu(norm(x)).
-            residual: added to the output.
+            residual: added to the output; without gradients its memory may be taken for the sum.
 
         Returns:
             The output frames, and the cache for the next step (a copy that shares no memory with x).
@@ -151,12 +151,7 @@ class CausalConv3d(nn.Module):
         if num_past == 0:
             return x if norm is None else kernels.norm_silu(x, norm)
         batch, channels, num_frames, height, width = x.shape
-        padded = torch.empty(
-            (batch, channels, num_past + num_frames, height, width),
-            dtype=x.dtype,
-            device=x.device,
-            memory_format=torch.channels_last_3d,
-        )
+        padded = kernels.buffer("padded", (batch, channels, num_past + num_frames, height, width), x)
         body = padded[:, :, num_past:]
         if norm is None:
             body.copy_(x)

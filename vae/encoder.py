@@ -155,13 +155,13 @@ class Encoder3D(nn.Module):
         for i, level in enumerate(self.down):
             assert isinstance(level, Level)
             for j, block in enumerate(level.block):
-                h = block(h, cache=_part(cache, f"down.{i}.block.{j}"))
+                h = block(h, cache=_part(cache, f"down.{i}.block.{j}"), overwrite=True)
                 if level.attn:
                     h = level.attn[j](h)
             if level.downsample is not None:
                 h = level.downsample(h, rule)
-        h = self.mid.block_1(h, cache=_part(cache, "mid.block_1"))
-        h = self.mid.block_2(h, cache=_part(cache, "mid.block_2"))
+        h = self.mid.block_1(h, cache=_part(cache, "mid.block_1"), overwrite=True)
+        h = self.mid.block_2(h, cache=_part(cache, "mid.block_2"), overwrite=True)
         return self.conv_out.through(h, _part(cache, "conv_out"), "conv", norm=self.norm_out)
 
     def _check_input(self, x: Tensor, rule: PoolRule) -> None:

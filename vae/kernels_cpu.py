@@ -1,0 +1,118 @@
+"""What ATen and oneDNN on a CPU can do without a copy, if asked the right way. Used through `vae.kernels` only.
+
+ATen's group_norm cannot write into a given tensor; its batch norm in inference mode can, takes float32 statistics for
+bfloat16 data, and keeps channels last. With each channel given its group's statistics they are the same function.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_BLOCK_ROWS = 16384
+"""Pixels whose statistics ATen sums up in float32 in one go. The rounding of a running sum grows with the root of its
+length: 3e-6 of a variance here, 4e-5 over a whole 9x480x720 window. Blocks are joined in float64."""
+
+_GROUP_NORM = nn.GroupNorm.forward
+
+
+def can_norm(x: Tensor, norm: nn.GroupNorm, out: Tensor) -> bool:
+    """Whether `norm_silu` takes these: a CPU, a known dtype, samples dense in channels-last order, an ordinary norm."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype in (torch.float32, torch.bfloat16)
+        and x.dtype == out.dtype
+        and all(_is_dense(tensor[i : i + 1]) for tensor in (x, out) for i in range(x.shape[0]))
+        # Somebody's own norm in this place (frozen statistics, say) is to be called, not imitated.
+        and getattr(norm.forward, "__func__", None) is _GROUP_NORM
+    )
+
+
+def norm_silu(x: Tensor, norm: nn.GroupNorm, out: Tensor) -> None:
+    """silu(norm(x)) into `out`."""
+    assert norm.weight is not None
+    weight, bias = norm.weight.float(), norm.bias.float()
+    unused = torch.empty(0)
+    for i in range(x.shape[0]):
+        image, image_out = _as_image(x[i]), _as_image(out[i])
+        mean, variance = _group_statistics(image, norm.num_groups)
+        torch.ops.aten.native_batch_norm.out(
+            image,
+            weight,
+            bias,
+            mean,
+            variance,
+            False,
+            0.0,
+            norm.eps,
+            out=image_out,
+            save_mean=unused,
+            save_invstd=unused,
+        )
+    F.silu(out, inplace=True)
+
+
+def can_convolve(x: Tensor, conv: nn.Conv3d, accumulator: Tensor) -> bool:
+    """Whether `conv3d_into` takes this: on a CPU with oneDNN, a known dtype, unit stride."""
+    return bool(
+        x.device.type == "cpu"
+        and x.dtype in (torch.float32, torch.bfloat16)
+        and conv.bias is not None
+        and conv.stride == (1, 1, 1)
+        and torch._C._has_mkldnn
+        and torch._C._get_mkldnn_enabled()
+        and _is_dense(x)
+        and _is_dense(accumulator)
+    )
+
+
+def conv3d_into(x: Tensor, conv: nn.Conv3d, accumulator: Tensor) -> Tensor:
+    """accumulator += conv(x), summed in float32 before the one rounding. Inductor emits the same operator."""
+    return torch.ops.mkldnn._convolution_pointwise_.binary(  # type: ignore[no-any-return]
+        accumulator,
+        x,
+        conv.weight,
+        conv.bias,
+        conv.padding,
+        conv.stride,
+        conv.dilation,
+        conv.groups,
+        "add",
+        1.0,
+        None,
+        [],
+        None,
+    )
+
+
+def _group_statistics(image: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each group, repeated for its channels: two (C,) float32 tensors."""
+    _, channels, num_rows, width = image.shape
+    rows_per_block = max(_BLOCK_ROWS // width, 1)
+    sizes, means, variances = [], [], []
+    for start in range(0, num_rows, rows_per_block):
+        block = image[:, :, start : start + rows_per_block]
+        # Float32 running statistics, though unused, make the results float32 for bfloat16 data.
+        mean, variance = torch.batch_norm_update_stats(block, torch.zeros(channels), torch.zeros(channels), 0.0)
+        sizes.append(block.shape[2])
+        means.append(mean)
+        variances.append(variance)
+    repeats = channels // num_groups
+    mean_bgc = torch.stack(means).double().view(-1, num_groups, repeats)
+    variance_bgc = torch.stack(variances).double().view(mean_bgc.shape)
+    share = torch.tensor(sizes, dtype=torch.float64)[:, None, None] / (num_rows * repeats)
+    group_mean = (share * mean_bgc).sum((0, 2))
+    group_variance = (share * (variance_bgc + (mean_bgc - group_mean[:, None]).square())).sum((0, 2))
+    return group_mean.float().repeat_interleave(repeats), group_variance.float().repeat_interleave(repeats)
+
+
+def _is_dense(x: Tensor) -> bool:
+    return x.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def _as_image(sample: Tensor) -> Tensor:
+    """One sample (C, T, H, W), channels last, as (1, C, T*H, W), channels last: a view."""
+    channels, num_frames, height, width = sample.shape
+    rows = sample.permute(1, 2, 3, 0).view(1, num_frames * height, width, channels)
+    return rows.permute(0, 3, 1, 2)
