@@ -54,8 +54,10 @@ def joined(folder: str, reference: str) -> str:
     """`reference` as seen from `folder`: itself if absolute, else below it.
 
     Raises:
-        ValueError: ".." leads out of the bucket.
+        ValueError: ".." leads out of the bucket, or it is a chain of fsspec's ("zip://a::s3://b").
     """
+    if "://" in reference and ("::" in reference.partition("?")[0] or not scheme_of(reference)):
+        raise ValueError(f"{redacted(reference)!r} is not one address")
     if scheme_of(reference) or reference.startswith("/"):
         return normal_uri(reference)
     scheme = scheme_of(folder)
@@ -83,7 +85,7 @@ def refusal(uri: str, *, allow_private: bool) -> str | None:
     later, or a server that redirects, is not caught: who fears that closes the workers' way out.
     """
     scheme = scheme_of(uri)
-    if scheme and (scheme not in TABLE_SCHEMES or "::" in uri.partition("?")[0]):
+    if scheme and scheme not in TABLE_SCHEMES:
         return f"scheme {scheme!r} is not one of {', '.join(TABLE_SCHEMES)}"
     if scheme not in ("http", "https") or allow_private:
         return None

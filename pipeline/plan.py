@@ -24,7 +24,7 @@ from pipeline.addresses import normal_uri, redacted
 from pipeline.errors import ChangedError, ConfigError, StorageError
 from pipeline.plan_file import PlanFile, write_plan_file
 from pipeline.records import Shard
-from pipeline.sources import list_source
+from pipeline.sources import NO_MORE, list_source
 from pipeline.storage import Entry, Storage
 
 log = logging.getLogger(__name__)
@@ -161,8 +161,8 @@ class _Known:
             return None
         kind, size, etag, stop = self._objects[uri]
         # The size of a table's shard is its range's.
-        self._compare(uri, (size if kind == "tar" else entry.size, etag), (entry.size, entry.etag))
-        return stop
+        is_same = self._compare(uri, (size if kind == "tar" else entry.size, etag), (entry.size, entry.etag))
+        return stop if is_same else NO_MORE
 
     def videos_under(self, root: str) -> Iterator[dict[str, Any]]:
         runs = [self._videos(self._files[index], root, source) for index, source in self._runs.get(root, ())]
@@ -180,13 +180,14 @@ class _Known:
         for members in file.members(root, source):
             yield from json.loads(members)
 
-    def _compare(self, what: str, planned: tuple[int, str], found: tuple[Any, ...]) -> None:
+    def _compare(self, what: str, planned: tuple[int, str], found: tuple[Any, ...]) -> bool:
         if planned == found:
-            return
+            return True
         message = f"{redacted(what)} changed: planned with size and etag {planned}, found with {found}"
         if self._on_changed == "refuse":
             raise ChangedError(f"{message}. Restore it, take a new output, or keep the plan as it is (on_changed=keep)")
         log.warning("%s; the plan is kept", message)
+        return False
 
 
 def _columns(file: PlanFile, *names: str) -> Iterable[list[Any]]:

@@ -36,12 +36,15 @@ from pipeline.webdataset import read_tar
 MAX_BYTES = 4 << 30
 """Of one encoded video. A tar's is held in memory, so an H100 node reads eight of these at once."""
 
+NO_MORE = -1
+"""For `Planned.end_of`: take nothing more from this object."""
+
 
 class Planned(Protocol):
     """What the plan has already frozen of a source."""
 
     def end_of(self, uri: str, entry: Entry) -> int | None:
-        """None: this tar or table is new. Else where its last range ends; a tar has none, so 0.
+        """None: this tar or table is new. Else where its last range ends (a tar: 0), or NO_MORE.
 
         Raises:
             ChangedError: the entry is another object than the plan recorded.
@@ -163,7 +166,8 @@ def _find(uri: str) -> tuple[str, Iterator[Entry]]:
         return uri, iter(())
     root = folder_of(uri[: position + 1])
     matches = glob_matcher(uri[len(root.rstrip("/")) + 1 :])
-    return root, (entry for entry in Storage(root).list() if matches(entry.path))
+    entries = (entry for entry in Storage(root).list() if matches(entry.path))
+    return root, entries if suffix_of(uri) in TABLE_SUFFIXES else _without_tables(entries)
 
 
 def _without_tables(entries: Iterator[Entry]) -> Iterator[Entry]:
@@ -203,6 +207,8 @@ def _compared(
 
 def _container(uri: str, entry: Entry, shard_size: int, planned: Planned | None) -> Iterator[Shard]:
     end = planned.end_of(uri, entry) if planned else None
+    if end == NO_MORE:
+        return
     if suffix_of(uri) not in TABLE_SUFFIXES:
         if end is None:
             yield tar_shard(uri, entry)

@@ -166,7 +166,8 @@ def _csv_ranges(uri: str, entry: Entry, shard_size: int, start: int) -> Iterator
 
 
 def _csv_rows(data: bytes, columns: list[str]) -> Iterator[dict[str, Any] | str]:
-    reader = _csv_reader(io.StringIO(data.decode("utf-8", "surrogateescape"), newline=""))
+    # Lines end at "\n" alone, as they did when the ranges were made.
+    reader = _csv_reader(line.decode("utf-8", "surrogateescape") for line in io.BytesIO(data))
     while True:
         try:
             row = next(reader)
