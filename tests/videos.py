@@ -73,15 +73,20 @@ def make_video(
     colorspace: int | None = None,
     color_range: int | None = None,
     color_trc: int | None = None,
-    interlaced: bool = False,
     metadata: dict[str, str] | None = None,
     container_options: dict[str, str] | None = None,
     codec_options: dict[str, str] | None = None,
+    tagged: bool = True,
     images: Sequence[np.ndarray] | None = None,
+    image_format: str = "rgb24",
     time_base: Fraction = Fraction(1, 12000),
     audio_seconds: float = 0,
 ) -> bytes:
-    """An encoded file. `times` are the frames' timestamps in seconds (else frame n is at n / fps)."""
+    """An encoded file. `times` are the frames' timestamps in seconds (else frame n is at n / fps).
+
+    `images` replace the numbered pictures: arrays that PyAV takes for `image_format`. `colorspace` and `color_range`
+    are applied and, with `tagged`, stated in the file.
+    """
     stamps = [Fraction(n) / fps for n in range(num_frames)] if times is None else [Fraction(t) for t in times]
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container, options=container_options or {}) as out:
@@ -95,15 +100,18 @@ def make_video(
         if sar is not None:
             stream.codec_context.sample_aspect_ratio = sar
         for name, value in (("colorspace", colorspace), ("color_range", color_range), ("color_trc", color_trc)):
-            if value is not None:
+            if value is not None and tagged:
                 setattr(stream.codec_context, name, value)
         if rotation or hflip:
             stream.set_display_rotation(rotation, hflip=hflip)
         sound = out.add_stream("aac", rate=8000) if audio_seconds else None
         for n, stamp in enumerate(stamps):
             image = images[n] if images is not None else picture(n, width, height)
-            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
-            frame = frame.reformat(format=pix_fmt, dst_colorspace=colorspace, dst_color_range=color_range)
+            frame = av.VideoFrame.from_ndarray(image, format=image_format)
+            if image_format != pix_fmt:
+                frame = frame.reformat(format=pix_fmt, dst_colorspace=colorspace, dst_color_range=color_range)
+            frame.colorspace = colorspace if colorspace and tagged else 2
+            frame.color_range = color_range or 0
             frame.pts, frame.time_base = int(stamp / time_base), time_base
             out.mux(stream.encode(frame))
         out.mux(stream.encode())

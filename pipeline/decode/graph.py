@@ -84,16 +84,18 @@ class Converter:
 
     def __init__(self, kind: FrameKind, spec: DecodeSpec) -> None:
         self.placement = placement(kind, spec)
-        try:
-            self._graph = _build(kind, spec, self.placement)
-        except (av.FFmpegError, ValueError) as error:
-            raise UnsupportedCodecError(f"frames of {kind.pix_fmt}, {kind.width}x{kind.height}: {error}") from None
+        self._kind, self._spec = kind, spec
+        self._graph = self._new_graph()
+        # The deinterlacer gives a frame out when the next one comes, or at the end: so each frame has its own graph.
+        self._is_one_way = _deinterlaces(kind, spec)
 
     def into(self, frame: Any, out: np.ndarray) -> None:
         """Convert `frame` into `out`, uint8 [height, width, 3]."""
         box = self.placement.placed
         try:
             self._graph.vpush(frame)
+            if self._is_one_way:
+                self._graph.vpush(None)
             rgb = self._graph.vpull()
         except MemoryError:
             raise
@@ -107,6 +109,15 @@ class Converter:
         if (box.width, box.height) != (out.shape[1], out.shape[0]):
             out[:] = 0
         out[box.y : box.y + box.height, box.x : box.x + box.width] = pixels
+        if self._is_one_way:
+            self._graph = self._new_graph()
+
+    def _new_graph(self) -> Any:
+        kind = self._kind
+        try:
+            return _build(kind, self._spec, self.placement)
+        except (av.FFmpegError, ValueError) as error:
+            raise UnsupportedCodecError(f"frames of {kind.pix_fmt}, {kind.width}x{kind.height}: {error}") from None
 
 
 def placement(kind: FrameKind, spec: DecodeSpec) -> Placement:
@@ -127,7 +138,7 @@ def filters(kind: FrameKind, spec: DecodeSpec, where: Placement) -> list[tuple[s
     chain = []
     if unreadable := _unreadable_tags(kind):
         chain.append(("setparams", ":".join(f"{tag}=unknown" for tag in unreadable)))
-    if spec.deinterlace == "spatial" and kind.is_interlaced:
+    if _deinterlaces(kind, spec):
         chain.append(("estdif", "mode=frame:deint=interlaced"))
     crop = where.crop
     if (crop.width, crop.height) != (kind.width, kind.height):
@@ -187,6 +198,10 @@ def _unreadable_tags(kind: FrameKind) -> list[str]:
     if kind.color_primaries not in _SWSCALE_PRIMARIES:
         tags.append("color_primaries")
     return tags
+
+
+def _deinterlaces(kind: FrameKind, spec: DecodeSpec) -> bool:
+    return spec.deinterlace == "spatial" and kind.is_interlaced
 
 
 def _assumes_bt709(kind: FrameKind, spec: DecodeSpec) -> bool:
