@@ -83,6 +83,7 @@ class VideoVAE:
                 if i >= num_context:
                     moments.append(h)
                 start += length
+            cache.clear()
             return torch.cat(moments, dim=2).contiguous()
 
     def encode_window(self, pixels: Tensor, cache: EncoderCache | None = None) -> tuple[Tensor, EncoderCache]:

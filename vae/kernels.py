@@ -96,12 +96,13 @@ def accumulator(x: Tensor, channels: int) -> Tensor | None:
 
 def conv3d(x: Tensor, conv: nn.Conv3d, residual: Tensor | None = None) -> Tensor:
     """conv(x), plus `residual` if given; on the fast path the sum may take residual's memory."""
-    if residual is None or not is_fast():
+    if not is_fast():
         y: Tensor = conv(x)
         return y if residual is None else residual + y
     if kernels_cpu.can_convolve(x, conv, residual):
-        return kernels_cpu.conv3d_into(x, conv, residual)
-    return conv(x).add_(residual)  # type: ignore[no-any-return]
+        return kernels_cpu.conv3d(x, conv, residual)
+    y = conv(x)
+    return y if residual is None else y.add_(residual)
 
 
 def pool_time(x: Tensor, rule: PoolRule, edge: int) -> Tensor:
