@@ -194,8 +194,8 @@ def _check_limits(info: VideoInfo, timeline: Timeline | None, rule: ClipRule) ->
         raise LimitExceededError(f"frames of {info.width}x{info.height} exceed max_pixels={rule.max_pixels}")
     if info.size_bytes > rule.max_bytes:
         raise LimitExceededError(f"a file of {info.size_bytes} bytes exceeds max_bytes={rule.max_bytes}")
-    if timeline is not None and timeline.duration > _exact(rule.limit_duration):
-        raise LimitExceededError(f"{float(timeline.duration):.3f} s exceed limit_duration={rule.limit_duration:g} s")
+    if timeline is not None and timeline.promised > _exact(rule.limit_duration):
+        raise LimitExceededError(f"{float(timeline.promised):.3f} s exceed limit_duration={rule.limit_duration:g} s")
 
 
 def _check_filters(info: VideoInfo, timeline: Timeline | None, rule: ClipRule) -> None:

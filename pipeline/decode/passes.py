@@ -27,7 +27,6 @@ from pipeline.errors import (
     LimitExceededError,
     NoFramesError,
     TruncatedVideoError,
-    UnsupportedCodecError,
     VideoError,
 )
 
@@ -122,7 +121,7 @@ class _Pass:
     def _from_first_clean(self) -> Iterator[Picture]:
         """Pictures from the first that the decoder does not flag; raises if there is none."""
         num_corrupt = 0
-        pictures = self._guarded()
+        pictures = self.reader.pictures()
         for picture in pictures:
             if picture.corrupt:
                 num_corrupt += 1
@@ -132,17 +131,9 @@ class _Pass:
             yield picture
             yield from pictures
             return
-        self.feed.check()
         if num_corrupt or self.reader.errors:
             raise CorruptVideoError(f"no frame can be decoded: {self.reader.first_error or 'all flagged corrupt'}")
         raise NoFramesError("the video stream holds no frame")
-
-    def _guarded(self) -> Iterator[Picture]:
-        try:
-            yield from self.reader.pictures()
-        except av.error.DecoderNotFoundError as error:
-            raise UnsupportedCodecError(f"no decoder: {error}") from None
-        self.feed.check()
 
     def _make_builders(self, first: Picture) -> None:
         if self.builders:
@@ -281,7 +272,7 @@ class _Pass:
         except (av.FFmpegError, ValueError):
             self.feed.check()
             return None
-        pictures = self._guarded()
+        pictures = self.reader.pictures()
         for picture in pictures:
             if picture.ticks > target or picture.corrupt or picture.repaired or self.reader.has_damage:
                 return None

@@ -14,10 +14,13 @@ from typing import Any
 import av
 
 from pipeline.decode.opening import Feed
+from pipeline.errors import UnsupportedCodecError
 
 _MAX_BARREN_ERRORS = 100
 """Damaged packets in a row, with no frame between, after which the rest counts as undecodable."""
 _MAX_DEMUX_ERRORS = 8
+_MAX_DEMUX_ERRORS_IN_ALL = 1000
+"""Faults of the demuxer in a row, and in all, after which the file counts as over."""
 
 
 @dataclass(slots=True, eq=False)
@@ -73,6 +76,7 @@ class PictureReader:
         self._damage: list[_Damage] = []
         self._keyframes: list[tuple[int, int]] = []
         self._barren = 0
+        self._demux_errors = 0
 
     def seek(self, ticks: int) -> None:
         """Go to the keyframe at or before `ticks`, by the container's own account, which may be wrong."""
@@ -89,6 +93,8 @@ class PictureReader:
                 frames = packet.decode()
             except MemoryError:
                 raise
+            except av.error.DecoderNotFoundError as error:
+                raise UnsupportedCodecError(f"no decoder: {error}") from None
             except (av.FFmpegError, ValueError) as error:
                 self._feed.check()
                 self._lose(packet, error)
@@ -117,7 +123,8 @@ class PictureReader:
                 self._note(error)
                 self.is_cut = True
                 faults += 1
-                if faults >= _MAX_DEMUX_ERRORS:
+                self._demux_errors += 1
+                if faults >= _MAX_DEMUX_ERRORS or self._demux_errors >= _MAX_DEMUX_ERRORS_IN_ALL:
                     return
                 continue
             self._feed.check()
