@@ -2,6 +2,7 @@
 
     python -m jobs.bench_encoder speed --dtype bfloat16 --shape 17x128x192 --threads 1 --rounds 3
     python -m jobs.bench_encoder profile --dtype bfloat16 --shape 17x128x192
+    python -m jobs.bench_encoder chunking                     # the table of docs/chunking.md; no diffusers needed
 
 Rounds alternate between the two, and the ratio is the median of the rounds' ratios: a neighbour's load hits both. Read
 the ratio; absolute times on a shared machine mean little.
@@ -14,9 +15,11 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 import vae
@@ -39,9 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
         command.add_argument("--threads", type=int, default=1, help="on a CPU")
         command.add_argument("--rounds", type=int, default=3)
+    command = commands.add_parser("chunking", help="error of a chunk by its number of context windows")
+    command.add_argument("--size", type=int, default=48, help="height and width")
+    command.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
-    (speed if arguments.command == "speed" else profile)(arguments)
+    {"speed": speed, "profile": profile, "chunking": chunking}[arguments.command](arguments)
     return 0
 
 
@@ -74,6 +80,62 @@ def profile(arguments: argparse.Namespace) -> None:
     with torch.profiler.profile() as profiler:
         ours.encode(pixels)
     print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=16))
+
+
+def chunking(arguments: argparse.Namespace) -> None:
+    """Print, for kinds of weights and of clips, the error of a chunk's latents against the uncut clip."""
+    with tempfile.TemporaryDirectory() as folder:
+        models = {
+            taps: full_depth_vae(Path(folder), image_like=taps == "image-like") for taps in ("image-like", "random")
+        }
+    clips = {
+        "steady": steady_clip(73, arguments.size),
+        "noise": torch.rand(1, 3, 73, arguments.size, arguments.size) * 2 - 1,
+    }
+    print("| taps | clip |" + "".join(f" k={k} |" for k in range(8)))
+    for taps, model in models.items():
+        for name, pixels in clips.items():
+            errors = [chunk_error(model, pixels, context) for context in range(8)]
+            print(f"| {taps} | {name} |" + "".join(f" {error:.2g} |" for error in errors))
+
+
+def full_depth_vae(folder: Path, *, image_like: bool) -> VideoVAE:
+    """CogVideoX's depth with a quarter of its width, random weights.
+
+    `image_like` scales the temporal taps to 0.09, 0.3 and 1 (the frame itself last), as in encoders that were grown out
+    of image encoders; otherwise the three are alike, which is the worst case for a cut.
+    """
+    torch.manual_seed(0)
+    encoder = vae.Encoder3D(
+        ch=32, ch_mult=(1, 2, 2, 4), num_res_blocks=3, attn_resolutions=(), in_channels=3, resolution=256, z_channels=16
+    )
+    if image_like:
+        with torch.no_grad():
+            for module in encoder.modules():
+                if isinstance(module, vae.CausalConv3d):
+                    module.conv.weight *= torch.tensor([0.09, 0.3, 1.0]).view(1, 1, 3, 1, 1)
+    path = folder / "weights.safetensors"
+    save_file(encoder.state_dict(), path)
+    return vae.load_vae(str(path))
+
+
+def steady_clip(num_frames: int, size: int) -> Tensor:
+    """A smooth pattern that drifts slowly: (1, 3, T, size, size) in [-1, 1]."""
+    t = torch.arange(num_frames).view(-1, 1, 1)
+    y = torch.linspace(0, 6.28, size).view(1, -1, 1)
+    x = torch.linspace(0, 6.28, size).view(1, 1, -1)
+    frames = [0.5 * torch.sin((1 + c) * x + 0.08 * t) + 0.3 * torch.cos((2 - 0.5 * c) * y - 0.05 * t) for c in range(3)]
+    return torch.stack(frames)[None]
+
+
+def chunk_error(model: VideoVAE, pixels: Tensor, context: int) -> float:
+    """Relative L2 error of the mean of the last chunk (2 windows) against the uncut clip; over the reference's spread."""
+    num_windows = len(vae.window_lengths(pixels.shape[2]))
+    span = vae.chunk_spans(pixels.shape[2], chunk_windows=num_windows - 2, context=context)[-1]
+    actual = model.encode_windows(pixels[:, :, span.start : span.stop], span.windows, span.num_context_windows)
+    expected = model.encode(pixels).parameters[:, :, -actual.shape[2] :]
+    mean, expected_mean = actual.chunk(2, dim=1)[0], expected.chunk(2, dim=1)[0]
+    return float((mean - expected_mean).norm() / (expected_mean - expected_mean.mean()).norm())
 
 
 def _models(arguments: argparse.Namespace) -> tuple[Any, VideoVAE, Tensor]:

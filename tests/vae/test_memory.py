@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from tests.vae.full_depth import full_depth
+from jobs.bench_encoder import full_depth_vae
 from vae.autoencoder import VideoVAE
 
 
@@ -29,7 +29,7 @@ def peak_bytes(run: Callable[[], object]) -> int:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> VideoVAE:
-    return full_depth(tmp_path_factory.mktemp("weights"))
+    return full_depth_vae(tmp_path_factory.mktemp("weights"), image_like=True)
 
 
 def peak_of_clip(model: VideoVAE, num_frames: int, height: int, width: int) -> int:
