@@ -67,7 +67,8 @@ def speed(arguments: argparse.Namespace) -> None:
     pairs = [(_seconds(run_theirs), _seconds(run_ours)) for _ in range(arguments.rounds)]
     ratios = [a / b for a, b in pairs]
     print(
-        f"encoder dtype={arguments.dtype} shape={arguments.shape} device={arguments.device} threads={arguments.threads} "
+        f"encoder dtype={arguments.dtype} shape={arguments.shape} device={arguments.device} "
+        f"threads={arguments.threads} "
         f"diffusers={statistics.median(a for a, _ in pairs):.2f}s ours={statistics.median(b for _, b in pairs):.2f}s "
         f"ratio={statistics.median(ratios):.2f} rounds={' '.join(f'{r:.2f}' for r in ratios)} difference={error:.1e}"
     )
@@ -86,13 +87,14 @@ def chunking(arguments: argparse.Namespace) -> None:
     """Print, for kinds of weights and of clips, the error of a chunk's latents against the uncut clip."""
     with tempfile.TemporaryDirectory() as folder:
         models = {
-            taps: full_depth_vae(Path(folder), image_like=taps == "image-like") for taps in ("image-like", "random")
+            taps: full_depth_vae(Path(folder), image_like=taps == "image-like") for taps in ("image-like", "alike")
         }
     clips = {
         "steady": steady_clip(73, arguments.size),
         "noise": torch.rand(1, 3, 73, arguments.size, arguments.size) * 2 - 1,
     }
     print("| taps | clip |" + "".join(f" k={k} |" for k in range(8)))
+    print("|---|---|" + "---|" * 8)
     for taps, model in models.items():
         for name, pixels in clips.items():
             errors = [chunk_error(model, pixels, context) for context in range(8)]
@@ -129,7 +131,7 @@ def steady_clip(num_frames: int, size: int) -> Tensor:
 
 
 def chunk_error(model: VideoVAE, pixels: Tensor, context: int) -> float:
-    """Relative L2 error of the mean of the last chunk (2 windows) against the uncut clip; over the reference's spread."""
+    """Relative L2 error of the last chunk's mean (2 windows) against the uncut clip, over the reference's spread."""
     num_windows = len(vae.window_lengths(pixels.shape[2]))
     span = vae.chunk_spans(pixels.shape[2], chunk_windows=num_windows - 2, context=context)[-1]
     actual = model.encode_windows(pixels[:, :, span.start : span.stop], span.windows, span.num_context_windows)
