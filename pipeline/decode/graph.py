@@ -97,8 +97,6 @@ class Converter:
             if self._is_one_way:
                 self._graph.vpush(None)
             rgb = self._graph.vpull()
-        except MemoryError:
-            raise
         except (av.FFmpegError, BlockingIOError) as error:
             if getattr(error, "errno", None) == EAGAIN:
                 raise AssertionError("the graph kept a frame back") from error

@@ -4,6 +4,8 @@
   content leads nowhere, and a fault of the storage is recognised as such however FFmpeg reports it.
 * One decoding thread (`SLICE`, 1), set before the first decode: PyAV's default takes every core of the host and leaks
   threads from containers that are dropped.
+* Whatever FFmpeg raises is content, "cannot allocate memory" too: that is how it answers an absurd size in a header.
+  A machine that is out of memory kills, or raises Python's own MemoryError, which passes.
 * FFmpeg's log level is never set: with a Python log callback, a decoder error in a worker thread can deadlock on the
   GIL (seen on two of our files; PyAV issues 751, 909, 2276).
 """
@@ -119,8 +121,6 @@ def _open(feed: Feed) -> Any:
             return av.open(_Cursor(feed), "r", options=_AV_OPTIONS, metadata_errors="replace")
         except TypeError:  # PyAV 19 drops the argument and never raises on metadata
             return av.open(_Cursor(feed), "r", options=_AV_OPTIONS)
-    except MemoryError:
-        raise
     except (av.FFmpegError, UnicodeDecodeError, ValueError) as error:
         feed.check()
         raise OpenError(f"cannot be opened as a video: {describe(error)}") from None

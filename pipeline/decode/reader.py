@@ -91,8 +91,6 @@ class PictureReader:
                 self._submit(packet)
             try:
                 frames = packet.decode()
-            except MemoryError:
-                raise
             except av.error.DecoderNotFoundError as error:
                 raise UnsupportedCodecError(f"no decoder: {error}") from None
             except (av.FFmpegError, ValueError) as error:
@@ -116,8 +114,6 @@ class PictureReader:
                     self._feed.check()
                     yield packet
                     faults = 0
-            except MemoryError:
-                raise
             except (av.FFmpegError, ValueError) as error:
                 self._feed.check()
                 self._note(error)
