@@ -13,7 +13,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import AccessError, NotFoundError, StorageError, TransientError
+from pipeline.addresses import redacted
+from pipeline.errors import AccessError, ConfigError, NotFoundError, StorageError, TransientError
+from pipeline.retry import retried
 from pipeline.store import Body, Entry, is_at
 
 
@@ -25,12 +27,16 @@ class OtherStore:
 
     def entries(self, path: str) -> Iterator[Entry]:
         filesystem, base = self._open_root()
-        with _translated(self.address(path)):
-            found = filesystem.find(f"{base}/{path}".rstrip("/"), detail=True)
+        found = retried(lambda: self._find(filesystem, f"{base}/{path}".rstrip("/")))
         for full in sorted(found):
             name = full.removeprefix(base).lstrip("/")
             if found[full].get("type") == "file" and is_at(name, path):
                 yield _entry(name, found[full])
+
+    def _find(self, filesystem: Any, path: str) -> dict[str, dict[str, Any]]:
+        with _translated(f"list {path}"):
+            found: dict[str, dict[str, Any]] = filesystem.find(path, detail=True)
+        return found
 
     def head(self, path: str) -> Entry:
         filesystem, base = self._open_root()
@@ -92,8 +98,10 @@ class OtherStore:
     def _open_root(self) -> tuple[Any, str]:
         from fsspec.core import url_to_fs
 
-        with _translated(self.root):
+        try:
             filesystem, base = url_to_fs(self.root, use_listings_cache=False)
+        except (ValueError, ImportError) as error:  # no such scheme, or its package is not installed
+            raise ConfigError(f"{redacted(self.root)}: {error}") from error
         return filesystem, base.rstrip("/")
 
 
@@ -107,8 +115,6 @@ def _entry(path: str, info: dict[str, Any]) -> Entry:
 
 @contextlib.contextmanager
 def _translated(what: str) -> Iterator[None]:
-    from pipeline.addresses import redacted
-
     try:
         yield
     except StorageError:

@@ -166,9 +166,11 @@ class _Known:
 
     def videos_under(self, root: str) -> Iterator[dict[str, Any]]:
         runs = [self._videos(self._files[index], root, source) for index, source in self._runs.get(root, ())]
-        return heapq.merge(*runs, key=lambda video: str(video["path"]))
+        return runs[0] if len(runs) == 1 else heapq.merge(*runs, key=lambda video: str(video["path"]))
 
     def check_video(self, root: str, planned: dict[str, Any], found: dict[str, Any]) -> None:
+        if planned == found:
+            return
         uri = f"{root}/{planned['path']}"
         self._compare(uri, (planned["size"], planned["etag"]), (found["size"], found["etag"]))
         for suffix, (size, etag) in planned["sidecars"].items():

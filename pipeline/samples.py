@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
-from pathlib import PurePosixPath
 from typing import Any
 
 from pipeline.records import Reason, Rejection
@@ -66,8 +65,10 @@ class Sample:
 
 
 def suffix_of(name: str) -> str:
-    """The last suffix in lower case: "a/clip.v2.MP4" -> ".mp4"."""
-    return PurePosixPath(name).suffix.lower()
+    """The last suffix in lower case: "a/clip.v2.MP4" -> ".mp4"; "" for "a/clip", "clip." and ".hidden"."""
+    # PurePosixPath says the same in ten times the time, and a plan asks for ten million.
+    stem, dot, suffix = name.rpartition("/")[2].rpartition(".")
+    return f".{suffix.lower()}" if stem and suffix else dot[1:]
 
 
 def refuse(reason: Reason, message: str, *, key: str, uri: str) -> Rejection:

@@ -20,6 +20,7 @@ from pipeline.addresses import folder_of, normal_uri, redacted
 from pipeline.errors import ConfigError, NotFoundError
 from pipeline.folders import (
     TABLE_SUFFIXES,
+    TAR_SUFFIXES,
     files_shard,
     glob_matcher,
     list_items,
@@ -71,10 +72,10 @@ def list_source(uri: str, *, shard_size: int, planned: Planned | None = None) ->
     """
     if shard_size < 1:
         raise ConfigError(f"shard_size must be at least 1, got {shard_size}")
-    root, entries = _find(normal_uri(uri))
+    root, entries, containers = _find(normal_uri(uri))
     group: list[dict[str, Any]] = []
     found_any = False
-    for item, is_new in _compared(list_items(entries), root, planned):
+    for item, is_new in _compared(list_items(entries, containers), root, planned):
         found_any = True
         if isinstance(item, Entry):
             yield from _container(f"{root.rstrip('/')}/{item.path}", item, shard_size, planned)
@@ -151,28 +152,26 @@ def _samples(shard: Shard, *, max_bytes: int, allow_private: bool) -> Iterator[S
             return read_table(shard, load_members(shard), allow_private=allow_private)
 
 
-def _find(uri: str) -> tuple[str, Iterator[Entry]]:
-    """The folder that paths are relative to, and the sorted listing of what `uri` means in it."""
+def _find(uri: str) -> tuple[str, Iterator[Entry], frozenset[str]]:
+    """The folder that paths are relative to, the listing of what `uri` means in it, and what may be a shard there.
+
+    A table is a source where it is named: in a folder it is, as a rule, about the folder's videos.
+    """
     try:
         folder, name = open_uri(uri)
     except ConfigError:  # a whole bucket
-        return uri, _without_tables(Storage(uri).list())
+        return uri, Storage(uri).list(), TAR_SUFFIXES
     first = next(folder.list(name), None)
     if first is not None and first.path == name:
-        return folder.uri, iter(_with_sidecars(folder, first))
+        return folder.uri, iter(_with_sidecars(folder, first)), TAR_SUFFIXES | TABLE_SUFFIXES
     if first is not None:
-        return uri, _without_tables(Storage(uri).list())
+        return uri, Storage(uri).list(), TAR_SUFFIXES
     if (position := min((uri.find(sign) for sign in "*?[" if sign in uri), default=-1)) < 0:
-        return uri, iter(())
+        return uri, iter(()), TAR_SUFFIXES
     root = folder_of(uri[: position + 1])
     matches = glob_matcher(uri[len(root.rstrip("/")) + 1 :])
     entries = (entry for entry in Storage(root).list() if matches(entry.path))
-    return root, entries if suffix_of(uri) in TABLE_SUFFIXES else _without_tables(entries)
-
-
-def _without_tables(entries: Iterator[Entry]) -> Iterator[Entry]:
-    """A folder's tables are about its videos, as a rule; as a source of their own they are named."""
-    return (entry for entry in entries if suffix_of(entry.path) not in TABLE_SUFFIXES)
+    return root, entries, TAR_SUFFIXES | (TABLE_SUFFIXES & {suffix_of(uri)})
 
 
 def _with_sidecars(folder: Storage, entry: Entry) -> list[Entry]:

@@ -70,6 +70,8 @@ class _Rule:
     path: str
     fault: Fault
     times: int
+    every: int
+    seen: int = 0
 
 
 class FaultProxy:
@@ -90,10 +92,10 @@ class FaultProxy:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def add(self, operation: str, fault: Fault, *, times: int = 1, path: str = "") -> None:
-        """Break the next `times` requests of an operation ("*": any) whose path contains `path`."""
+    def add(self, operation: str, fault: Fault, *, times: int = 1, path: str = "", every: int = 1) -> None:
+        """Break `times` requests of an operation ("*": any) with `path` in their path: the next, or each `every`-th."""
         with self._lock:
-            self._rules.append(_Rule(operation, path, fault, times))
+            self._rules.append(_Rule(operation, path, fault, times, every))
 
     def clear(self) -> None:
         """Forget rules and requests."""
@@ -113,6 +115,9 @@ class FaultProxy:
         with self._lock:
             for rule in self._rules:
                 if rule.times and rule.operation in ("*", operation) and rule.path in path:
+                    rule.seen += 1
+                    if rule.seen % rule.every:
+                        continue
                     rule.times -= 1
                     self.requests.append((operation, path, type(rule.fault).__name__))
                     return rule.fault

@@ -1,0 +1,101 @@
+"""`python -m jobs.bench plan`: how long planning and resuming take, how much memory, and how both grow.
+
+The listings are made up, so what is measured is this program and not a store: an object store adds its own time, about
+0.1 s for each 1,000 objects. Each case runs in a process of its own, so that its peak memory is its own.
+
+    tars     every shard is a tar
+    files    every shard is a group of 100 loose videos: 100,000 shards are 10 million listed files
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import resource
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+from unittest import mock
+
+from pipeline.plan import Plan, make_plan
+from pipeline.storage import Entry, Storage
+
+FILES_PER_SHARD = 100
+TARGET_SECONDS = 60.0
+TARGET_BYTES = 1e9
+
+Kind = Literal["tars", "files"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """One case: seconds to plan a new source, seconds to resume it half done and grown by 1 %, peak bytes of both."""
+
+    plan_seconds: float
+    resume_seconds: float
+    peak_bytes: int
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="bench plan", description="planning and resuming against made-up listings")
+    parser.add_argument("--shards", type=int, default=100_000, help="of the largest case; a quarter and a half run too")
+    parser.add_argument("--kinds", nargs="+", choices=["tars", "files"], default=["tars", "files"])
+    args = parser.parse_args(argv)
+    print(f"{'source':8} {'shards':>8} {'clips':>11} {'plan s':>8} {'resume s':>9} {'peak MB':>8}")
+    failed = False
+    for kind in args.kinds:
+        for num_shards in (args.shards // 4, args.shards // 2, args.shards):
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                got = pool.apply(measure, (kind, num_shards))
+            print(
+                f"{kind:8} {num_shards:8d} {num_shards * FILES_PER_SHARD:11d} {got.plan_seconds:8.1f} "
+                f"{got.resume_seconds:9.1f} {got.peak_bytes / 1e6:8.0f}"
+            )
+        failed |= max(got.plan_seconds, got.resume_seconds) > TARGET_SECONDS or got.peak_bytes > TARGET_BYTES
+    verdict = "missed" if failed else "met"
+    print(f"target for the largest of each: {TARGET_SECONDS:.0f} s and {TARGET_BYTES / 1e6:.0f} MB, {verdict}")
+    return int(failed)
+
+
+def measure(kind: Kind, num_shards: int) -> Measured:
+    """Plan a source of `num_shards` shards, then plan it again with half of them done and 1 % more to list."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = Storage(folder)
+        started = time.perf_counter()
+        names = [shard.name for shard in _planned(output, kind, num_shards, [])]
+        plan_seconds = time.perf_counter() - started
+        assert len(names) == num_shards
+        started = time.perf_counter()
+        grown = num_shards + num_shards // 100
+        plan = _planned(output, kind, grown, names[::2])
+        num_staged = sum(bool(shard.staged) for shard in plan.remaining())
+        resume_seconds = time.perf_counter() - started
+        assert (plan.num_shards, plan.num_remaining, num_staged) == (grown, grown - len(names[::2]), 0)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return Measured(plan_seconds=plan_seconds, resume_seconds=resume_seconds, peak_bytes=peak)
+
+
+def _planned(output: Storage, kind: Kind, num_shards: int, done: list[str]) -> Plan:
+    real = Storage.list
+
+    def listed(storage: Storage, path: str = "") -> Iterator[Entry]:
+        if storage.uri.startswith("fake://"):
+            return _source_entries(kind, num_shards, path and f"{path}/")
+        if path == "data/":
+            return (Entry(path=f"data/{name}.parquet", size=1, etag="", mtime=0.0) for name in done)
+        return real(storage, path)
+
+    with mock.patch.object(Storage, "list", listed):
+        return make_plan(output, ["fake://source/clips"], shard_size=FILES_PER_SHARD)
+
+
+def _source_entries(kind: Kind, num_shards: int, prefix: str) -> Iterator[Entry]:
+    if kind == "tars":
+        for number in range(num_shards):
+            yield Entry(path=f"{prefix}{number:08d}.tar", size=1 << 28, etag=f"{number:032x}", mtime=0.0)
+        return
+    for number in range(num_shards * FILES_PER_SHARD):
+        name = f"{prefix}{number // 1000:06d}/{number % 1000:04d}.mp4"
+        yield Entry(path=name, size=1 << 20, etag=f"{number:032x}", mtime=0.0)
