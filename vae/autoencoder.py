@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from vae import kernels
+from vae.diffusers_vae import DiffusersEncoder
 from vae.encoder import Encoder3D, EncoderCache, copy_cache
-from vae.info import VAEInfo
+from vae.info import Scaling, VAEInfo
 from vae.posterior import DiagonalGaussianDistribution
-from vae.shapes import PoolRule, pooled_frames, window_lengths
+from vae.shapes import window_lengths
 
 
 class VideoVAE:
@@ -26,7 +27,7 @@ class VideoVAE:
     Not thread-safe only in so far as torch is not: it holds no state between calls.
     """
 
-    def __init__(self, encoder: Encoder3D, info: VAEInfo) -> None:
+    def __init__(self, encoder: Encoder3D | DiffusersEncoder, info: VAEInfo) -> None:
         self.encoder = encoder
         self.info = info
 
@@ -51,6 +52,7 @@ class VideoVAE:
             ValueError: wrong rank, channels, size or dtype, or a T that cannot be encoded.
         """
         self._check_pixels(pixels)
+        self.info.latent_shape(pixels.shape[2], pixels.shape[3], pixels.shape[4])
         return DiagonalGaussianDistribution(
             self.encode_windows(pixels, window_lengths(pixels.shape[2], self.info.schedule), 0)
         )
@@ -73,7 +75,7 @@ class VideoVAE:
                 f"for {pixels.shape[2]} frames"
             )
         with torch.inference_mode(), kernels.workspace():
-            if self.info.schedule == "whole":
+            if not isinstance(self.encoder, Encoder3D) or self.info.schedule == "whole":
                 return self._encode_whole(pixels, windows)
             cache: EncoderCache = {}
             moments = []
@@ -98,18 +100,18 @@ class VideoVAE:
             Moments of the window (B, 2C', T', H', W'), and the state after it.
         """
         self._check_pixels(pixels)
-        if not self.info.windowed:
+        if not self.info.windowed or not isinstance(self.encoder, Encoder3D):
             raise ValueError(f"{self.info.name} with schedule {self.info.schedule!r} encodes whole clips only")
         with torch.inference_mode(), kernels.workspace():
             return self.encoder.step(self._to_input(pixels), None if cache is None else copy_cache(cache))
 
     def scale(self, z: Tensor) -> Tensor:
         """(z - shift) * scale, channels on axis -4: what diffusion training sees."""
-        return (z - self._per_channel(self.info.shift, z)) * self._per_channel(self.info.scale, z)
+        return (z - self._factors(self.info.shift, z)) * self._factors(self.info.scale, z)
 
     def unscale(self, z: Tensor) -> Tensor:
         """Undo `scale`."""
-        return z / self._per_channel(self.info.scale, z) + self._per_channel(self.info.shift, z)
+        return z / self._factors(self.info.scale, z) + self._factors(self.info.shift, z)
 
     def selfcheck(self, shape_THW: tuple[int, int, int]) -> float:
         """Encode one window of noise through the fast path and in float32 through the plain path, and compare.
@@ -156,8 +158,13 @@ class VideoVAE:
         if pixels.shape[0] < 1:
             raise ValueError(f"pixels hold no clip, got {tuple(pixels.shape)}")
         self.info.check_size(pixels.shape[3], pixels.shape[4])
-        rule: PoolRule = "first" if self.info.schedule == "whole" else "parity"
-        pooled_frames(pixels.shape[2], self.info.time_compression, rule)
 
-    def _per_channel(self, value: float | tuple[float, ...], z: Tensor) -> Tensor:
-        return torch.tensor(value, dtype=z.dtype, device=z.device).reshape(-1, 1, 1, 1)
+    def _factors(self, value: Scaling, z: Tensor) -> Tensor:
+        factors = torch.tensor(value, dtype=z.dtype, device=z.device)
+        if factors.ndim < 2:
+            return factors.reshape(-1, 1, 1, 1)
+        if z.shape[-3] > factors.shape[1]:
+            raise ValueError(
+                f"{self.info.name} states the scaling of {factors.shape[1]} latent frames only, got {z.shape[-3]}"
+            )
+        return factors[:, : z.shape[-3], None, None]

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from vae.configs import config_from_diffusers, config_from_tensors
 from vae.errors import CheckpointError
+from vae.info import Scaling
 from vae.keys import encoder_part
 
 log = logging.getLogger(__name__)
@@ -40,8 +41,8 @@ class EncoderCheckpoint:
     """Class of the VAE."""
     config: dict[str, Any]
     """Arguments of Encoder3D."""
-    scale: float | tuple[float, ...]
-    shift: float | tuple[float, ...]
+    scale: Scaling
+    shift: Scaling
     tensors: dict[str, Tensor]
     """In MoVQ naming, dtypes as stored."""
 
@@ -52,16 +53,14 @@ def read_encoder(path: Path) -> EncoderCheckpoint:
     Raises:
         CheckpointError: not readable, truncated, holds code, another model, or a configuration we do not implement.
     """
-    if path.is_dir():
-        folder = model_folder(path)
-        config_path = folder / "config.json"
-        if config_path.is_file():
-            return _read_diffusers(folder, read_json(config_path))
+    config = diffusers_config(path)
+    if config is not None:
+        return _read_diffusers(model_folder(path), config)
     metadata, raw = read_tensors(model_file(path))
     tensors = encoder_part(raw)
     if _METADATA in metadata:
         about = json.loads(metadata[_METADATA])
-        scale, shift = (tuple(v) if isinstance(v, list) else float(v) for v in (about["scale"], about["shift"]))
+        scale, shift = (_tuples(about[key]) for key in ("scale", "shift"))
         return EncoderCheckpoint(name=about["name"], config=about["config"], scale=scale, shift=shift, tensors=tensors)
     log.warning("scale=1.0 shift=0.0 path=%s: this format carries no scaling factor", path)
     return EncoderCheckpoint(
@@ -119,6 +118,20 @@ def model_folder(folder: Path) -> Path:
     """The folder itself, or its `vae` where a whole pipeline is stored."""
     inner = folder / "vae"
     return inner if inner.is_dir() and not (folder / "config.json").is_file() else folder
+
+
+def diffusers_config(path: Path) -> dict[str, Any] | None:
+    """The config of a diffusers folder (or of the `vae` of a pipeline's), None for anything else."""
+    config_path = model_folder(path) / "config.json"
+    return read_json(config_path) if config_path.is_file() else None
+
+
+def read_folder(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a diffusers folder, from one file or from the shards that an index names."""
+    tensors: dict[str, Tensor] = {}
+    for path in _weight_files(folder):
+        tensors |= read_tensors(path)[1]
+    return tensors
 
 
 def model_file(path: Path) -> Path:
@@ -192,9 +205,7 @@ def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
 
 def _read_diffusers(folder: Path, config: dict[str, Any]) -> EncoderCheckpoint:
     encoder_config, scale, shift = config_from_diffusers(config, folder)
-    tensors: dict[str, Tensor] = {}
-    for path in _weight_files(folder):
-        tensors |= read_tensors(path)[1]
+    tensors = read_folder(folder)
     return EncoderCheckpoint(
         name=config["_class_name"], config=encoder_config, scale=scale, shift=shift, tensors=encoder_part(tensors)
     )
@@ -217,3 +228,7 @@ def _is_weights(path: Path) -> bool:
     with path.open("rb") as file:
         head = file.read(9)
     return head[8:9] == b"{" or head.startswith((b"PK", b"\x80"))
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(inner) for inner in value) if isinstance(value, list) else float(value)

@@ -7,6 +7,9 @@ from typing import Any
 
 from vae import shapes
 
+Scaling = float | tuple[float, ...] | tuple[tuple[float, ...], ...]
+"""One number, one per latent channel, or one per latent channel and latent frame (Cosmos)."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VAEInfo:
@@ -26,14 +29,16 @@ class VAEInfo:
     """Frames per latent frame after the first, which stands for one frame."""
     space_compression: int
     """Pixels per latent cell in height and in width."""
-    scale: float | tuple[float, ...]
-    """Training latents are (z - shift) * scale. One number, or one per latent channel."""
-    shift: float | tuple[float, ...]
+    scale: Scaling
+    """Training latents are (z - shift) * scale."""
+    shift: Scaling
     """See scale."""
     schedule: shapes.Schedule
     """How a clip is cut into windows."""
     windowed: bool
     """Whether a long clip may be cut into chunks on the window grid."""
+    only_accepted_lengths: bool = False
+    """Whether lengths that `accepts` refuses cannot be encoded at all."""
 
     @property
     def frame_rule(self) -> str:
@@ -55,6 +60,11 @@ class VAEInfo:
             ValueError: a size that is no multiple of the compression, or a T that cannot be encoded.
         """
         self.check_size(height, width)
+        if self.only_accepted_lengths:
+            if not self.accepts(num_frames):
+                raise ValueError(f"{self.name} takes {self.frame_rule} frames, got {num_frames}")
+            num_latent = 1 + (num_frames - 1) // self.time_compression
+            return self.latent_channels, num_latent, height // self.space_compression, width // self.space_compression
         num_latent = shapes.latent_frames(num_frames, time_compression=self.time_compression, schedule=self.schedule)
         return self.latent_channels, num_latent, height // self.space_compression, width // self.space_compression
 
@@ -70,4 +80,8 @@ class VAEInfo:
 
     def to_json(self) -> dict[str, Any]:
         """All fields as JSON types, in field order."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return {name: _lists(value) for name, value in asdict(self).items()}
+
+
+def _lists(value: Any) -> Any:
+    return [_lists(inner) for inner in value] if isinstance(value, tuple) else value

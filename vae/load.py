@@ -7,7 +7,16 @@ from pathlib import Path
 import torch
 
 from vae.autoencoder import VideoVAE
-from vae.checkpoint import EncoderCheckpoint, load_strict, read_encoder, weights_sha256, write_encoder
+from vae.checkpoint import (
+    EncoderCheckpoint,
+    diffusers_config,
+    load_strict,
+    model_folder,
+    read_encoder,
+    weights_sha256,
+    write_encoder,
+)
+from vae.diffusers_vae import read_diffusers_vae
 from vae.encoder import Encoder3D
 from vae.errors import CheckpointError
 from vae.info import VAEInfo
@@ -23,10 +32,12 @@ def load_vae(
 
     Args:
         where: `tiny`, a local path, an fsspec URL or a Hugging Face repository id. What stands there is told by its
-            content: a diffusers folder, SAT's `3d-vae.pt` or a full SAT checkpoint, MoVQ weights, a file by `save_vae`.
+            content: a diffusers folder (of any class that `vae.diffusers_vae` takes), SAT's `3d-vae.pt` or a full SAT
+            checkpoint, MoVQ weights, a file by `save_vae`.
         dtype: compute dtype; None keeps the checkpoint's.
         device: where to put it.
-        schedule: `batched8` (diffusers parity) or `whole` (SAT parity).
+        schedule: `batched8` (diffusers parity) or `whole` (SAT parity); other classes than CogVideoX's have their own
+            way, and `info.schedule` says `whole`.
 
     Raises:
         CheckpointError: nothing loadable there, or names, shapes or values that do not fit.
@@ -39,12 +50,18 @@ def load_vae(
         )
         return _build(checkpoint, where, dtype, device, schedule)
     with local_checkpoint(where) as path:
+        config = diffusers_config(path)
+        if config is not None and config.get("_class_name") != "AutoencoderKLCogVideoX":
+            other, info = read_diffusers_vae(model_folder(path), config)
+            return VideoVAE(other.to(device=device, dtype=dtype), info)
         return _build(read_encoder(path), where, dtype, device, schedule)
 
 
 def save_vae(vae: VideoVAE, path: str | Path) -> None:
     """Write an encoder in our own format, which `load_vae` reads back: one safetensors file with config and scaling."""
     info = vae.info
+    if not isinstance(vae.encoder, Encoder3D):
+        raise ValueError(f"only an Encoder3D can be saved in our format, got {info.name}")
     tensors = vae.encoder.state_dict()
     write_encoder(
         Path(path),

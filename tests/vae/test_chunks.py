@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor
@@ -56,7 +58,7 @@ def test_the_error_falls_with_every_context_window(model: VideoVAE) -> None:
     pixels = steady_clip(57, 16)
     errors = [chunk_error(model, pixels, context) for context in range(6)]
     assert errors[0] > 0.1
-    assert all(after < before for before, after in zip(errors, errors[1:], strict=False)), errors
+    assert all(after < before for before, after in pairwise(errors)), errors
     assert errors[3] < 0.1 * errors[0], errors
     assert errors[5] == 0.0
 
@@ -66,5 +68,5 @@ def test_the_error_falls_at_a_larger_size(model: VideoVAE) -> None:
     """The figures of docs/chunking.md: a factor of at least 3 per context window."""
     pixels = steady_clip(73, 48)
     errors = [chunk_error(model, pixels, context) for context in range(5)]
-    assert all(after < before / 2.5 for before, after in zip(errors, errors[1:], strict=False)), errors
+    assert all(after < before / 2.5 for before, after in pairwise(errors)), errors
     assert errors[3] < 0.02, errors
