@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import IO
 
-from pipeline.errors import AccessError, NotFoundError, StorageError
+from pipeline.errors import AccessError, NotFoundError, StorageError, TransientError
 from pipeline.store import TEMPORARY, Body, Entry
 
 
 class LocalStore:
-    """Files under `root`. Writes appear whole or not at all: a temp file under `_staging/`, fsync, link or rename."""
+    """Files under `root`. They appear whole or not at all: an unnamed file, fsync, link (or a named one, rename)."""
 
     def __init__(self, root: str) -> None:
         self.root = root
@@ -60,36 +62,52 @@ class LocalStore:
     def write(self, path: str, data: bytes | Path, *, create: bool) -> bool:
         """Put `data` at `path`. With `create`, return False and leave it alone if something is there."""
         target = self._full(path)
-        with _translated(path):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self._temporary(data)
-            try:
-                if create:
-                    os.link(temporary, target)
-                else:
-                    temporary.replace(target)
-            except FileExistsError:
-                return False
-            finally:
-                temporary.unlink(missing_ok=True)
-            _sync_folder(target.parent)
+        try:
+            with _translated(path):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                folder = os.open(target.parent, os.O_RDONLY)
+                try:
+                    if not self._publish(target, folder, data, create=create):
+                        return False
+                    os.fsync(folder)  # the new name is to last, too
+                finally:
+                    os.close(folder)
+        except NotFoundError as error:  # somebody swept the empty folder away: make it again
+            raise TransientError(str(error)) from error
         return True
 
-    def _temporary(self, data: bytes | Path) -> Path:
-        """A synced copy of `data` on the same file system as the target, so that it can be linked to its name."""
+    def _publish(self, target: Path, folder: int, data: bytes | Path, *, create: bool) -> bool:
+        if create or not target.exists():
+            with _unnamed(target.parent, data) as source:
+                if source is not None:
+                    try:
+                        # With a folder's descriptor this is linkat(), which follows the link that /proc shows.
+                        os.link(source, target.name, dst_dir_fd=folder)
+                    except FileExistsError:
+                        if create:
+                            return False
+                    else:
+                        return True
+        named = self._named(data)
+        try:
+            if create:
+                os.link(named, target)
+            else:
+                named.replace(target)
+        except FileExistsError:
+            return False
+        finally:
+            named.unlink(missing_ok=True)
+        return True
+
+    def _named(self, data: bytes | Path) -> Path:
+        """A synced copy of `data` on the same file system as the target."""
         folder = self._full(TEMPORARY)
         folder.mkdir(parents=True, exist_ok=True)
         temporary = folder / uuid.uuid4().hex
         try:
             with temporary.open("xb") as file:
-                if isinstance(data, bytes):
-                    file.write(data)
-                else:
-                    with data.open("rb") as source:
-                        while piece := source.read(1 << 20):
-                            file.write(piece)
-                file.flush()
-                os.fsync(file.fileno())
+                _fill(file, data)
         except OSError:
             temporary.unlink(missing_ok=True)
             raise
@@ -109,7 +127,7 @@ class LocalStore:
     def honours_create(self) -> bool:
         """Whether this file system has hard links, which is what makes create-only atomic."""
         with _translated(TEMPORARY):
-            first = self._temporary(b"")
+            first = self._named(b"")
             second = first.with_suffix(".link")
             try:
                 os.link(first, second)
@@ -123,7 +141,7 @@ class LocalStore:
     def now(self) -> float:
         """The file system's clock, seconds since the epoch: a server's, on a network mount."""
         with _translated(TEMPORARY):
-            probe = self._temporary(b"")
+            probe = self._named(b"")
             try:
                 return probe.stat().st_mtime
             finally:
@@ -142,13 +160,27 @@ def _entry(path: str, status: os.stat_result) -> Entry:
     return Entry(path=path, size=status.st_size, etag=etag, mtime=status.st_mtime)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make the new name itself durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
+@contextlib.contextmanager
+def _unnamed(folder: Path, data: bytes | Path) -> Iterator[str | None]:
+    """A synced copy of `data` without a name, which a kill can't leave behind; None where there is no such thing."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(folder, os.O_TMPFILE | os.O_WRONLY, 0o666)
+    except (OSError, AttributeError):  # NFS, old overlays; macOS
+        yield None
+        return
+    with os.fdopen(descriptor, "wb") as file:
+        _fill(file, data)
+        yield f"/proc/self/fd/{descriptor}"
+
+
+def _fill(file: IO[bytes], data: bytes | Path) -> None:
+    if isinstance(data, bytes):
+        file.write(data)
+    else:
+        with data.open("rb") as source:
+            shutil.copyfileobj(source, file, 1 << 20)
+    file.flush()
+    os.fsync(file.fileno())
 
 
 @contextlib.contextmanager

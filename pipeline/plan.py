@@ -25,17 +25,21 @@ from pipeline.errors import ChangedError, ConfigError, StorageError
 from pipeline.plan_file import PlanFile, write_plan_file
 from pipeline.records import Shard
 from pipeline.sources import NO_MORE, list_source
-from pipeline.storage import Entry, Storage
+from pipeline.storage import TEMPORARY, Entry, Storage
 
 log = logging.getLogger(__name__)
 
 PLAN_RACES = 20
 """How often another run may grow the plan first before we give up."""
 
+TEMPORARY_SECONDS = 3600.0
+"""A store's temporary file that is older than this was left by a kill: no write takes an hour."""
+
 OnChanged = Literal["refuse", "keep"]
 """What to do when a planned object is another one now: stop, or keep the plan as it is. Done shards stay done; a shard
 that is not done, and holds a changed object, then fails to be read."""
 
+_TEMPORARY = TEMPORARY.split("/")[1]
 _PART = re.compile(r"v(\d{6,})\.c(\d{6,})\.k(\d{4,})of(\d{4,})\.part")
 _VERDICT = re.compile(r"v(\d{6,})\.c(\d{6,})\.verdict\.json")
 
@@ -49,8 +53,8 @@ class Plan:
         self.done = done
         """Names of the shards whose data file exists."""
         self._staged = {name: parts for name, parts in staged.items() if name not in done}
-        self.leftovers = tuple(sorted(staged.keys() & done))
-        """Done shards with something left under `_staging/`: to be swept."""
+        self.leftovers = tuple(sorted(staged.keys() & {*done, _TEMPORARY}))
+        """What is to be swept under `_staging/`: done shards, and the store's own temporary files when old."""
         self.num_shards = self.num_bytes = self.num_remaining = self.remaining_bytes = 0
         for shard in self:
             is_open = shard.name not in done
@@ -204,13 +208,17 @@ def _list_done(output: Storage) -> set[str]:
 def _list_staged(output: Storage) -> dict[str, str]:
     """For each shard with anything staged, the JSON of Shard.staged."""
     found: dict[str, dict[str, list[list[int]]]] = {}
+    youngest = 0.0
     for entry in output.list("_staging/"):
         _, shard, name = [*entry.path.split("/", 2), ""][:3]
-        if shard.startswith("_"):  # the store's own temporary files
+        if shard == _TEMPORARY:
+            youngest = max(youngest, entry.mtime)
             continue
         staged = found.setdefault(shard, {"parts": [], "verdicts": []})
         if match := _PART.fullmatch(name):
             staged["parts"].append([int(number) for number in match.groups()])
         elif match := _VERDICT.fullmatch(name):
             staged["verdicts"].append([int(number) for number in match.groups()])
+    if youngest and output.now() - youngest > TEMPORARY_SECONDS:
+        found[_TEMPORARY] = {}
     return {shard: json.dumps(staged, separators=(",", ":")) for shard, staged in found.items()}

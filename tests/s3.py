@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -60,8 +61,23 @@ def s3_server() -> Iterator[int]:
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
+    assert server._server is not None
+    server._server.app = _one_write_at_a_time(server._server.app)  # type: ignore[attr-defined]
     yield server.get_host_and_port()[1]
     server.stop()
+
+
+def _one_write_at_a_time(app: Any) -> Any:
+    """S3 looks and writes in one step when a PUT has a condition; moto's threads look, and then write."""
+    lock = threading.Lock()
+
+    def serve(environ: dict[str, Any], start_response: Any) -> Any:
+        if environ["REQUEST_METHOD"] not in ("PUT", "POST"):
+            return app(environ, start_response)
+        with lock:
+            return list(app(environ, start_response))
+
+    return serve
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -158,6 +159,14 @@ def test_done_and_staged_are_what_the_listings_say(tmp_path: Path, output: Stora
     assert plan.num_remaining == len(names) - 1
     assert plan.remaining_bytes == plan.num_bytes - next(iter(plan)).size
     assert [shard.staged for shard in plan] == [""] * len(names)
+
+
+def test_temporary_files_are_swept_when_they_are_old(tmp_path: Path, output: Storage) -> None:
+    sources = make_sources(tmp_path)
+    output.put("_staging/_tmp/0123", b"")
+    assert make_plan(output, sources).leftovers == ()
+    os.utime(tmp_path / "out/_staging/_tmp/0123", (0, output.now() - 4000))
+    assert make_plan(output, sources).leftovers == ("_tmp",)
 
 
 def test_shards_do_not_carry_their_members_and_find_them_again(tmp_path: Path, output: Storage) -> None:

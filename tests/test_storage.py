@@ -190,6 +190,47 @@ def test_delete_takes_one_object_or_one_folder(storage: Storage) -> None:
     assert paths(storage) == ["data/a"]
 
 
+def test_a_local_write_that_is_killed_leaves_nothing_with_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = Storage(str(tmp_path))
+    seen = []
+
+    def look(descriptor: int) -> None:
+        seen.append([path for path in tmp_path.rglob("*") if path.is_file()])
+
+    monkeypatch.setattr(os, "fsync", look)
+    storage.put("_staging/a/1.part", b"1")
+    storage.create("data/a", b"1")
+    assert seen[0] == []
+    assert seen[-2] == [tmp_path / "_staging/a/1.part"]
+
+
+def test_a_store_without_unnamed_files_keeps_the_laws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "O_TMPFILE")
+    storage = Storage(str(tmp_path))
+    assert storage.create("data/x", b"first")
+    assert not storage.create("data/x", b"other")
+    storage.put("data/y", b"1")
+    storage.put("data/y", b"2")
+    assert [storage.read(entry.path) for entry in storage.list()] == [b"first", b"2"]
+
+
+def test_a_folder_that_is_swept_under_a_write_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.retry.BASE_SECONDS", 0.001)
+    storage = Storage(str(tmp_path))
+    real, sweeps = os.open, iter([True, True])
+
+    def swept(path: object, *args: object, **options: object) -> int:
+        if str(path).endswith("_staging/a") and next(sweeps, False):
+            (tmp_path / "_staging/a").rmdir()
+        return real(path, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "open", swept)
+    storage.put("_staging/a/1.part", b"1")
+    assert storage.read("_staging/a/1.part") == b"1"
+
+
 def test_a_local_folder_is_gone_with_its_last_file(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path))
     storage.put("_staging/a/b/c", b"")
