@@ -18,9 +18,7 @@ from pipeline.records import Shard
 from pipeline.sources import read_shard
 from pipeline.storage import Storage
 from tests.fault_proxy import DropResponse, FaultProxy, Status
-from tests.test_sources import ROWS, WRITERS, fill
-from tests.test_sources_tars import outcomes
-from tests.test_tar import make_tar
+from tests.sources import ROWS, WRITERS, fill, make_tar, outcomes
 
 if TYPE_CHECKING:
     from tests.s3 import S3

@@ -15,47 +15,21 @@ import pytest
 
 from pipeline import webdataset
 from pipeline.errors import ChangedError, StorageError
-from pipeline.records import Receipt, Shard, Video
+from pipeline.records import Shard, Video
 from pipeline.sources import list_source, read_shard
 from tests.fault_proxy import FaultProxy, Truncate
-from tests.test_tar import make_tar
+from tests.sources import Seen, make_tar, outcomes
 
 if TYPE_CHECKING:
     from tests.s3 import S3
 
 pytest_plugins = ["tests.s3"]
 
-Seen = list[tuple[str, str]]
-
 
 def shard_of(path: Path, members: list[tuple[str, bytes]] | bytes) -> Shard:
     path.write_bytes(members if isinstance(members, bytes) else make_tar(members))
     (shard,) = list_source(str(path), shard_size=64)
     return shard
-
-
-def outcomes(shard: Shard, **options: int) -> Seen:
-    """(key, "video" or the reason) in order of the ordinals; checks that every ordinal ends exactly once."""
-    records = list(read_shard(shard, **options))  # type: ignore[arg-type]
-    seen: Seen = []
-    announced = []
-    for record in records[:-1]:
-        if isinstance(record, Video):
-            assert record.video == len(seen)
-            seen.append((record.key, "video"))
-        elif record.kind == "rejection":
-            assert record.rejection is not None
-            assert (record.video, record.clip, record.rejection.stage) == (len(seen), 0, "read")
-            seen.append((record.rejection.key, record.rejection.reason))
-            announced.append(record.video)
-        else:
-            assert (record.kind, record.count) == ("clips", 1)
-            assert record.video == announced.pop()
-    assert announced == []
-    last = records[-1]
-    assert isinstance(last, Receipt)
-    assert (last.kind, last.count) == ("videos", len(seen))
-    return seen
 
 
 def videos(shard: Shard) -> list[Video]:

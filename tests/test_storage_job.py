@@ -17,7 +17,7 @@ from pipeline.records import Video
 from pipeline.sources import read_shard
 from pipeline.storage import Storage, read_object
 from tests.fault_proxy import DropResponse, Fault, FaultProxy, Reset, Status, Truncate
-from tests.test_tar import make_tar
+from tests.sources import make_tar
 
 if TYPE_CHECKING:
     from tests.s3 import S3

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from pipeline.errors import StorageError, TarDamagedError
 from pipeline.tar import BLOCK, TarReader, parse_number, parse_pax
+from tests.sources import FORMATS, make_tar
 
-FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 LONG = "folder/" * 30 + "name.mp4"
 MEMBERS = [
     ("a.mp4", b"A" * 1000),
@@ -23,16 +23,6 @@ MEMBERS = [
     ("sub/c.mp4", b"C" * 512),
     ("d.mp4", b"D" * 1500),
 ]
-
-
-def make_tar(members: list[tuple[str, bytes]], kind: str = "pax") -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=FORMATS[kind]) as tar:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return buffer.getvalue()
 
 
 def read(data: bytes, size: int | None = None) -> list[tuple[str, bytes]]:
