@@ -34,9 +34,10 @@ if TYPE_CHECKING:
     from vae.temporal import MemoryEfficientVideoBlock as MemoryEfficientVideoBlock
     from vae.temporal import VideoBlock as VideoBlock
     from vae.temporal import VideoResBlock as VideoResBlock
-    from vae.temporal import VideoTransformerBlock as VideoTransformerBlock
     from vae.temporal import make_time_attn as make_time_attn
-    from vae.temporal import timestep_embedding as timestep_embedding
+    from vae.tiling import Tiling as Tiling
+    from vae.transformer import VideoTransformerBlock as VideoTransformerBlock
+    from vae.transformer import timestep_embedding as timestep_embedding
 
 _HOME = {
     "VideoVAE": "autoencoder",
@@ -60,13 +61,14 @@ _HOME = {
     "Schedule": "shapes",
     "chunk_spans": "shapes",
     "window_lengths": "shapes",
+    "Tiling": "tiling",
     "AE3DConv": "temporal",
     "MemoryEfficientVideoBlock": "temporal",
     "VideoBlock": "temporal",
     "VideoResBlock": "temporal",
-    "VideoTransformerBlock": "temporal",
+    "VideoTransformerBlock": "transformer",
     "make_time_attn": "temporal",
-    "timestep_embedding": "temporal",
+    "timestep_embedding": "transformer",
 }
 
 __all__ = list(_HOME)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from vae.encoder import Encoder3D, EncoderCache, copy_cache
 from vae.info import Scaling, VAEInfo
 from vae.posterior import DiagonalGaussianDistribution
 from vae.shapes import window_lengths
+from vae.tiling import Tiling, encode_tiles
 
 
 class VideoVAE:
@@ -41,29 +43,32 @@ class VideoVAE:
         """Where the encoder is."""
         return next(self.encoder.parameters()).device
 
-    def encode(self, pixels: Tensor) -> DiagonalGaussianDistribution:
+    def encode(self, pixels: Tensor, tiling: Tiling | None = None) -> DiagonalGaussianDistribution:
         """Encode whole clips by the schedule.
 
         Args:
             pixels: (B, C, T, H, W), uint8 or float in [-1, 1], on any device. A batch changes float rounding: a job
                 that promises equal bytes passes one clip.
+            tiling: encode tile by tile; changes every latent (`vae.tiling`).
 
         Raises:
             ValueError: wrong rank, channels, size or dtype, or a T that cannot be encoded.
         """
         self._check_pixels(pixels)
         self.info.latent_shape(pixels.shape[2], pixels.shape[3], pixels.shape[4])
-        return DiagonalGaussianDistribution(
-            self.encode_windows(pixels, window_lengths(pixels.shape[2], self.info.schedule), 0)
-        )
+        windows = window_lengths(pixels.shape[2], self.info.schedule)
+        return DiagonalGaussianDistribution(self.encode_windows(pixels, windows, 0, tiling))
 
-    def encode_windows(self, pixels: Tensor, windows: Sequence[int], num_context: int) -> Tensor:
+    def encode_windows(
+        self, pixels: Tensor, windows: Sequence[int], num_context: int, tiling: Tiling | None = None
+    ) -> Tensor:
         """Encode the windows of one chunk and drop the latents of its context.
 
         Args:
             pixels: (B, C, T, H, W) as in `encode`; T is the sum of `windows`.
             windows: window lengths, context first.
             num_context: how many windows only warm the caches.
+            tiling: encode tile by tile.
 
         Returns:
             Moments (B, 2C', T', H', W') of the windows after the context, in the compute dtype.
@@ -75,18 +80,10 @@ class VideoVAE:
                 f"for {pixels.shape[2]} frames"
             )
         with torch.inference_mode(), kernels.workspace():
-            if not isinstance(self.encoder, Encoder3D) or self.info.schedule == "whole":
-                return self._encode_whole(pixels, windows)
-            cache: EncoderCache = {}
-            moments = []
-            start = 0
-            for i, length in enumerate(windows):
-                h, cache = self.encoder.step(self._to_input(pixels[:, :, start : start + length]), cache)
-                if i >= num_context:
-                    moments.append(h)
-                start += length
-            cache.clear()
-            return torch.cat(moments, dim=2).contiguous()
+            if tiling is None:
+                return self._encode_windows(pixels, windows, num_context)
+            encode = partial(self._encode_windows, windows=windows, num_context=num_context)
+            return encode_tiles(encode, pixels, tiling, self.info.space_compression)
 
     def encode_window(self, pixels: Tensor, cache: EncoderCache | None = None) -> tuple[Tensor, EncoderCache]:
         """Encode the next window of a stream.
@@ -137,11 +134,22 @@ class VideoVAE:
             reference = exact.encode_windows(pixels, (num_frames,), 0)
         return float((fast - reference).norm() / reference.norm())
 
-    def _encode_whole(self, pixels: Tensor, windows: Sequence[int]) -> Tensor:
-        if len(windows) != 1:
-            raise ValueError(f"schedule 'whole' takes one window per clip, got {tuple(windows)}")
-        h: Tensor = self.encoder(self._to_input(pixels))
-        return h.contiguous()
+    def _encode_windows(self, pixels: Tensor, windows: Sequence[int], num_context: int) -> Tensor:
+        if not isinstance(self.encoder, Encoder3D) or self.info.schedule == "whole":
+            if len(windows) != 1:
+                raise ValueError(f"schedule 'whole' takes one window per clip, got {tuple(windows)}")
+            h: Tensor = self.encoder(self._to_input(pixels))
+            return h.contiguous()
+        cache: EncoderCache = {}
+        moments = []
+        start = 0
+        for i, length in enumerate(windows):
+            h, cache = self.encoder.step(self._to_input(pixels[:, :, start : start + length]), cache)
+            if i >= num_context:
+                moments.append(h)
+            start += length
+        cache.clear()
+        return torch.cat(moments, dim=2).contiguous()
 
     def _to_input(self, pixels: Tensor) -> Tensor:
         """Move to the device and make uint8 into [-1, 1] there, in float32, then cast: a quarter of the traffic."""

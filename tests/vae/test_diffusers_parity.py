@@ -84,34 +84,37 @@ def test_bfloat16_rounds_no_worse(tmp_path: Path) -> None:
     assert our_error <= their_error, (our_error, their_error)
 
 
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, VideoVAE]:
+    """128, 256, 256, 512 channels: 92 million parameters."""
+    folder = tmp_path_factory.mktemp("real")
+    theirs = saved_by_diffusers(folder, (128, 256, 256, 512))
+    theirs.decoder = None
+    return theirs, vae.load_vae(str(folder))
+
+
 @pytest.mark.slow
-class TestRealArchitecture:
-    """128, 256, 256, 512 channels: 92 million parameters, about two minutes on two cores."""
+@pytest.mark.parametrize(
+    ("num_frames", "height", "width", "batch"),
+    [
+        *((1, 64, 96, 2), (5, 48, 32, 1), (9, 32, 64, 2), (13, 48, 32, 1)),
+        *((16, 32, 48, 1), (17, 40, 64, 1), (33, 32, 48, 1), (49, 48, 32, 1)),
+    ],
+)
+def test_real_architecture_in_float32(
+    real: tuple[Any, VideoVAE], num_frames: int, height: int, width: int, batch: int
+) -> None:
+    theirs, ours = real
+    pixels = torch.rand(batch, 3, num_frames, height, width) * 2 - 1
+    assert relative(ours.encode(pixels).parameters, moments(theirs, pixels)) <= 1e-5
 
-    @pytest.fixture(scope="class")
-    def real(self, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, VideoVAE]:
-        folder = tmp_path_factory.mktemp("real")
-        theirs = saved_by_diffusers(folder, (128, 256, 256, 512))
-        theirs.decoder = None
-        return theirs, vae.load_vae(str(folder))
 
-    @pytest.mark.parametrize(
-        ("num_frames", "height", "width", "batch"),
-        [
-            *((1, 64, 96, 2), (5, 48, 32, 1), (9, 32, 64, 2), (13, 48, 32, 1)),
-            *((16, 32, 48, 1), (17, 40, 64, 1), (33, 32, 48, 1), (49, 48, 32, 1)),
-        ],
-    )
-    def test_float32(self, real: tuple[Any, VideoVAE], num_frames: int, height: int, width: int, batch: int) -> None:
-        theirs, ours = real
-        pixels = torch.rand(batch, 3, num_frames, height, width) * 2 - 1
-        assert relative(ours.encode(pixels).parameters, moments(theirs, pixels)) <= 1e-5
-
-    def test_bfloat16(self, tmp_path: Path) -> None:
-        theirs = saved_by_diffusers(tmp_path, (128, 256, 256, 512))
-        theirs.decoder = None
-        pixels = torch.rand(1, 3, 17, 64, 96) * 2 - 1
-        exact = moments(theirs, pixels)
-        their_error = relative(moments(theirs.bfloat16(), pixels.bfloat16()), exact)
-        our_error = relative(vae.load_vae(str(tmp_path), dtype=torch.bfloat16).encode(pixels).parameters, exact)
-        assert our_error <= their_error, (our_error, their_error)
+@pytest.mark.slow
+def test_real_architecture_in_bfloat16(tmp_path: Path) -> None:
+    theirs = saved_by_diffusers(tmp_path, (128, 256, 256, 512))
+    theirs.decoder = None
+    pixels = torch.rand(1, 3, 17, 64, 96) * 2 - 1
+    exact = moments(theirs, pixels)
+    their_error = relative(moments(theirs.bfloat16(), pixels.bfloat16()), exact)
+    our_error = relative(vae.load_vae(str(tmp_path), dtype=torch.bfloat16).encode(pixels).parameters, exact)
+    assert our_error <= their_error, (our_error, their_error)

@@ -42,6 +42,40 @@ def test_encode_with_frame_batching(golden: list[Case], folder: Path) -> None:
         assert_same(posterior.mean + posterior.std * case.inputs["eps"], case.outputs["sample"], case.name)
 
 
+def test_encode_in_tiles(golden: list[Case], folder: Path) -> None:
+    model = vae.load_vae(str(folder))
+    tiled = [case for case in golden if "tiling" in case.call]
+    assert tiled
+    for case in tiled:
+        call = case.call["tiling"]
+        tiling = vae.Tiling(
+            height=call["tile_sample_min_height"],
+            width=call["tile_sample_min_width"],
+            overlap_height=call["tile_overlap_factor_height"],
+            overlap_width=call["tile_overlap_factor_width"],
+        )
+        assert_same(model.encode(case.inputs["x"], tiling).parameters, case.outputs["moments"], case.name)
+        small = case.inputs["x"][..., :32, :40]
+        assert torch.equal(model.encode(small, tiling).parameters, model.encode(small).parameters)
+
+
+@pytest.mark.parametrize(
+    ("tiling", "message"),
+    [
+        ({"height": 0, "width": 8}, "must have a size, got 0x8"),
+        ({"height": 8, "width": 8, "overlap_width": 1.0}, "must be in .0, 1., got .* and 1.0"),
+    ],
+)
+def test_bad_tilings_are_refused(tiling: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        vae.Tiling(**tiling)  # type: ignore[arg-type]
+
+
+def test_tiles_off_the_latent_grid_are_refused(golden: list[Case], folder: Path) -> None:
+    with pytest.raises(ValueError, match="do not fall on the grid of 8-pixel latent cells"):
+        vae.load_vae(str(folder)).encode(torch.zeros(1, 3, 9, 64, 64), vae.Tiling(height=32, width=32))
+
+
 def test_the_encoder_on_whole_clips(golden: list[Case], folder: Path) -> None:
     """The reference's encoder without batching pools by parity, as one long window does."""
     encoder = vae.load_vae(str(folder)).encoder
