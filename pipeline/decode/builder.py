@@ -34,7 +34,9 @@ class ClipBuilder:
         self.restart()
 
     def restart(self) -> None:
-        """Forget every picture: the pass begins again."""
+        """Forget every picture, unless there is a result: the pass begins again."""
+        if self.result is not None:
+            return
         self._done = 0
         self._seen = 0
         self._span = 0
@@ -42,11 +44,6 @@ class ClipBuilder:
         self._repaired: list[bool] = []
         self._kinds: list[FrameKind] = []
         self._clean: Picture | None = None
-
-    @property
-    def is_active(self) -> bool:
-        """Unfinished, and past its first picture."""
-        return self.result is None and (self._done > 0 or self._seen > 0)
 
     def fail(self, error: VideoError) -> None:
         self.result = error

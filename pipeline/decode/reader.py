@@ -114,6 +114,9 @@ class PictureReader:
                     self._feed.check()
                     yield packet
                     faults = 0
+            except IndexError:
+                # A stream that no header announced: PyAV has no object for it. The packet is not ours; go on.
+                continue
             except (av.FFmpegError, ValueError) as error:
                 self._feed.check()
                 self._note(error)

@@ -173,8 +173,8 @@ class _Tally:
         formats = set(self.container.format.name.split(","))
         promised = seen
         if self.container.duration and formats & _HONEST_DURATION:
-            start = Fraction(self.container.start_time or 0, 1_000_000)
-            promised = max(seen, Fraction(self.container.duration, 1_000_000) + max(start, Fraction(0)))
+            # Matroska counts from 0, not from the first frame; where another counts otherwise, this asks too little.
+            promised = max(seen, Fraction(self.container.duration, 1_000_000))
         slack = max(_SLACK_SECONDS, promised * _SLACK_SHARE)
         short = promised - max(seen, self.all_ends) > slack
         if "mov" in formats and self.stream.frames > self.num_packets:

@@ -11,7 +11,7 @@ import av
 import numpy as np
 import pytest
 
-from pipeline.decode import DecodedClip, DecodeSpec, Timeline, decode_clip, iter_clips, measure, passes, probe
+from pipeline.decode import DecodedClip, DecodeSpec, Timeline, decode_clip, iter_clips, measure, probe, seeking
 from pipeline.errors import CorruptVideoError, VideoError
 from tests.decode.shared_set import DAMAGED, HEAVY, MANY_PIXELS, REFUSED, manifest, names, read, small
 
@@ -87,7 +87,7 @@ def _same(a: DecodedClip | VideoError, b: DecodedClip | VideoError) -> bool:
 def test_seek_equals_linear_and_one_pass_equals_clip_by_clip(
     shared: Path, name: str, num_starts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(passes, "_MIN_SEEK_SECONDS", Fraction(1, 5))
+    monkeypatch.setattr(seeking, "_MIN_SEEK_SECONDS", Fraction(1, 5))
     data = read(shared, name)
     timeline = measure(data)
     specs = _specs(timeline, name, num_starts)
