@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.addresses import redacted
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, StorageError
 from pipeline.storage import open_uri
 
 
@@ -20,9 +20,13 @@ def open_parquet(uri: str, size: int, etag: str) -> pq.ParquetFile:
         ConfigError: it is no Parquet file.
     """
     try:
-        return pq.ParquetFile(io.BufferedReader(_RangeFile(uri, size, etag), 1 << 16), pre_buffer=False)
-    except pa.ArrowInvalid as error:
+        file = pq.ParquetFile(io.BufferedReader(_RangeFile(uri, size, etag), 1 << 16), pre_buffer=False)
+        file.schema.to_arrow_schema().names.copy()  # decodes them, and they may not be UTF-8
+    except StorageError:
+        raise
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{redacted(uri)} is not a Parquet file: {error}") from error
+    return file
 
 
 class _RangeFile(io.RawIOBase):

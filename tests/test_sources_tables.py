@@ -5,15 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import ChangedError, ConfigError
+from pipeline.errors import ChangedError, ConfigError, StorageError
 from pipeline.samples import parse_seconds
 from pipeline.sources import list_source, read_shard
 from tests.sources import ROWS, WRITERS, fill, outcomes, seen, videos
@@ -158,13 +161,30 @@ def test_a_table_that_is_none_is_a_configuration_error(tmp_path: Path, name: str
 
 
 def test_a_line_without_an_end_is_refused_and_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.tables.MAX_RANGE_BYTES", 1000)
+    monkeypatch.setattr("pipeline.text_tables.MAX_RANGE_BYTES", 1000)
     for name in ("t.jsonl", "t.csv"):
         fill(tmp_path, {name: b'{"video": "a"}\n' if name == "t.jsonl" else b"video\na\n"})
         with (tmp_path / name).open("ab") as file:
             file.write(b"x" * 5000)
         with pytest.raises(ConfigError, match="longer than 1000 bytes"):
             list(list_source(str(tmp_path / name), shard_size=64))
+
+
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+def test_a_damaged_parquet_file_costs_rows_and_never_their_number(tmp_path: Path, compression: str) -> None:
+    table = tmp_path / "t.parquet"
+    columns = {"video": [f"{number}.mp4" for number in range(200)], "n": list(range(200))}
+    pq.write_table(pa.table(columns), table, row_group_size=50, compression=compression)
+    data = table.read_bytes()
+    (whole, *_) = (shards := list(list_source(str(table), shard_size=100)))
+    footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    for offset in range(4, footer, 53):
+        table.write_bytes(data[:offset] + bytes([data[offset] ^ 0xFF]) + data[offset + 1 :])
+        etag = next(list_source(str(table), shard_size=100)).etag
+        assert [len(outcomes(replace(shard, etag=etag))) for shard in shards] == [100, 100], offset
+    table.unlink()
+    with pytest.raises(StorageError):
+        outcomes(whole)
 
 
 @given(
