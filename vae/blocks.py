@@ -164,7 +164,7 @@ class AttnBlock2D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, T, H, W) to the same."""
-        frames = self.norm(x).transpose(1, 2).flatten(0, 1)
+        frames = kernels.group_norm(x, self.norm).transpose(1, 2).flatten(0, 1)
         q, k, v = (conv(frames).flatten(2).transpose(1, 2)[:, None] for conv in (self.q, self.k, self.v))
         tokens = F.scaled_dot_product_attention(q, k, v)[:, 0]
         h = self.proj_out(tokens.transpose(1, 2).reshape(frames.shape))

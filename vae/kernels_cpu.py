@@ -10,24 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vae.statistics import join_blocks
+
 _BLOCK_ROWS = 16384
 """Pixels whose statistics ATen sums up in float32 in one go. The rounding of a running sum grows with the root of its
 length: 3e-6 of a variance here, 4e-5 over a whole 9x480x720 window. Blocks are joined in float64."""
 
-_GROUP_NORM = nn.GroupNorm.forward
 _CONV = nn.Conv3d.forward
-
-
-def can_norm(x: Tensor, norm: nn.GroupNorm, out: Tensor) -> bool:
-    """Whether `norm_silu` takes these: a CPU, a known dtype, samples dense in channels-last order, an ordinary norm."""
-    return (
-        x.device.type == "cpu"
-        and x.dtype in (torch.float32, torch.bfloat16)
-        and x.dtype == out.dtype
-        and all(_is_dense(tensor[i : i + 1]) for tensor in (x, out) for i in range(x.shape[0]))
-        # Somebody's own norm in this place (frozen statistics, say) is to be called, not imitated.
-        and getattr(norm.forward, "__func__", None) is _GROUP_NORM
-    )
 
 
 def norm_silu(x: Tensor, norm: nn.GroupNorm, out: Tensor) -> None:
@@ -91,16 +80,10 @@ def _group_statistics(image: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
         block = image[:, :, start : start + rows_per_block]
         # Float32 running statistics, though unused, make the results float32 for bfloat16 data.
         mean, variance = torch.batch_norm_update_stats(block, torch.zeros(channels), torch.zeros(channels), 0.0)
-        sizes.append(block.shape[2])
+        sizes.append(float(block.shape[2]))
         means.append(mean)
         variances.append(variance)
-    repeats = channels // num_groups
-    mean_bgc = torch.stack(means).double().view(-1, num_groups, repeats)
-    variance_bgc = torch.stack(variances).double().view(mean_bgc.shape)
-    share = torch.tensor(sizes, dtype=torch.float64)[:, None, None] / (num_rows * repeats)
-    group_mean = (share * mean_bgc).sum((0, 2))
-    group_variance = (share * (variance_bgc + (mean_bgc - group_mean[:, None]).square())).sum((0, 2))
-    return group_mean.float().repeat_interleave(repeats), group_variance.float().repeat_interleave(repeats)
+    return join_blocks(torch.stack(means), torch.stack(variances), torch.tensor(sizes).double(), num_groups)
 
 
 def _is_dense(x: Tensor) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import torch
@@ -23,6 +24,8 @@ from vae.info import VAEInfo
 from vae.places import local_checkpoint
 from vae.shapes import Schedule, check_schedule
 from vae.tiny import TINY_CONFIG, TINY_NAME, tiny_encoder
+
+log = logging.getLogger(__name__)
 
 
 def load_vae(
@@ -103,7 +106,18 @@ def _build(
 def _ready(encoder: Encoder3D, dtype: torch.dtype | None, device: str | torch.device) -> Encoder3D:
     """Cast, move, freeze, and give convolution weights the layout of the activations (a copy: no mapped file stays)."""
     encoder = encoder.to(device=device, dtype=dtype).eval().requires_grad_(False)
+    if torch.device(device).type == "cuda":
+        _warn_of_cudnn()
     for parameter in encoder.parameters():
         layout = {5: torch.channels_last_3d, 4: torch.channels_last}.get(parameter.ndim, torch.contiguous_format)
         parameter.data = parameter.data.clone(memory_format=layout)
     return encoder
+
+
+def _warn_of_cudnn() -> None:
+    """Name the two releases whose bfloat16 Conv3d is known to be bad; hours of a user's time hang on it."""
+    version: int = torch.backends.cudnn.version() or 0  # type: ignore[no-untyped-call]
+    if torch.__version__.startswith("2.9.") and version < 91500:
+        log.warning("torch=%s cudnn=%s: bf16 Conv3d is 3-17x slow (pytorch #166643)", torch.__version__, version)
+    if version == 91002:
+        log.warning("cudnn=%s: bf16 Conv3d may be wrong at large shapes (pytorch #163539); run selfcheck", version)
