@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -47,7 +48,7 @@ class LocalStore:
     def head(self, path: str) -> Entry:
         with _translated(path):
             status = self._full(path).stat()
-        if not self._full(path).is_file():
+        if not stat.S_ISREG(status.st_mode):
             raise NotFoundError(f"{self._full(path)} is not a file")
         return _entry(path, status)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import logging
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +30,9 @@ from pipeline.store import TEMPORARY, Body, Entry, Store
 __all__ = ["TEMPORARY", "Entry", "Storage", "Stream", "open_uri", "read_object", "stream"]
 
 log = logging.getLogger(__name__)
+
+READ_BYTES = 1 << 20
+"""Of one read. Smaller ones cost trips to the client's thread, larger ones memory."""
 
 
 class Storage:
@@ -131,7 +135,7 @@ class Storage:
         if self.size(path) != size:
             return False
         with self.stream(path) as there, io.BytesIO(data) if isinstance(data, bytes) else data.open("rb") as ours:
-            while piece := there.read(1 << 20):
+            while piece := there.read(READ_BYTES):
                 if piece != ours.read(len(piece)):
                     return False
         return True
@@ -188,6 +192,12 @@ class Stream(io.RawIOBase):
                 self._drop()
                 self._backoff.wait(error)
         return 0
+
+    def readall(self) -> bytes:
+        # The inherited one asks for 8 KiB at a time, and each read is a trip to the client's thread.
+        whole = io.BytesIO()
+        shutil.copyfileobj(self, whole, READ_BYTES)
+        return whole.getvalue()
 
     def _read_some(self, view: memoryview) -> int:
         if self._body is None:
