@@ -1,0 +1,93 @@
+"""Addresses: one spelling for each place, joined without leaving the bucket, shown without what is secret."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pipeline.addresses import folder_of, joined, normal_uri, redacted, scheme_of
+from pipeline.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("uri", "normal"),
+    [
+        ("s3://bucket/a/b/", "s3://bucket/a/b"),
+        ("s3a://bucket/a", "s3://bucket/a"),
+        ("S3://bucket/A", "s3://bucket/A"),
+        ("s3://bucket", "s3://bucket"),
+        ("s3://bucket/", "s3://bucket"),
+        ("file:///a/b", "/a/b"),
+        ("local:///a", "/a"),
+        ("/a//b/../c/", "/a/c"),
+        ("gs://bucket/x", "gs://bucket/x"),
+        ("memory://x", "memory://x"),
+        ("abfs+x://a/b", "abfs+x://a/b"),
+    ],
+)
+def test_one_spelling_for_each_place(uri: str, normal: str) -> None:
+    assert normal_uri(uri) == normal
+    assert normal_uri(normal) == normal
+
+
+def test_relative_paths_and_homes_become_absolute() -> None:
+    assert normal_uri("a/b") == f"{Path.cwd()}/a/b"
+    assert normal_uri("~/a") == f"{os.path.expanduser('~')}/a"  # noqa: PTH111
+    assert scheme_of("a:b/c") == scheme_of("C:/x") == scheme_of("/a/s3://b") == ""
+
+
+@pytest.mark.parametrize("uri", ["", "a\0b", "s3://", "s3:///key", "https://?x=1", "s3://key:secret@bucket/x"])
+def test_what_is_no_place(uri: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        normal_uri(uri)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("folder", "reference", "uri"),
+    [
+        ("/data/lists", "a.mp4", "/data/lists/a.mp4"),
+        ("/data/lists", "../x/a.mp4", "/data/x/a.mp4"),
+        ("/data/lists", "/abs/a.mp4", "/abs/a.mp4"),
+        ("/data/lists", "s3a://bucket/a.mp4", "s3://bucket/a.mp4"),
+        ("/", "a.mp4", "/a.mp4"),
+        ("s3://bucket", "a.mp4", "s3://bucket/a.mp4"),
+        ("s3://bucket/lists", "./a b#c?.mp4", "s3://bucket/lists/a b#c?.mp4"),
+        ("s3://bucket/lists", "../a.mp4", "s3://bucket/a.mp4"),
+        ("s3://bucket/lists", "s3://other/a.mp4", "s3://other/a.mp4"),
+    ],
+)
+def test_a_reference_is_seen_from_its_folder(folder: str, reference: str, uri: str) -> None:
+    assert joined(folder, reference) == uri
+
+
+@pytest.mark.parametrize("reference", ["../../a.mp4", "../..", "x/../../../a", "zip://a::s3://b/c", "a::s3://b/c", ""])
+def test_a_reference_stays_in_its_bucket(reference: str) -> None:
+    if reference:
+        with pytest.raises(ValueError, match=r"leads out|not one address"):
+            joined("s3://bucket/lists", reference)
+    with pytest.raises(ValueError, match=r"leads out|not one address"):
+        joined("s3://bucket", reference or "../bucket2/a")
+
+
+def test_the_folder_of() -> None:
+    assert folder_of("s3://bucket/a/b.csv") == "s3://bucket/a"
+    assert folder_of("s3://bucket/b.csv") == "s3://bucket"
+    assert folder_of("/a/b.csv") == "/a"
+    assert folder_of("/b.csv") == "/"
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("https://host/a.mp4?X-Amz-Signature=secret", "https://host/a.mp4"),
+        ("https://user:secret@host/a.mp4", "https://host/a.mp4"),
+        ("https://host?token=secret", "https://host"),
+        ("s3://bucket/what?.mp4", "s3://bucket/what?.mp4"),
+        ("/local/what?.mp4", "/local/what?.mp4"),
+    ],
+)
+def test_secrets_are_not_shown(uri: str, shown: str) -> None:
+    assert redacted(uri) == shown
