@@ -186,10 +186,10 @@ def parse_header(block: bytes) -> _Header:
     Raises:
         TarDamagedError: its checksum or a number in it is wrong.
     """
-    # The sum counts the checksum field as eight spaces. Some old writers summed signed chars.
+    # The sum counts the checksum field as eight spaces.
     plain = block[:148] + b"        " + block[156:]
-    unsigned = sum(plain)
-    if parse_number(block[148:156]) not in (unsigned, unsigned - 256 * sum(byte >= 128 for byte in plain)):
+    excess = sum(plain) - parse_number(block[148:156])
+    if excess and excess != 256 * sum(byte >= 128 for byte in plain):  # some old writers summed signed chars
         raise TarDamagedError("a header with a wrong checksum")
     name = block[:100].split(b"\0", 1)[0]
     if block[257:263] == b"ustar\0" and block[345]:

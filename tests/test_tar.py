@@ -222,6 +222,15 @@ def test_members_are_skipped_when_nobody_reads_them() -> None:
     assert found == [b"yes"]
 
 
+def test_old_writers_summed_signed_bytes() -> None:
+    data = bytearray(with_header(b"caf\xe9.mp4", b"00000000000\0"))
+    unsigned = int(data[148:154], 8)
+    data[148:156] = b"%06o\0 " % (unsigned - 256)
+    assert read(bytes(data)) == [("caf\\xe9.mp4", b"")]
+    data[148:156] = b"%06o\0 " % (unsigned - 512)
+    assert read_until_damage(bytes(data)) == ([], True)
+
+
 def test_numbers() -> None:
     assert parse_number(b"0000644\0") == 0o644
     assert parse_number(b"   644 \0") == 0o644
