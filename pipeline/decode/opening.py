@@ -26,6 +26,10 @@ from pipeline.errors import LimitExceededError, NoVideoStreamError, OpenError, U
 Source = bytes | bytearray | memoryview | str | Path | BinaryIO
 """An encoded file: its bytes, a local path, or a seekable binary file object (read from 0, never closed)."""
 
+_SILENT_ABOUT_LOSS = {"hevc", "vvc"}
+"""Decoders that skip a damaged NAL unit and give the frame out, with a hole and no flag, unless they are told to raise.
+H.264 and the MPEGs flag what they conceal. In VP8, VP9 and AV1 a flipped bit mostly gives another valid stream: nobody
+can tell."""
 _AV_OPTIONS = {"protocol_whitelist": "none", "probesize": "5000000"}
 
 
@@ -148,8 +152,10 @@ def choose_stream(container: Any, max_pixels: int | None = None) -> Any:
         raise LimitExceededError(f"frames of {size} exceed max_pixels={max_pixels}")
     stream.thread_type = "SLICE"
     stream.codec_context.thread_count = 1
-    if max_pixels is not None:
-        stream.codec_context.options = {"max_pixels": str(max_pixels)}
+    options = {} if max_pixels is None else {"max_pixels": str(max_pixels)}
+    if stream.codec_context.name in _SILENT_ABOUT_LOSS:
+        options["err_detect"] = "explode"
+    stream.codec_context.options = options
     return stream
 
 

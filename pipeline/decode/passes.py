@@ -181,7 +181,8 @@ class _Pass:
             spec = builder.spec
             at = f"at {float((last.ticks - self.origin) * self.stream.time_base):.3f} s"
             short = f"{at} with {builder.num_done} of {spec.num_frames} frames of the clip"
-            if self.reader.is_cut or self._measured().is_truncated:
+            lost_the_end = spec.on_error == "raise" and self.reader.lost_after(last.ticks)
+            if lost_the_end or self.reader.is_cut or self._measured().is_truncated:
                 cause = f": {self.reader.first_error}" if self.reader.first_error else ""
                 builder.fail(TruncatedVideoError(f"the file breaks off {short}{cause}"))
             elif spec.short == "pad_last":

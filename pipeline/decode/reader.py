@@ -133,6 +133,10 @@ class PictureReader:
         """Whether a frame that was lost should have been shown after `ticks`, up to and including `until`."""
         return any(d.ticks is not None and ticks < d.ticks <= until for d in self._damage)
 
+    def lost_after(self, ticks: int) -> bool:
+        """Whether a frame later than `ticks` was lost: at the end of a file, that it ends too early."""
+        return any(d.ticks is not None and d.ticks > ticks for d in self._damage)
+
     @property
     def has_damage(self) -> bool:
         return bool(self._damage) or self.is_cut

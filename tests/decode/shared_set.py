@@ -35,6 +35,22 @@ HEAVY = {
     "androidx__hlg10-color-test.mp4",
 }
 """Files of which a full decode takes long: left to the slow suite."""
+NO_SEEKS = {
+    "androidx__bbb_800x640_768kbps_30fps_avc_2b_firstpts_10_sec.mp4",
+    "androidx__sample.flv",
+    "androidx__sample_av1.mp4",
+    "androidx__sample_rotate_and_reflect.mp4",
+    "mdn__frog.webm",
+    "moviepy__no_duration.webm",
+    "mp4parser__count.h264",
+    "rails__rotated_video.mp4",
+    "torchcodec__av1_video.mkv",
+    "torchcodec__bt2020_10bit.mp4",
+    "torchcodec__bt709_full_range.mp4",
+    "torchcodec__rgba.webp",
+    "torchcodec__testsrc2_vp8.webm",
+}
+"""Files with nothing to seek to, so that every start costs the whole way: their seeks are left to the slow suite."""
 MANY_PIXELS = 1 << 26
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.decode import DecodedClip, DecodeSpec, Timeline, decode_clip, iter_clips, measure, probe, seeking
 from pipeline.errors import CorruptVideoError, VideoError
-from tests.decode.shared_set import DAMAGED, HEAVY, MANY_PIXELS, REFUSED, manifest, names, read, small
+from tests.decode.shared_set import DAMAGED, HEAVY, MANY_PIXELS, NO_SEEKS, REFUSED, manifest, names, read, small
 
 ALL = [pytest.param(name, marks=[pytest.mark.slow] if name in HEAVY else []) for name in names()]
 DECODABLE = [p for p in ALL if p.values[0] not in REFUSED]
@@ -82,8 +82,14 @@ def _same(a: DecodedClip | VideoError, b: DecodedClip | VideoError) -> bool:
     return a.ticks == b.ticks and np.array_equal(a.frames, b.frames) and a.facts() == b.facts()
 
 
-@pytest.mark.parametrize("num_starts", [3, pytest.param(12, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", DECODABLE)
+@pytest.mark.parametrize(
+    ("name", "num_starts"),
+    [
+        pytest.param(p.values[0], n, marks=[pytest.mark.slow] if n > 3 or p.values[0] in NO_SEEKS else p.marks)
+        for p in DECODABLE
+        for n in (3, 12)
+    ],
+)
 def test_seek_equals_linear_and_one_pass_equals_clip_by_clip(
     shared: Path, name: str, num_starts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
