@@ -9,7 +9,8 @@
 
 The only module of the pipeline that knows Ray: stages take records and give records, and here they become operators.
 Each operator has remote arguments of its own, because Ray fuses neighbours whose arguments are equal (seen: decode
-inside the encode actor). Reading and staging wait for storage, so they ask for no CPU; their number is bounded.
+inside the encode actor). Reading and staging wait for storage, so they ask for no CPU; their number is bounded. Killed
+tasks and actors are retried for ever (Ray Data's default); the guard ends what would kill its worker for ever.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -32,7 +34,6 @@ from pipeline.claims import Claims
 from pipeline.commit import commit, seal, tidy
 from pipeline.decode import iter_clips
 from pipeline.driver import Driver
-from pipeline.encode import Encoder, EncodeStage
 from pipeline.errors import StorageError
 from pipeline.guard import Strikes
 from pipeline.job import Job, Workers, local_cpus
@@ -54,25 +55,30 @@ def graph(shards: list[Shard], pools: preflight.Pools, **stages: tuple[Any, dict
     (read, reading), (decode, decoding) = stages["read"], stages["decode"]
     (encode, encoding), (stage, staging) = stages["encode"], stages["stage"]
     tables: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": None}
-    tasks = tables | {"max_retries": -1}  # the guard ends what would kill its worker for ever
     readers, stagers = TaskPoolStrategy(size=pools.readers), TaskPoolStrategy(size=pools.stagers)
     encoders = ActorPoolStrategy(min_size=pools.encoders[0], max_size=pools.encoders[1])
-    actors = tables | {"max_restarts": -1, "max_task_retries": -1}  # a finite number burns out when a node dies
     return (
         ray.data.from_items([shard.to_row() for shard in shards], override_num_blocks=1)
         .repartition(target_num_rows_per_block=1)  # a task a shard, made lazily: 100,000 shards cost 27 MB
-        .map_batches(read, fn_kwargs=reading, num_cpus=0, compute=readers, **tasks)
-        .map_batches(decode, fn_kwargs=decoding, num_cpus=pools.decode_cpus, **tasks)
+        .map_batches(read, fn_kwargs=reading, num_cpus=0, compute=readers, **tables)
+        .map_batches(decode, fn_kwargs=decoding, num_cpus=pools.decode_cpus, **tables)
         .map_batches(
             encode,
             fn_constructor_kwargs=encoding,
             num_cpus=pools.encoder_cpus,
             num_gpus=pools.encoder_gpus,
             compute=encoders,
-            **actors,
+            **tables,
         )
-        .map_batches(stage, fn_kwargs=staging, num_cpus=0, compute=stagers, **tasks)
+        .map_batches(stage, fn_kwargs=staging, num_cpus=0, compute=stagers, **tables)
     )
+
+
+def load_encoder(*args: Any, **kwargs: Any) -> Callable[[Chunk], Latent]:
+    """`pipeline.encode.Encoder`, imported where it is made: torch costs every other worker seconds to start."""
+    from pipeline.encode import Encoder
+
+    return Encoder(*args, **kwargs)
 
 
 def run(
@@ -80,7 +86,7 @@ def run(
     *,
     read: Callable[[Shard], Iterator[Video | Receipt]] = read_shard,
     decode: Decode = iter_clips,
-    encode: Callable[..., Callable[[Chunk], Latent]] = Encoder,
+    encode: Callable[..., Callable[[Chunk], Latent]] = load_encoder,
     echo: Callable[[str], None] = log.info,
     echo_seconds: float = 30.0,
 ) -> Summary:
@@ -160,6 +166,8 @@ def _decode(table: pa.Table, decoder: Decoder, guard: Any) -> Iterator[pa.Table]
 
 class _Encode:
     def __init__(self, make: Callable[[], Callable[[Chunk], Latent]], guard: Any, deadline: float) -> None:
+        from pipeline.encode import EncodeStage
+
         self._stage = EncodeStage(make, guard, deadline)
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
@@ -205,8 +213,8 @@ def _ray(workers: Workers, chunk_bytes: int) -> Iterator[preflight.Pools]:
             options["object_store_memory"] = int(workers.object_store_gb * 1e9)
     joined = ray.is_initialized()
     if not joined:
-        _quiet()
-        ray.init(**options)
+        with _quiet():
+            ray.init(**options)
     try:
         has = ray.cluster_resources()
         cpus, gpus, store = (has.get(name, 0.0) for name in ("CPU", "GPU", "object_store_memory"))
@@ -222,9 +230,18 @@ def _ray(workers: Workers, chunk_bytes: int) -> Iterator[preflight.Pools]:
             ray.shutdown()
 
 
-def _quiet() -> None:
-    """Ray's chatter off, and no worker started through `uv run` (ray#50961). Ray reads these before it starts."""
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Ray's chatter off while it starts, and no worker started through `uv run` (ray#50961)."""
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    kept = os.dup(2)  # the C++ side announces its log level on stderr, whatever the level
+    with Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

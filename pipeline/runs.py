@@ -14,8 +14,6 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
-import torch
-
 from pipeline.progress import Summary
 from pipeline.storage import Storage
 
@@ -29,6 +27,8 @@ def environment(device: str, threads: int) -> dict[str, Any]:
     facts: dict[str, Any] = {name: version(name) for name in PACKAGES}
     facts["python"] = platform.python_version()
     facts["machine"] = platform.machine()
+    import torch
+
     facts["device"] = torch.cuda.get_device_name() if device == "cuda" and torch.cuda.is_available() else device
     facts["threads_per_encoder"] = threads if device == "cpu" else None
     return facts
