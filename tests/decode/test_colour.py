@@ -131,7 +131,7 @@ def test_the_fast_path_that_this_avoids_is_darker() -> None:
 
 @pytest.mark.parametrize("transfer", [16, 18])
 def test_hdr_is_reported(transfer: int) -> None:
-    data = make_video(num_frames=1, codec="libx265", pix_fmt="yuv420p10le", color_trc=transfer, colorspace=None)
+    data = make_video(num_frames=1, pix_fmt="yuv420p10le", color_trc=transfer)
     assert probe(data).color_trc == transfer
 
 
