@@ -5,7 +5,8 @@
     python -m jobs.bench_encoder chunking                     # the table of docs/chunking.md; no diffusers needed
 
 Rounds alternate between the two, and the ratio is the median of the rounds' ratios: a neighbour's load hits both. Read
-the ratio; absolute times on a shared machine mean little.
+the ratio, and `cpu_ratio` (processor time) where the machine is shared; absolute times mean little there. `floor` is
+what the convolutions would take at the rate of a large matrix product in the same run: about the limit.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save_file
@@ -27,6 +28,9 @@ from vae.autoencoder import VideoVAE
 
 REAL_CHANNELS = (128, 256, 256, 512)
 """block_out_channels of every published CogVideoX VAE."""
+
+FLOP_PER_PIXEL = 9.26e6
+"""Of this encoder per input pixel and frame, counted with torch's FlopCounterMode on 9x128x192."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,12 +69,18 @@ def speed(arguments: argparse.Namespace) -> None:
     expected, actual = run_theirs().float(), run_ours().float()
     error = float((actual - expected).norm() / expected.norm())
     pairs = [(_seconds(run_theirs), _seconds(run_ours)) for _ in range(arguments.rounds)]
-    ratios = [a / b for a, b in pairs]
+    ratios = [a.wall / b.wall for a, b in pairs]
+    cpu_ratio = statistics.median(a.cpu / b.cpu for a, b in pairs)
+    rate = _matmul_rate(pixels.dtype, pixels.device)
+    num_frames, height, width = pixels.shape[2:]
+    floor = FLOP_PER_PIXEL * num_frames * height * width / rate
     print(
         f"encoder dtype={arguments.dtype} shape={arguments.shape} device={arguments.device} "
         f"threads={arguments.threads} "
-        f"diffusers={statistics.median(a for a, _ in pairs):.2f}s ours={statistics.median(b for _, b in pairs):.2f}s "
-        f"ratio={statistics.median(ratios):.2f} rounds={' '.join(f'{r:.2f}' for r in ratios)} difference={error:.1e}"
+        f"diffusers={statistics.median(a.wall for a, _ in pairs):.2f}s "
+        f"ours={statistics.median(b.wall for _, b in pairs):.2f}s ratio={statistics.median(ratios):.2f} "
+        f"rounds={' '.join(f'{r:.2f}' for r in ratios)} cpu_ratio={cpu_ratio:.2f} difference={error:.1e} "
+        f"matmul={rate / 1e9:.0f}GFLOP/s floor={floor:.2f}s"
     )
 
 
@@ -161,12 +171,27 @@ def _models(arguments: argparse.Namespace) -> tuple[Any, VideoVAE, Tensor]:
     return theirs, ours, pixels
 
 
-def _seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
+class Seconds(NamedTuple):
+    """What a run took, by the clock and in processor time of this process."""
+
+    wall: float
+    cpu: float
+
+
+def _seconds(run: Callable[[], object]) -> Seconds:
+    wall, cpu = time.perf_counter(), time.process_time()
     run()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return Seconds(time.perf_counter() - wall, time.process_time() - cpu)
+
+
+def _matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
+    """Floating-point operations per second of a large matrix product: the machine's limit for convolutions."""
+    size = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    a @ b
+    return 2 * size**3 / min(_seconds(lambda: a @ b).wall for _ in range(5))
 
 
 if __name__ == "__main__":

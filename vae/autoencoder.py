@@ -24,10 +24,7 @@ from vae.tiling import Tiling, encode_tiles
 
 
 class VideoVAE:
-    """An encoder with its schedule, its normalisation of latents and its description.
-
-    Not thread-safe only in so far as torch is not: it holds no state between calls.
-    """
+    """An encoder with its schedule, its normalisation of latents and its description. No state between calls."""
 
     def __init__(self, encoder: Encoder3D | DiffusersEncoder, info: VAEInfo) -> None:
         self.encoder = encoder
@@ -79,7 +76,7 @@ class VideoVAE:
                 f"windows must add up to the frames and exceed the context, got {tuple(windows)} with {num_context = } "
                 f"for {pixels.shape[2]} frames"
             )
-        with torch.inference_mode(), kernels.workspace():
+        with torch.no_grad(), kernels.workspace():
             if tiling is None:
                 return self._encode_windows(pixels, windows, num_context)
             encode = partial(self._encode_windows, windows=windows, num_context=num_context)
@@ -99,7 +96,7 @@ class VideoVAE:
         self._check_pixels(pixels)
         if not self.info.windowed or not isinstance(self.encoder, Encoder3D):
             raise ValueError(f"{self.info.name} with schedule {self.info.schedule!r} encodes whole clips only")
-        with torch.inference_mode(), kernels.workspace():
+        with torch.no_grad(), kernels.workspace():
             return self.encoder.step(self._to_input(pixels), None if cache is None else copy_cache(cache))
 
     def scale(self, z: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from vae import kernels_cpu
 from vae.shapes import PoolRule
 
 _GROUP_NORM = nn.GroupNorm.forward
+_CONV = nn.Conv3d.forward
 
 _PLAIN: ContextVar[bool] = ContextVar("latentmill_plain_kernels", default=False)
 _WORKSPACE: ContextVar[dict[str, Tensor] | None] = ContextVar("latentmill_workspace", default=None)
@@ -113,7 +114,7 @@ def conv3d(x: Tensor, conv: nn.Conv3d, residual: Tensor | None = None) -> Tensor
     if not is_fast():
         y: Tensor = conv(x)
         return y if residual is None else residual + y
-    if kernels_cpu.can_convolve(x, conv, residual):
+    if kernels_cpu.can_convolve(x, conv, residual) and _is_ordinary(conv, _CONV):
         return kernels_cpu.conv3d(x, conv, residual)
     y = conv(x)
     return y if residual is None else y.add_(residual)
@@ -156,8 +157,16 @@ def _can_norm(x: Tensor, norm: nn.GroupNorm, out: Tensor) -> bool:
             for tensor in (x, out)
             for sample in tensor.unsqueeze(1).unbind(0)
         )
-        # Somebody's own norm in this place (frozen statistics, say) is to be called, not imitated.
-        and getattr(norm.forward, "__func__", None) is _GROUP_NORM
+        and _is_ordinary(norm, _GROUP_NORM)
+    )
+
+
+def _is_ordinary(module: nn.Module, forward: object) -> bool:
+    """Whether nobody put their own computation here (frozen statistics, an adapter): that is called, not imitated."""
+    return (
+        getattr(module.forward, "__func__", None) is forward
+        and not module._forward_hooks
+        and not module._forward_pre_hooks
     )
 
 

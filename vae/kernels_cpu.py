@@ -16,8 +16,6 @@ _BLOCK_ROWS = 16384
 """Pixels whose statistics ATen sums up in float32 in one go. The rounding of a running sum grows with the root of its
 length: 3e-6 of a variance here, 4e-5 over a whole 9x480x720 window. Blocks are joined in float64."""
 
-_CONV = nn.Conv3d.forward
-
 
 def norm_silu(x: Tensor, norm: nn.GroupNorm, out: Tensor) -> None:
     """silu(norm(x)) into `out`."""
@@ -44,7 +42,7 @@ def norm_silu(x: Tensor, norm: nn.GroupNorm, out: Tensor) -> None:
 
 
 def can_convolve(x: Tensor, conv: nn.Conv3d, residual: Tensor | None) -> bool:
-    """Whether `conv3d` takes this: on a CPU with oneDNN, a known dtype, channels last, an ordinary convolution."""
+    """Whether `conv3d` takes this: on a CPU with oneDNN, a known dtype, channels last."""
     return bool(
         x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.bfloat16)
@@ -53,7 +51,6 @@ def can_convolve(x: Tensor, conv: nn.Conv3d, residual: Tensor | None) -> bool:
         and torch._C._get_mkldnn_enabled()
         and _is_dense(x)
         and (residual is None or _is_dense(residual))
-        and getattr(conv.forward, "__func__", None) is _CONV
     )
 
 

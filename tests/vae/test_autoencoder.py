@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import asdict, replace
 
 import pytest
@@ -11,6 +13,7 @@ from torch import Tensor
 
 import vae
 from vae.autoencoder import VideoVAE
+from vae.checkpoint import weights_sha256
 from vae.shapes import window_lengths
 
 
@@ -59,6 +62,23 @@ def test_same_bits_at_every_position_of_a_run(tiny: VideoVAE) -> None:
     first = tiny.encode(pixels).parameters
     tiny.encode(noise(33, 32, 16))
     assert torch.equal(tiny.encode(pixels.clone()).parameters, first)
+
+
+def test_same_bits_in_every_process(tiny: VideoVAE) -> None:
+    code = (
+        f"import torch, vae; torch.set_num_threads({torch.get_num_threads()}); "
+        "from tests.vae.test_autoencoder import noise; "
+        "from vae.checkpoint import weights_sha256; "
+        "print(weights_sha256({'z': vae.load_vae('tiny').encode(noise(17)).parameters}))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert run.stdout.strip() == weights_sha256({"z": tiny.encode(noise(17)).parameters})
+
+
+def test_latents_can_be_trained_on(tiny: VideoVAE) -> None:
+    weight = torch.ones(1, requires_grad=True)
+    (tiny.encode(noise(5)).mode() * weight).sum().backward()
+    assert weight.grad is not None
 
 
 def test_a_batch_is_its_clips(tiny: VideoVAE) -> None:

@@ -59,11 +59,24 @@ def test_norm_silu_is_exact_and_writes_into_a_slice(shape: tuple[int, ...], dtyp
 
 def test_a_norm_of_somebody_elses_is_called() -> None:
     x, norm = channels_last(1, 32, 2, 4, 4), norm_of(32, torch.float32)
-    norm.forward = lambda x: torch.zeros_like(x)  # type: ignore[method-assign]
     out = torch.ones_like(x)
     with torch.no_grad():
+        handle = norm.register_forward_hook(lambda module, inputs, output: torch.zeros_like(output))
+        kernels.norm_silu(x, norm, out)
+        assert not out.any()
+        handle.remove()
+        kernels.norm_silu(x, norm, out)
+        assert out.any()
+        norm.forward = lambda x: torch.zeros_like(x)  # type: ignore[method-assign]
         kernels.norm_silu(x, norm, out)
     assert not out.any()
+
+
+def test_a_convolution_of_somebody_elses_is_called() -> None:
+    conv, x = nn.Conv3d(32, 32, 1), channels_last(1, 32, 2, 4, 4)
+    conv.register_forward_hook(lambda module, inputs, output: torch.zeros_like(output))
+    with torch.no_grad():
+        assert torch.equal(kernels.conv3d(x, conv, torch.ones_like(x)), torch.ones_like(x))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
