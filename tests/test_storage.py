@@ -110,15 +110,16 @@ def test_listings_go_on_past_the_first_page(s3: S3) -> None:
     assert paths(Storage(s3.uri("p"))) == [f"{number:04d}" for number in range(43)]
 
 
-@pytest.mark.parametrize("name", ODD_NAMES)
-def test_odd_names_are_names(storage: Storage, name: str) -> None:
-    if name == "line\nin" and storage.uri.startswith("s3"):
-        pytest.skip("moto has no route to a key with a newline")
-    storage.put(name, name.encode())
-    assert paths(storage) == [name]
-    assert storage.read(name) == name.encode()
-    if storage.uri.startswith(("/", "s3")):
-        assert read_object(storage.address(name)) == name.encode()
+def test_odd_names_are_names(storage: Storage) -> None:
+    # moto has no route to a key with a newline.
+    names = [name for name in ODD_NAMES if "\n" not in name or not storage.uri.startswith("s3")]
+    for name in names:
+        storage.put(name, name.encode())
+    assert paths(storage) == sorted(names)
+    for name in names:
+        assert storage.read(name) == name.encode()
+        if storage.uri.startswith(("/", "s3")):
+            assert read_object(storage.address(name)) == name.encode()
 
 
 @pytest.mark.parametrize("path", ["", "/etc/passwd", "../x", "a/../../x", "a/.."])

@@ -59,10 +59,16 @@ BODY_FAULTS = {"empty body", "cut body", "timeout"}
 WITHOUT_BODY = {"HeadObject", "PutObject", "UploadPart"}
 """Their answers have no body that could be cut, nor, for HEAD, one that says more than the status."""
 EVERYDAY = {"lost response", "cut body"}
+MAIN = {"read", "list", "put", "create", "delete", "create parts"}
+
+
+def some(call: str, fault: str = "lost response") -> list[pytest.MarkDecorator]:
+    """Marks that leave the heart of a matrix to every run, and the rest to the slow one."""
+    return [] if call in MAIN and fault in EVERYDAY else [pytest.mark.slow]
+
+
 MATRIX = [
-    pytest.param(
-        call, operation, fault, id=f"{call}-{operation}-{fault}", marks=[] if fault in EVERYDAY else [pytest.mark.slow]
-    )
+    pytest.param(call, operation, fault, id=f"{call}-{operation}-{fault}", marks=some(call, fault))
     for call, (operations, _, _) in CALLS.items()
     for operation in operations
     for fault in FAULTS
@@ -99,7 +105,7 @@ def test_every_call_gets_through_every_passing_fault(
         assert "Uploads" not in s3.client.list_multipart_uploads(Bucket=s3.bucket), "no upload is left open"
 
 
-@pytest.mark.parametrize("call", sorted(CALLS.keys() - {"create again"}))
+@pytest.mark.parametrize("call", [pytest.param(call, marks=some(call)) for call in CALLS if call != "create again"])
 def test_every_call_gives_up_in_the_end_and_publishes_nothing(
     output: Storage, faults: FaultProxy, s3: S3, call: str
 ) -> None:
@@ -115,7 +121,11 @@ def test_every_call_gives_up_in_the_end_and_publishes_nothing(
 
 @pytest.mark.parametrize(
     ("call", "code"),
-    [*((call, "AccessDenied") for call in CALLS), ("put", "ExpiredToken"), ("read", "SignatureDoesNotMatch")],
+    [
+        *(pytest.param(call, "AccessDenied", marks=some(call)) for call in CALLS),
+        ("put", "ExpiredToken"),
+        ("read", "SignatureDoesNotMatch"),
+    ],
 )
 def test_forbidden_is_not_tried_again_and_is_not_taken_for_missing(
     output: Storage, faults: FaultProxy, call: str, code: str
