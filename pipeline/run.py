@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -49,6 +50,10 @@ from pipeline.storage import Storage
 
 log = logging.getLogger(__name__)
 
+DECODES_PER_WORKER = 256
+"""Decode tasks after which a worker process is replaced: what FFmpeg may leak does not add up. No other stage has it,
+which keeps decode apart from encode even where both reserve one CPU."""
+
 
 def graph(shards: list[Shard], pools: preflight.Pools, **stages: tuple[Any, dict[str, Any]]) -> Dataset:
     """The five operators, stages as (function or actor class, its settings). What comes out are receipts."""
@@ -61,7 +66,7 @@ def graph(shards: list[Shard], pools: preflight.Pools, **stages: tuple[Any, dict
         ray.data.from_items([shard.to_row() for shard in shards], override_num_blocks=1)
         .repartition(target_num_rows_per_block=1)  # a task a shard, made lazily: 100,000 shards cost 27 MB
         .map_batches(read, fn_kwargs=reading, num_cpus=0, compute=readers, **tables)
-        .map_batches(decode, fn_kwargs=decoding, num_cpus=pools.decode_cpus, **tables)
+        .map_batches(decode, fn_kwargs=decoding, num_cpus=pools.decode_cpus, max_calls=DECODES_PER_WORKER, **tables)
         .map_batches(
             encode,
             fn_constructor_kwargs=encoding,
@@ -237,6 +242,7 @@ def _quiet() -> Iterator[None]:
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"ray\.")
     kept = os.dup(2)  # the C++ side announces its log level on stderr, whatever the level
     with Path(os.devnull).open("w") as nowhere:
         os.dup2(nowhere.fileno(), 2)

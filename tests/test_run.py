@@ -1,0 +1,191 @@
+"""Laws of the stream on a real Ray: the same bytes whatever the workers and the kills; planned = latents + rejections;
+what is done is not done again."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+from pipeline.decode import DecodedClip, DecodeSpec, iter_clips
+from pipeline.errors import ConfigError, StorageError, VideoError
+from pipeline.job import Job, Workers
+from pipeline.preflight import Pools
+from pipeline.records import Receipt, Shard, Video
+from pipeline.run import graph, run
+from pipeline.sources import read_shard
+from pipeline.spec import LatentRule
+from tests.small import CLIP
+from tests.videos import cut, make_video
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    """One Ray for the tests of this file; `run` joins a Ray that is there."""
+    folder = tempfile.mkdtemp(prefix="lm")  # sockets in it: paths are limited to 107 bytes
+    os.environ["RAY_TMPDIR"] = folder
+    ray.init(address="local", num_cpus=2, object_store_memory=200_000_000, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+    del os.environ["RAY_TMPDIR"]
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def make_tar(path: Path, videos: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for key, data in videos.items():
+            for name, content in ((f"{key}.mp4", data), (f"{key}.json", json.dumps({"caption": f"of {key}"}).encode())):
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+
+
+@pytest.fixture(scope="module")
+def tars(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three tars of four videos: two sound, one truncated, one no video at all."""
+    folder = tmp_path_factory.mktemp("tars")
+    sound = [make_video(num_frames=n, width=96, height=64) for n in (60, 90)]
+    for i in range(3):
+        bad = {"cut": cut(sound[1], 0.5), "text": b"not a video"}
+        make_tar(folder / f"{i}.tar", {"short": sound[0], "long": sound[1]} | bad)
+    return folder
+
+
+def job(tars: Path, output: Path, **changes: object) -> Job:
+    made = Job(
+        source=(f"{tars}/*.tar",),
+        output=str(output),
+        vae="tiny",
+        clip=replace(CLIP, clips="all"),
+        latent=LatentRule(chunk_windows=1, context="1"),
+    )
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+def data(output: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((output / "data").iterdir())}
+
+
+def staged(output: Path) -> list[Path]:
+    return [path for path in (output / "_staging").rglob("*") if path.is_file()]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(local_ray: None, tars: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("undisturbed") / "out"
+    summary = run(job(tars, output))
+    assert summary.open_shards == {}
+    return output
+
+
+def test_every_planned_clip_is_a_latent_or_a_rejection(undisturbed: Path) -> None:
+    """2.5 s and 3.75 s hold 2 and 3 clips of 9 frames at 8 fps; the other two videos count as one each."""
+    for path in (undisturbed / "data").iterdir():
+        table = pq.read_table(path)
+        assert table["key"].to_pylist() == ["short"] * 2 + ["long"] * 3
+        assert table["caption"].to_pylist()[-1] == "of long"
+        footer = json.loads(pq.ParquetFile(path).metadata.metadata[b"latentmill.shard"])
+        assert footer["planned"] == 7
+        assert [(r["key"], r["reason"]) for r in footer["rejections"]] == [
+            ("cut", "unreadable"),
+            ("text", "unreadable"),
+        ]
+    index = pq.read_table(undisturbed / "index.parquet")
+    assert index.num_rows == len(set(index["id"].to_pylist())) == 15
+    assert not staged(undisturbed)
+    assert not list((undisturbed / "_claims").iterdir())
+
+
+def test_running_again_finds_nothing_to_do(undisturbed: Path, tars: Path) -> None:
+    before = data(undisturbed)
+    summary = run(job(tars, undisturbed))
+    assert (summary.parts_staged, summary.latents, summary.planned) == (0, 15, 21)
+    assert data(undisturbed) == before
+
+
+def test_the_bytes_do_not_depend_on_the_workers(undisturbed: Path, tars: Path, tmp_path: Path) -> None:
+    others = Workers(decode_cpus=0.5, encoders="1:3", threads_per_encoder=1)
+    names = sorted(str(path) for path in tars.iterdir())
+    run(replace(job(tars, tmp_path / "out", workers=others), source=tuple(reversed(names))))
+    assert data(tmp_path / "out") == data(undisturbed)
+
+
+def test_another_spec_is_refused_naming_every_field(undisturbed: Path, tars: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*")}
+    other = job(tars, undisturbed, clip=replace(CLIP, num_frames=5), latent=LatentRule(seed=3))
+    with pytest.raises(ConfigError) as refused:
+        run(other)
+    for line in (
+        "clip.num_frames: 5 here, 9 there",
+        "latent.seed: 3 here, 0 there",
+        "clip.clips: first here, all there",
+    ):
+        assert line in str(refused.value)
+    assert {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*")} == before
+
+
+def loses_clips(source: bytes | memoryview, specs: Sequence[DecodeSpec]) -> Iterator[DecodedClip | VideoError]:
+    """Gives one result too few for the video with three clips."""
+    results = list(iter_clips(source, specs))
+    yield from results[:2]
+
+
+def test_a_shard_whose_sum_fails_is_not_committed(local_ray: None, tars: Path, tmp_path: Path) -> None:
+    summary = run(job(tars, tmp_path / "out", limit=1), decode=loses_clips)
+    assert summary.done_shards == 0
+    assert len(summary.open_shards) == 1
+    assert not (tmp_path / "out" / "data").exists()
+
+
+def fails_midway(shard: Shard) -> Iterator[Video | Receipt]:
+    """Storage fails for one shard after its first video."""
+    for record in read_shard(shard):
+        if shard.uri.endswith("1.tar") and record.video == 1:
+            raise StorageError("SlowDown")
+        yield record
+
+
+def test_a_storage_fault_leaves_its_shard_open_and_the_next_run_takes_it_up(
+    undisturbed: Path, tars: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    first = run(job(tars, output), read=fails_midway)
+    assert first.done_shards == 2
+    ((name, why),) = first.open_shards.items()
+    assert name.startswith("1-")
+    assert "SlowDown" in why
+    assert len(staged(output)) == 2
+    second = run(job(tars, output))
+    assert second.parts_staged == 3
+    assert data(output) == data(undisturbed)
+    assert not staged(output)
+
+
+def test_five_operators_and_none_fused(local_ray: None) -> None:
+    pools = Pools(
+        readers=2, stagers=2, decode_cpus=1, decoders=1, encoders=(1, 1), encoder_cpus=1, encoder_gpus=0
+    )  # fmt: skip
+
+    def passes(table: object) -> object:
+        return table
+
+    class Passes:
+        def __call__(self, table: object) -> object:
+            return table
+
+    shard = Shard(name="s", kind="tar", uri="u", size=0, etag="")
+    stages = {"read": (passes, {}), "decode": (passes, {}), "encode": (Passes, {}), "stage": (passes, {})}
+    rows = graph([shard], pools, **stages)
+    operators = [line for line in rows.materialize().stats().splitlines() if line.startswith("Operator")]
+    assert len([line for line in operators if "FromItems" not in line]) == 5, operators
+    assert not any("->" in line for line in operators), operators
