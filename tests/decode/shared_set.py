@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ MANY_PIXELS = 1 << 26
 
 def names() -> list[str]:
     """The names of all files, whether or not the folder is there: parameters of tests."""
-    folder = Path(__file__).parents[3] / "shared" / "videos"
+    folder = Path(os.environ.get("LATENTMILL_SHARED", Path(__file__).parents[3] / "shared")) / "videos"
     return sorted(entry["file"] for entry in _entries(folder)) if folder.is_dir() else ["absent"]
 
 
