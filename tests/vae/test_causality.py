@@ -144,7 +144,7 @@ def test_inputs_are_left_as_they_are(encoder: vae.Encoder3D) -> None:
     x = torch.randn(1, 3, 9, 16, 16).contiguous(memory_format=torch.channels_last_3d)
     kept = x.clone()
     block = vae.ResnetBlock3D(in_channels=32, dropout=0.0, temb_channels=0, pad_mode="first")
-    h = torch.randn(1, 32, 3, 4, 4)
+    h = torch.randn(1, 32, 3, 4, 4).contiguous(memory_format=torch.channels_last_3d)
     kept_h = h.clone()
     with torch.no_grad():
         encoder(x)
