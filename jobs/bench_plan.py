@@ -57,9 +57,11 @@ def main(argv: list[str]) -> int:
                 f"{got.plan_cpu_seconds:7.1f}{got.resume_seconds:10.1f}{got.resume_cpu_seconds:7.1f}"
                 f"{got.peak_bytes / 1e6:9.0f}"
             )
-        failed |= max(got.plan_seconds, got.resume_seconds) > TARGET_SECONDS or got.peak_bytes > TARGET_BYTES
+        # By CPU seconds: nothing here waits, and other work on the machine does not change them.
+        slowest = max(got.plan_cpu_seconds, got.resume_cpu_seconds)
+        failed |= slowest > TARGET_SECONDS or got.peak_bytes > TARGET_BYTES
     verdict = "missed" if failed else "met"
-    print(f"target for the largest of each: {TARGET_SECONDS:.0f} s and {TARGET_BYTES / 1e6:.0f} MB, {verdict}")
+    print(f"target for the largest of each: {TARGET_SECONDS:.0f} CPU s and {TARGET_BYTES / 1e6:.0f} MB, {verdict}")
     return int(failed)
 
 
