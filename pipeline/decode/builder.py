@@ -39,6 +39,7 @@ class ClipBuilder:
             return
         self._done = 0
         self._seen = 0
+        self._since = self.first - 1
         self._span = 0
         self._ticks: list[int] = []
         self._repaired: list[bool] = []
@@ -93,15 +94,16 @@ class ClipBuilder:
     def _offer_native(self, shown: Picture, reader: PictureReader) -> None:
         if shown.ticks < self.first:
             return
-        wanted = self.spec.offset <= self._seen
+        # A frame lost since the last one, or since `start`, would shift every later one by a place.
+        self._check_hole(self._since, shown.ticks, reader)
+        self._since = shown.ticks
         self._seen += 1
-        if wanted and self._done < self.spec.num_frames:
+        if self._seen > self.spec.offset:
             self._take(shown, shown.ticks, reader)
 
     def _take(self, shown: Picture, need: int, reader: PictureReader) -> None:
         """Make `shown` the next frame, standing for the time `need`."""
-        since = self._ticks[-1] if self._ticks and self.spec.fps is None else shown.ticks
-        self._check_health(shown, since, need, reader)
+        self._check_health(shown, need, reader)
         is_repeat = bool(self._ticks) and self._ticks[-1] == shown.ticks
         kind = self._kinds[-1] if is_repeat else frame_kind(shown.frame, self._sar)
         if self.spec.hdr == "reject" and kind.color_trc in _HDR_TRANSFERS:
@@ -116,20 +118,27 @@ class ClipBuilder:
         self._repaired.append(shown.repaired)
         self._kinds.append(kind)
 
-    def _check_health(self, shown: Picture, since: int, need: int, reader: PictureReader) -> None:
-        at = f"at {float((need - self._origin) * self._base):.3f} s"
+    def _check_health(self, shown: Picture, need: int, reader: PictureReader) -> None:
         if shown.corrupt:
-            raise CorruptVideoError(f"the decoder flags the frame {at} as corrupt")
-        if self.spec.on_error == "raise":
-            if shown.tainted:
-                raise CorruptVideoError(f"the frame {at} was predicted from a damaged one: {reader.first_error}")
-            if reader.hole_between(since, need):
-                raise CorruptVideoError(f"the frame {at} is damaged: {reader.first_error}")
-        pixels = shown.frame.width * shown.frame.height
-        if pixels > self.spec.max_pixels:
-            raise LimitExceededError(
-                f"a frame of {shown.frame.width}x{shown.frame.height} exceeds max_pixels={self.spec.max_pixels}"
+            raise CorruptVideoError(f"the decoder flags the frame {self._at(need)} as corrupt")
+        if shown.tainted and self.spec.on_error == "raise":
+            raise CorruptVideoError(
+                f"the frame {self._at(need)} was predicted from a damaged one: {reader.first_error}"
             )
+        self._check_hole(shown.ticks, need, reader)
+        width, height = shown.frame.width, shown.frame.height
+        if width * height > self.spec.max_pixels:
+            raise LimitExceededError(f"a frame of {width}x{height} exceeds max_pixels={self.spec.max_pixels}")
+
+    def _check_hole(self, since: int, until: int, reader: PictureReader) -> None:
+        """Refuse the clip if a frame that belongs after `since`, up to and including `until`, was lost."""
+        if self.spec.on_error == "raise" and reader.hole_between(since, until):
+            raise CorruptVideoError(
+                f"the frame {self._at(until)}, or one just before it, is damaged: {reader.first_error}"
+            )
+
+    def _at(self, ticks: int) -> str:
+        return f"at {float((ticks - self._origin) * self._base):.3f} s"
 
     def _convert(self, shown: Picture, kind: FrameKind, out: np.ndarray) -> None:
         spec = self.spec

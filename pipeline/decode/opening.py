@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import av
 from av.stream import Discard, Disposition
 
-from pipeline.errors import LimitExceededError, NoVideoStreamError, OpenError, UnsupportedCodecError
+from pipeline.errors import CorruptVideoError, LimitExceededError, NoVideoStreamError, OpenError, UnsupportedCodecError
 
 Source = bytes | bytearray | memoryview | str | Path | BinaryIO
 """An encoded file: its bytes, a local path, or a seekable binary file object (read from 0, never closed)."""
@@ -109,12 +109,17 @@ def open_container(feed: Feed) -> Iterator[Any]:
 
     Raises:
         OpenError: FFmpeg can't make anything of the content.
+        CorruptVideoError: in place of an FFmpeg error that the body of the `with` lets through.
         OSError: as the storage raised it.
     """
     container = _open(feed)
     with container:
         feed.check()
-        yield container
+        try:
+            yield container
+        except av.FFmpegError as error:
+            feed.check()
+            raise CorruptVideoError(describe(error)) from None
 
 
 def _open(feed: Feed) -> Any:

@@ -108,9 +108,11 @@ class _Tally:
             if packet.dts is None and packet.pts is None and packet.size == 0:
                 continue
             self._note_end(packet)
-            if packet.stream_index != stream.index or is_invisible(packet, stream):
+            if packet.stream_index != stream.index:
                 continue
             self.num_packets += 1
+            if is_invisible(packet, stream):
+                continue
             if packet.dts is not None:
                 if last_dts is not None and packet.dts <= last_dts:
                     self.restarts.append(len(self.shown))
@@ -130,6 +132,7 @@ class _Tally:
             raise NoFramesError("the video stream holds no frame")
         synthetic = all(ticks is None for ticks, _ in self.shown)
         nominal = nominal_step(self.stream)
+        self._join_fields(nominal)
         shown = self._in_order_of_show(nominal)
         ticks = tuple(t for t, _ in shown)
         trusted = not self.num_untimed and not self.restarts and len({t for t, _ in self.shown}) == len(ticks)
@@ -150,6 +153,17 @@ class _Tally:
             is_truncated=truncated,
             promised=max(promised - ticks[0] * base, (end - ticks[0]) * base) if truncated else (end - ticks[0]) * base,
         )
+
+    def _join_fields(self, nominal: int) -> None:
+        """Count two fields that travel in packets of their own, as AVCHD cameras send them, as the one frame they make.
+
+        Told by every second packet, in decoding order, being half a frame later than the one before it.
+        """
+        if self.container.format.name != "mpegts" or len(self.shown) % 2 or self.restarts:
+            return
+        firsts, seconds = self.shown[::2], self.shown[1::2]
+        if all(a and b and 2 * (b - a) == nominal for (a, _), (b, _) in zip(firsts, seconds, strict=True)):
+            self.shown = [(ticks, 2 * duration) for ticks, duration in firsts]
 
     def _in_order_of_show(self, nominal: int) -> list[tuple[int, int]]:
         """(ticks, duration) as decoding will find them: ascending, one step on where a clock is missing or restarts."""

@@ -168,6 +168,20 @@ def test_damage_spoils_what_depends_on_it_and_no_more() -> None:
     assert [read_number(f) for f in after.frames] == list(range(48, 88))
 
 
+@pytest.mark.parametrize("codec", ["libx264", "libx265", "libvpx", "libvpx-vp9", "mpeg4"])
+def test_what_was_predicted_from_a_lost_frame_is_refused(codec: str) -> None:
+    """The clip holds neither the lost frame nor, in most codecs, one that the decoder flags. It is not the video."""
+    data = make_video(num_frames=48, gop=24, bframes=0, container="matroska", codec=codec, time_base=Fraction(1, 24))
+    with av.open(io.BytesIO(data)) as container:
+        packets = [p for p in container.demux(video=0) if p.size]
+    at = data.index(bytes(packets[6]))
+    broken = data[:at] + b"\xff" * packets[6].size + data[at + packets[6].size :]
+    predicted, after = iter_clips(broken, [spec(4, start=Fraction(10, 24)), spec(4, start=Fraction(30, 24))])
+    assert isinstance(predicted, CorruptVideoError)
+    assert isinstance(after, DecodedClip)
+    assert [read_number(f) for f in after.frames] == [30, 31, 32, 33]
+
+
 def test_a_hole_is_not_filled_with_the_frame_before_it() -> None:
     data = make_video(num_frames=48, gop=1, bframes=0, fps=20, container="matroska", codec="mjpeg", pix_fmt="yuvj420p")
     with av.open(io.BytesIO(data)) as container:
