@@ -114,13 +114,17 @@ class VideoVAE:
         (pytorch #163539). The shape is the largest that will be encoded, which proves that it fits, too.
 
         Args:
-            shape_THW: frames, height and width of a clip; its first window is used.
+            shape_THW: frames, height and width of a clip; its first window is used, or the nearest length that the VAE
+                takes where it takes no other.
 
         Returns:
             Relative L2 error of the moments. About 1e-6 in float32 and 1e-2 in bfloat16; NaN or inf if either is not
             finite.
         """
         num_frames, height, width = shape_THW
+        if self.info.only_accepted_lengths:
+            below, above = self.info.nearest(num_frames)
+            num_frames = above if below is None else below
         num_frames = window_lengths(num_frames, self.info.schedule)[0]
         generator = torch.Generator().manual_seed(0)
         shape = (1, self.info.in_channels, num_frames, height, width)

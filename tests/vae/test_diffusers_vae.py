@@ -147,6 +147,7 @@ def test_scaling_is_the_pipelines(pair: tuple[Any, VideoVAE]) -> None:
 def test_selfcheck_runs(pair: tuple[Any, VideoVAE]) -> None:
     pixels = clip(pair[1].info)
     assert pair[1].selfcheck((pixels.shape[2], pixels.shape[3], pixels.shape[4])) < 1e-5
+    assert pair[1].selfcheck((pixels.shape[2] + 1, pixels.shape[3], pixels.shape[4])) < 1e-5
 
 
 @pytest.fixture

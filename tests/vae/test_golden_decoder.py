@@ -73,6 +73,20 @@ def test_weights_load_with_a_configuration_read_off_them(shared: Path, tmp_path:
     check(decoder, case)
 
 
+def test_decoder_weights_that_do_not_fit_are_refused(shared: Path, tmp_path: Path) -> None:
+    params = next(cases(shared, DECODERS[0])).params
+    path = tmp_path / "w"
+    torch.save({"lm_head.weight": torch.zeros(1)}, path)
+    with pytest.raises(vae.CheckpointError, match=r"holds no video decoder.*lm_head"):
+        vae.load_video_decoder(str(path))
+    torch.save({name: t for name, t in params.items() if name != "mid.block_1.mix_factor"}, path)
+    with pytest.raises(vae.CheckpointError, match=r"missing: mid\.block_1\.mix_factor"):
+        vae.load_video_decoder(str(path))
+    torch.save(params, path)
+    with pytest.raises(vae.CheckpointError, match="merge_strategy must be one of fixed, learned, got 'none'"):
+        vae.load_video_decoder(str(path), config={"merge_strategy": "none"})
+
+
 def test_sinusoidal_embedding(shared: Path) -> None:
     for case in cases(shared, "sinusoidal", "timestep_embedding"):
         assert_same(vae.timestep_embedding(case.inputs["timesteps"], **case.init), case.outputs["emb"], case.name)
