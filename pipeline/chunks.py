@@ -16,6 +16,7 @@ from fractions import Fraction
 from functools import partial
 from typing import Any
 
+from pipeline.addresses import redacted
 from pipeline.clips import ClipRule, PlannedClip, plan_clips
 from pipeline.decode import DecodedClip, DecodeSpec, iter_clips, measure, probe
 from pipeline.errors import NotFoundError, StorageError, VideoError
@@ -48,7 +49,7 @@ class Decoder:
         except NotFoundError as error:
             yield from reject_video(video, "not_found", str(error))
         except StorageError as error:
-            yield Receipt(kind="fault", shard=video.shard, video=video.video, message=f"{video.uri}: {error}")
+            yield Receipt(kind="fault", shard=video.shard, video=video.video, message=f"{redacted(video.uri)}: {error}")
         else:
             yield from self._clips(video, source, guard)
 
@@ -145,7 +146,7 @@ class _Piece:
                 stage="decode",
                 message=str(result),
                 key=video.key,
-                uri=video.uri,
+                uri=redacted(video.uri),
                 start=str(self.clip.start),
             )
             return Receipt(kind="rejection", rejection=rejection, verdict=is_verdict, **identity)
@@ -171,7 +172,7 @@ class _Piece:
             "id": clip_id(video.shard, video.video, clip.clip),
             "key": video.key,
             "caption": video.caption,
-            "uri": video.uri,
+            "uri": redacted(video.uri),
             "start": str(clip.start),
             "end": None if fps is None else str(clip.start + clip.num_frames / fps),
             "fps": None if fps is None else str(fps),
@@ -187,7 +188,7 @@ class _Piece:
 
 def reject_video(video: Video, reason: str, message: str, *, verdict: bool = False) -> Iterator[Receipt]:
     """Refuse a video as a whole: it counts as one clip."""
-    rejection = Rejection(reason=reason, stage="decode", message=message, key=video.key, uri=video.uri)
+    rejection = Rejection(reason=reason, stage="decode", message=message, key=video.key, uri=redacted(video.uri))
     yield Receipt(kind="clips", shard=video.shard, video=video.video, count=1)
     yield Receipt(kind="rejection", shard=video.shard, video=video.video, clip=0, rejection=rejection, verdict=verdict)
 

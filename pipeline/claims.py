@@ -1,13 +1,21 @@
 """Claims: several runs on one output share its shards instead of repeating them. Correctness never depends on one.
 
 A run takes `_claims/<shard>`, create-only, before it reads the shard, and renews what it holds. A claim that nobody
-renewed for STALE_SECONDS, by the store's own clock, belongs to a dead run and is taken over. Two runs that disagree do
-the same work twice and commit the same bytes once.
+renewed for STALE_SECONDS, by the store's own clock, belongs to a dead run and is taken over; so is one whose driver ran
+on this very machine and is gone, which makes a restart after a kill immediate. Two runs that disagree do the same work
+twice and commit the same bytes once.
 """
 
 from __future__ import annotations
 
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from pipeline.errors import NotFoundError
+from pipeline.records import canonical_json
 
 if TYPE_CHECKING:
     from pipeline.storage import Storage
@@ -21,12 +29,33 @@ RENEW_SECONDS = 120.0
 """A run renews its claims this often: four chances to be late before anybody takes over."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Owner:
+    """The driver behind a claim, so that another process on its machine can tell whether it lives."""
+
+    run: str
+    machine: str
+    """Boot id and process namespace; "" where the system tells neither."""
+    pid: int
+    started: str
+    """Kernel ticks at the start of the process: a number that came back is another process."""
+
+    @staticmethod
+    def this_process(run: str) -> Owner:
+        """The calling process as an owner."""
+        return Owner(run=run, machine=_machine(), pid=os.getpid(), started=_started(os.getpid()))
+
+    def is_dead(self) -> bool:
+        """Whether it certainly ended. Of a process on another machine nothing is certain."""
+        return bool(self.machine) and self.machine == _machine() and _started(self.pid) != self.started
+
+
 class Claims:
     """The shards that one run holds. `run` makes it an actor beside the driver: one answer for every attempt."""
 
-    def __init__(self, output: Storage, run: str) -> None:
+    def __init__(self, output: Storage, owner: Owner) -> None:
         self._output = output
-        self._run = run.encode()
+        self._owner = canonical_json(asdict(owner)).encode()
         self._answers: dict[str, bool] = {}
         self._stopped = False
 
@@ -44,7 +73,7 @@ class Claims:
         """Show that this run is alive."""
         for shard, ours in self._answers.items():
             if ours:
-                self._output.put(f"{CLAIMS}/{shard}", self._run)
+                self._output.put(f"{CLAIMS}/{shard}", self._owner)
 
     def release(self, shard: str) -> None:
         """The shard is committed, or given up."""
@@ -57,10 +86,30 @@ class Claims:
             self.release(shard)
 
     def _claim(self, path: str) -> bool:
-        if self._output.create(path, self._run):
+        if self._output.create(path, self._owner):
             return True
-        entry = next((entry for entry in self._output.list(path) if entry.path == path), None)
-        if entry is not None and self._output.now() - entry.mtime < STALE_SECONDS:
-            return self._output.read(path) == self._run
-        self._output.put(path, self._run)
-        return self._output.read(path) == self._run
+        try:
+            holder = self._output.read(path)
+            age = self._output.now() - self._output.entry(path).mtime
+        except NotFoundError:  # released meanwhile: its shard is done, or up for the next pass
+            return False
+        if age < STALE_SECONDS and holder != self._owner and not Owner(**json.loads(holder)).is_dead():
+            return False
+        self._output.put(path, self._owner)
+        return self._output.read(path) == self._owner
+
+
+def _machine() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def _started(pid: int) -> str:
+    """Field 22 of the process's stat (proc(5)); "" when there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""

@@ -35,6 +35,10 @@ IN_MEMORY_BYTES = 1 << 30
 """A data file above this size is built in a temporary file instead of in memory."""
 
 
+INDEX_GROUP_ROWS = 50_000
+"""Rows of a row group of index.parquet."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Committed:
     """What became of a commit."""
@@ -101,7 +105,7 @@ def seal(output: Storage, shards: Iterable[str]) -> int:
     rows = 0
     with _scratch(IN_MEMORY_BYTES + 1) as sink:
         writer: pq.ParquetWriter | None = None
-        for table in in_parallel(lambda shard: _index(output, shard), shards):
+        for table in _in_large_groups(in_parallel(lambda shard: _index(output, shard), shards)):
             writer = writer or pq.ParquetWriter(sink, table.schema, compression="zstd")
             writer.write_table(table)
             rows += table.num_rows
@@ -158,6 +162,18 @@ def _compare(output: Storage, path: str, ours: IO[bytes]) -> None:
 
 def _scratch(num_bytes: int) -> IO[bytes]:
     return io.BytesIO() if num_bytes <= IN_MEMORY_BYTES else tempfile.NamedTemporaryFile("w+b", suffix=".parquet")
+
+
+def _in_large_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Tables of INDEX_GROUP_ROWS or more: a footer with a row group for each of 100,000 shards would take 5 GB."""
+    pending: list[pa.Table] = []
+    for table in tables:
+        pending.append(table)
+        if sum(map(len, pending)) >= INDEX_GROUP_ROWS:
+            yield pa.concat_tables(pending)
+            pending = []
+    if pending:
+        yield pa.concat_tables(pending)
 
 
 def _index(output: Storage, shard: str) -> pa.Table:

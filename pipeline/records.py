@@ -67,7 +67,8 @@ class Shard:
     """ETag, or size and mtime on local disks; "" for a group of files, whose members carry their own."""
     members: str = ""
     """JSON. Nothing for a tar; `[{"path", "size", "etag", "sidecars"}]` for files; `{"start", "stop"}` for a table:
-    rows of a Parquet file, bytes of a JSONL or CSV file."""
+    rows of a Parquet file, bytes of a JSONL or CSV file. Out of a plan it is the place in the plan file where that
+    stands, which `read_shard` looks up: the driver never holds the members of all shards."""
     staged: str = ""
     """JSON, set when the shard is planned again after a broken run: what its staging already holds."""
 

@@ -31,7 +31,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline import preflight, runs
 from pipeline.chunks import Decode, Decoder
-from pipeline.claims import Claims
+from pipeline.claims import Claims, Owner
 from pipeline.commit import commit, seal, tidy
 from pipeline.decode import iter_clips
 from pipeline.driver import Driver
@@ -120,7 +120,7 @@ def run(
             here = runs.environment(device, job.workers.threads_per_encoder)
             runs.warn_of_differences(output, here)
             driver.progress.slots = {"decode": pools.decoders, "encode": pools.encoders[1]}
-            guard, claims = _Remote(Strikes), _Remote(Claims, output, driver.run_id)
+            guard, claims = _Remote(Strikes), _Remote(Claims, output, Owner.this_process(driver.run_id))
             decoder = Decoder(
                 clip=job.clip, latent=job.latent, info=info, deadline=job.workers.decode_deadline, decode=decode
             )
