@@ -1,0 +1,96 @@
+"""python -m jobs.demo: real video through the whole stream, in about a minute. Writes ./demo anew each time.
+
+Every step is the command that it prints: the same `main` with the same arguments, called in this process.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from jobs import encode, status, verify
+from jobs.demo_videos import write_sources
+from pipeline.progress import size
+
+DEMO = Path("demo")
+
+MARK = DEMO / ".made-by-latentmill-demo"
+"""Only a folder with this file in it is ever deleted."""
+
+SMALL = ["--vae", "tiny", "--height", "64", "--width", "96"]
+TARS = ["--source", "demo/tars/*.tar", "--output", "demo/latents/tars", *SMALL, "--num-frames", "9", "--clips", "all"]
+FOLDER = ["--source", "demo/folder", "--output", "demo/latents/folder", *SMALL, "--num-frames", "49", "--fps", "native",
+          "--chunk-windows", "2"]  # fmt: skip
+TABLE = ["--source", "demo/table.jsonl", "--output", "demo/latents/table", *SMALL, "--num-frames", "9"]
+
+READ_BACK = """\
+import pyarrow.parquet as pq, torch
+row = pq.read_table("demo/latents/tars/data").to_pylist()[0]  # all shards that are done, as one table
+dtype = getattr(torch, row["latent_dtype"])
+latent = torch.frombuffer(bytearray(row["latent"]), dtype=dtype).reshape(row["latent_shape"])
+print(row["key"], repr(row["caption"]), tuple(latent.shape), latent.dtype, f"std {latent.float().std():.3f}")
+"""
+
+Main = Callable[[Sequence[str]], int]
+
+
+def main() -> int:
+    """Run the demo. Exit code 0 if every step did what it shows, else that of the step that did not."""
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # in order with stderr, in a pipe too
+    started = time.perf_counter()
+    print("The VAE of this demo, `tiny`, is UNTRAINED: the stream is real, its latents are of no use for training.")
+    if DEMO.exists() and not MARK.exists():
+        print(f"{DEMO.resolve()} was not made by this demo: move it away first", file=sys.stderr)
+        return 2
+    shutil.rmtree(DEMO, ignore_errors=True)
+    _heading("Make the sources: two tars, a folder and a table, with a text file and half a file among them")
+    DEMO.mkdir()
+    MARK.touch()
+    write_sources(DEMO)
+    _tree(DEMO)
+    again = ["--reencode", "2"]
+    steps: list[tuple[str, str, Main, list[str]]] = [
+        ("Tars: all clips of 9 frames at 8 frames a second", "encode", encode.main, TARS),
+        ("The same again: nothing is left to do", "encode", encode.main, TARS),
+        ("A folder: 49 consecutive frames, which travel as three overlapping chunks", "encode", encode.main, FOLDER),
+        ("A table: its rows' ranges; one names a file that is not there", "encode", encode.main, TABLE),
+        ("What stands there now", "status", status.main, ["--output", "demo/latents/tars"]),
+        ("Read everything back, and encode two clips again", "verify", verify.main,
+         ["--output", "demo/latents/tars", *again]),
+        ("The same for the clips in chunks", "verify", verify.main, ["--output", "demo/latents/folder", *again]),
+    ]  # fmt: skip
+    for heading, name, command, argv in steps:
+        _heading(heading)
+        print(f"$ latentmill {name} {shlex.join(argv)}")
+        if code := command(argv):
+            print(f"demo: exit code {code}, expected 0", file=sys.stderr)
+            return code
+    _heading("What was written")
+    _tree(DEMO / "latents")
+    _heading("Read a latent back")
+    print(READ_BACK)
+    exec(READ_BACK, {})
+    print(f"\nDone in {time.perf_counter() - started:.0f} s.")
+    return 0
+
+
+def _heading(text: str) -> None:
+    print(f"\n=== {text}")
+
+
+def _tree(root: Path, indent: str = "") -> None:
+    """Print a folder, files with their sizes. Empty folders are left out: an object store has none."""
+    print(f"{indent}{root.name if indent else root}/")
+    for path in sorted(root.iterdir()):
+        if path.is_file() and path != MARK:
+            print(f"{indent}  {path.name}  {size(path.stat().st_size)}")
+        elif path.is_dir() and any(inside.is_file() for inside in path.rglob("*")):
+            _tree(path, indent + "  ")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
