@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import av
+from av.video.frame import PictureType
 
 from pipeline.decode.opening import Feed
 from pipeline.errors import UnsupportedCodecError
@@ -21,6 +22,9 @@ _MAX_BARREN_ERRORS = 100
 _MAX_DEMUX_ERRORS = 8
 _MAX_DEMUX_ERRORS_IN_ALL = 1000
 """Faults of the demuxer in a row, and in all, after which the file counts as over."""
+
+
+_MPEG = {"mpeg1video", "mpeg2video", "mpeg4"}
 
 
 @dataclass(slots=True, eq=False)
@@ -45,8 +49,12 @@ class Picture:
 
 @dataclass(slots=True)
 class _Damage:
+    """A packet that was lost, or gave a frame that the decoder flags."""
+
     order: int
+    """Its place in decoding order."""
     ticks: int | None
+    """When its frame should have been shown; None if a frame is there, or nobody knows."""
 
 
 class PictureReader:
@@ -170,7 +178,10 @@ class PictureReader:
             ticks = own
         else:
             ticks = self._next_pending(own)
-        tainted = self._is_tainted(own if own is not None else ticks, ticks)
+        order = self._orders.get(own if own is not None else ticks, (self._order, ticks))[0]
+        tainted = self._is_tainted(order, ticks)
+        if frame.is_corrupt and not self._is_never_referred_to(frame):
+            self._damage.append(_Damage(order, None))
         while self._pending and self._pending[0] <= ticks:
             self._orders.pop(heapq.heappop(self._pending), None)
         self._last = ticks
@@ -186,15 +197,18 @@ class PictureReader:
             return self._last + self._step
         return 0 if own is None else own
 
-    def _is_tainted(self, own: int, ticks: int) -> bool:
+    def _is_never_referred_to(self, frame: Any) -> bool:
+        """Whether nothing is predicted from the frame: a B-frame before H.264 came."""
+        return frame.pict_type == PictureType.B and self._stream.codec_context.name in _MPEG
+
+    def _is_tainted(self, order: int, ticks: int) -> bool:
         """Whether damage precedes this frame in decoding order, with no keyframe between that both orders agree on."""
         if not self._damage:
             return False
-        order = self._orders.get(own, (self._order, own))[0]
         before = [d.order for d in self._damage if d.order < order]
         if not before:
             return False
-        return not any(before[-1] < key_order <= order and key <= ticks for key_order, key in self._keyframes)
+        return not any(max(before) < key_order <= order and key <= ticks for key_order, key in self._keyframes)
 
 
 def packet_ticks(packet: Any) -> int | None:

@@ -100,6 +100,7 @@ class _Tally:
         self.shown: list[tuple[int | None, int]] = []
         self.restarts: list[int] = []
         self.keyframes: list[int] = []
+        self.first_key: tuple[int, int] | None = None
         self.num_packets = self.num_untimed = 0
         self.all_ends = Fraction(0)
         reader = PictureReader(container, stream, feed)
@@ -124,6 +125,7 @@ class _Tally:
                 continue
             self.shown.append((ticks, int(packet.duration or 0)))
             if packet.is_keyframe and ticks is not None:
+                self.first_key = self.first_key or (len(self.shown) - 1, ticks)
                 self.keyframes.append(ticks)
         self.is_cut = reader.is_cut
 
@@ -132,6 +134,7 @@ class _Tally:
             raise NoFramesError("the video stream holds no frame")
         synthetic = all(ticks is None for ticks, _ in self.shown)
         nominal = nominal_step(self.stream)
+        self._drop_undecodable_lead()
         self._join_fields(nominal)
         shown = self._in_order_of_show(nominal)
         ticks = tuple(t for t, _ in shown)
@@ -153,6 +156,18 @@ class _Tally:
             is_truncated=truncated,
             promised=max(promised - ticks[0] * base, (end - ticks[0]) * base) if truncated else (end - ticks[0]) * base,
         )
+
+    def _drop_undecodable_lead(self) -> None:
+        """Leave out what comes before the first keyframe of a recording that begins in the middle of things.
+
+        Only for MPEG streams: there the parser, and not the container, says what a keyframe is, and H.264, HEVC and
+        MPEG-2 decoders give out nothing before it.
+        """
+        if self.container.format.name not in ("mpegts", "mpeg") or self.restarts or self.first_key is None:
+            return
+        index, key = self.first_key
+        if index:
+            self.shown = [(ticks, duration) for ticks, duration in self.shown[index:] if ticks is None or ticks >= key]
 
     def _join_fields(self, nominal: int) -> None:
         """Count two fields that travel in packets of their own, as AVCHD cameras send them, as the one frame they make.

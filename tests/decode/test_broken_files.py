@@ -168,6 +168,27 @@ def test_damage_spoils_what_depends_on_it_and_no_more() -> None:
     assert [read_number(f) for f in after.frames] == list(range(48, 88))
 
 
+def test_a_lost_slice_of_hevc_is_not_shown_as_a_hole() -> None:
+    """The decoder skips a NAL unit that it cannot read and gives the frame out, unflagged, unless told to raise."""
+    options = {"x265-params": "keyint=12:slices=4:log-level=none"}
+    size: dict[str, Any] = {"width": 256, "height": 256}
+    data = make_video(num_frames=12, codec="libx265", bframes=0, container="matroska", codec_options=options, **size)
+    with av.open(io.BytesIO(data)) as container:
+        first = bytes(next(p for p in container.demux(video=0) if p.size))
+    whole = decode_clip(data, spec(12)).frames.astype(int)
+    at, num_refused = data.index(first), 0
+    offsets = range(len(first) // 2, len(first) - 40, 12)
+    for offset in offsets:
+        broken = data[: at + offset] + bytes(40) + data[at + offset + 40 :]
+        try:
+            shown = decode_clip(broken, spec(12)).frames
+        except VideoError:
+            num_refused += 1
+        else:
+            assert np.abs(shown - whole).mean() < 60
+    assert num_refused / len(offsets) > 0.3, "0.22 without err_detect, 0.39 with it; the rest decodes as something"
+
+
 @pytest.mark.parametrize("codec", ["libx264", "libx265", "libvpx", "libvpx-vp9", "mpeg4"])
 def test_what_was_predicted_from_a_lost_frame_is_refused(codec: str) -> None:
     """The clip holds neither the lost frame nor, in most codecs, one that the decoder flags. It is not the video."""
@@ -182,6 +203,25 @@ def test_what_was_predicted_from_a_lost_frame_is_refused(codec: str) -> None:
     assert [read_number(f) for f in after.frames] == [30, 31, 32, 33]
 
 
+@pytest.mark.parametrize("codec", ["libx264", "mpeg2video"])
+def test_what_was_predicted_from_a_flagged_frame_is_refused(codec: str) -> None:
+    """One transport packet of the first keyframe is missing: that frame is flagged, those predicted from it are not."""
+    noise = np.random.default_rng(2).integers(0, 256, (96, 128, 3), np.uint8)
+    images = [np.roll(noise, 2 * n, axis=1) for n in range(30)]
+    size: dict[str, Any] = {"num_frames": 30, "container": "mpegts", "time_base": Fraction(1, 24)}
+    data = make_video(images=images, codec=codec, bframes=0, **size)
+    broken = data[: 188 * 12] + data[188 * 13 :]
+    whole = decode_clip(data, spec(30)).frames
+    specs = [spec(3, start=Fraction(start, 24)) for start in (0, 4, 13)]
+    first, predicted, after = iter_clips(broken, specs)
+    assert isinstance(first, CorruptVideoError)
+    assert isinstance(predicted, CorruptVideoError)
+    assert isinstance(after, DecodedClip)
+    at = [n for n in range(28) if (whole[n : n + 3] == after.frames).all()]
+    assert len(at) == 1
+    assert at[0] >= 12
+
+
 def test_a_hole_is_not_filled_with_the_frame_before_it() -> None:
     data = make_video(num_frames=48, gop=1, bframes=0, fps=20, container="matroska", codec="mjpeg", pix_fmt="yuvj420p")
     with av.open(io.BytesIO(data)) as container:
@@ -193,58 +233,6 @@ def test_a_hole_is_not_filled_with_the_frame_before_it() -> None:
         decode_clip(broken, spec(5, **grid))
     held = decode_clip(broken, spec(5, on_error="skip", **grid))
     assert [read_number(f) for f in held.frames] == [18, 19, 19, 21, 22]
-
-
-class FaultyFile(io.BytesIO):
-    """A file object whose storage fails after so many reads."""
-
-    def __init__(self, data: bytes, reads: int) -> None:
-        super().__init__(data)
-        self.reads = reads
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        self.reads -= 1
-        if self.reads < 0:
-            raise ConnectionResetError("the storage went away")
-        return super().read(size)
-
-
-def test_a_fault_of_the_storage_is_never_a_rejection() -> None:
-    """Wherever it strikes: the storage's own exception comes out, and no clip made of what was read before."""
-    data = make_video(num_frames=48, width=320, height=240, container="matroska", codec_options={"crf": "0"})
-    whole = decode_clip(data, spec(48)).frames
-    outcomes = set()
-    for reads in range(40):
-        try:
-            (clip,) = iter_clips(FaultyFile(data, reads), [spec(48)])
-        except ConnectionResetError:
-            outcomes.add("fault")
-        else:
-            assert isinstance(clip, DecodedClip)
-            assert (clip.frames == whole).all()
-            outcomes.add("whole")
-        for look in (probe, measure):
-            try:
-                look(FaultyFile(data, reads))
-            except ConnectionResetError:
-                outcomes.add("fault")
-    assert outcomes == {"fault", "whole"}
-
-
-def test_a_missing_path_is_the_storages_business() -> None:
-    with pytest.raises(FileNotFoundError):
-        probe("/nonexistent/video.mp4")
-
-
-def test_sources_of_every_kind_give_the_same(tmp_path: Path) -> None:
-    data = make_video(num_frames=24)
-    path = tmp_path / "a name with spaces:and%colons.mp4"
-    path.write_bytes(data)
-    want = decode_clip(data, spec(24)).frames
-    with path.open("rb") as file:
-        for src in (memoryview(data), bytearray(data), path, str(path), file, io.BytesIO(data)):
-            assert (decode_clip(src, spec(24)).frames == want).all()
-        assert not file.closed
 
 
 def test_limits_hold_before_anything_large_is_made() -> None:

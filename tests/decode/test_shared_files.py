@@ -146,3 +146,15 @@ def test_frames_are_those_on_screen_by_the_packets_timestamps(shared: Path, name
         assert all(t - s <= Fraction(1, 10) for s, t in zip(clip.timestamps, want, strict=True))
     else:
         assert list(clip.timestamps) == want
+
+
+@pytest.mark.parametrize("name", ["mde__sample_mpeg2.m2v", "streamio__weird_aspect.small.mpg"])
+def test_frames_that_the_decoder_flags_are_never_used_silently(shared: Path, name: str) -> None:
+    """Each has one, near its end, where the file was cut."""
+    data = read(shared, name)
+    counted = manifest(shared)[name]["frames_decoded"]
+    with pytest.raises(CorruptVideoError, match="flags the frame"):
+        decode_clip(data, small(counted, None))
+    passed_over = decode_clip(data, small(counted, None, on_error="skip", short="truncate"))
+    assert len(passed_over.frames) == counted - 1
+    assert len(decode_clip(data, small(counted - 3, None)).frames) == counted - 3

@@ -89,6 +89,17 @@ def test_a_clock_that_restarts_is_carried_on() -> None:
     assert clip.repaired == (False,) * 24 + (True,) * 24
 
 
+@pytest.mark.parametrize("codec", ["libx264", "libx265", "mpeg2video"])
+def test_a_recording_that_begins_in_mid_gop_begins_at_its_first_keyframe(codec: str) -> None:
+    whole = make_video(num_frames=96, container="mpegts", codec=codec, gop=24, time_base=Fraction(1, 24))
+    data = whole[len(whole) // 12 // 188 * 188 :]
+    timeline = measure(data)
+    clip = decode_clip(data, spec(72))
+    assert numbers(clip) == list(range(24, 96))
+    assert clip.timestamps[0] == 0
+    assert clip.ticks == timeline.ticks
+
+
 def test_a_stream_without_a_clock_runs_at_its_nominal_rate() -> None:
     data = make_video(num_frames=30, container="h264", fps=25)
     timeline = measure(data)
