@@ -1,0 +1,87 @@
+"""`python -m tests.chaos [--kills 100] [--seed 0] [--scenario NAME ...]`: a table, and exit code 1 if a law broke."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+
+from tests.chaos.lab import Lab, LawBrokenError, lab
+from tests.chaos.scenarios import (
+    Result,
+    Scenario,
+    kill_driver,
+    kill_workers,
+    poisoned_decoder,
+    poisoned_encoder,
+    stop,
+    two_runs,
+)
+
+SCENARIOS: dict[str, tuple[Scenario, float]] = {
+    "driver": (kill_driver, 0.3),
+    "decode-worker": (kill_workers("decode"), 0.35),
+    "encode-actor": (kill_workers("Encode"), 0.2),
+    "poison-decode": (poisoned_decoder, 0),
+    "poison-encode": (poisoned_encoder, 0),
+    "sigterm": (stop, 0.07),
+    "two-runs": (two_runs, 0),
+}
+"""Each with its share of the kills."""
+
+
+def main() -> int:
+    """Run the scenarios that were asked for; print the table."""
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--kills", type=int, default=100, help="in all; shared out over the scenarios that kill")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--scenario", action="append", choices=[*SCENARIOS], help="only this one (repeatable)")
+    options = parser.parse_args()
+    names = options.scenario or [*SCENARIOS]
+    whole = sum(SCENARIOS[name][1] for name in names) or 1.0
+    results = []
+    with lab(options.seed) as place:
+        print(f"seed {options.seed}; undisturbed run: {place.seconds:.1f} s", flush=True)
+        for name in names:
+            scenario, share = SCENARIOS[name]
+            results.append(play(place, name, scenario, -int(-options.kills * share // whole)))
+    print(table(results))
+    return 1 if any(result.lost or result.twice or result.broken for result in results) else 0
+
+
+def play(place: Lab, name: str, scenario: Scenario, kills: int) -> Result:
+    """One scenario; whatever goes wrong in it is in its row."""
+    result, start = Result(name), time.monotonic()
+    try:
+        scenario(place, result, kills)
+    except LawBrokenError as error:
+        result.broken.append(str(error))
+    finally:
+        place.sweep()
+    print(f"{_line(result)}  {time.monotonic() - start:.0f} s", flush=True)
+    for law in result.broken:
+        print(f"  BROKEN: {law}", flush=True)
+    return result
+
+
+def table(results: list[Result]) -> str:
+    """The table that ends it."""
+    whole = Result("all")
+    for result in results:
+        for name in ("kills", "lost", "twice", "again", "begun"):
+            setattr(whole, name, getattr(whole, name) + getattr(result, name))
+        whole.broken += result.broken
+    head = f"\n{'scenario':<16}{'kills':>6}{'rows lost':>11}{'rows twice':>12}{'laws broken':>13}  work repeated"
+    return "\n".join([head, *map(_line, [*results, whole])])
+
+
+def _line(result: Result) -> str:
+    work = f"{result.again} of {result.begun} chunks" if not result.skipped else f"skipped: {result.skipped}"
+    note = f" ({result.note})" if result.note else ""
+    return (
+        f"{result.name:<16}{result.kills:>6}{result.lost:>11}{result.twice:>12}{len(result.broken):>13}  {work}{note}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,47 @@
+"""An encoder that runs out of memory on the clips that say so."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.encode import Encoder
+from pipeline.records import Chunk, Latent
+from tests.chaos.stages import Plot, note
+
+FAILURES = {"oom_once": 1, "oom_twice": 2}
+"""How often the forward of such a clip fails, over all processes: the first failure is tried again in place, the
+second ends the actor."""
+
+
+class PoisonedEncoder(Encoder):
+    """The real encoder, which notes each chunk that it begins."""
+
+    def __init__(self, plot: Plot, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._plot = plot
+
+    def __call__(self, chunk: Chunk) -> Latent:
+        note(self._plot, f"{chunk.shard}/{chunk.video}/{chunk.clip}/{chunk.chunk}")
+        time.sleep(self._plot.pause)
+        return super().__call__(chunk)
+
+    def _encode(self, chunk: Chunk) -> torch.Tensor:
+        kind = str(chunk.row["key"]).partition("-")[0]
+        if kind in self._plot.armed and chunk.clip == 1 and self._fails(kind, chunk):
+            raise torch.OutOfMemoryError(f"chaos: {kind}")
+        return super()._encode(chunk)
+
+    def _fails(self, kind: str, chunk: Chunk) -> bool:
+        if kind == "oom_always":
+            return True
+        for n in range(FAILURES.get(kind, 0)):
+            try:
+                Path(f"{self._plot.diary}.{kind}.{chunk.chunk}.{n}").touch(exist_ok=False)
+            except FileExistsError:
+                continue
+            return True
+        return False

@@ -1,0 +1,51 @@
+"""The job as a process of its own: `python -m tests.chaos.runner ORDER`, with the order as JSON (see lab.py)."""
+
+from __future__ import annotations
+
+import json
+import logging
+import resource
+import sys
+from functools import partial
+
+from jobs.encode import CONFIG, LEFT, exit_code
+from pipeline import preflight
+from pipeline.clips import ClipRule
+from pipeline.errors import ConfigError, StorageError
+from pipeline.job import Job, Workers
+from pipeline.run import run
+from pipeline.spec import LatentRule
+from tests.chaos import stages
+
+CLIP = ClipRule(num_frames=17, height=32, width=48, fps="24", clips="all")
+LATENT = LatentRule(chunk_windows=1, context="1", posterior="sample")
+
+
+def main(order: dict[str, object]) -> int:
+    """Run the job; the exit codes are those of `latentmill encode`."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    preflight.IO_BLOCK_BYTES = order["block_bytes"]  # how records are grouped for transport never changes a value
+    plot = stages.Plot(**(order["plot"] | {"armed": tuple(order["plot"]["armed"])}))
+    workers = Workers(**order["workers"])
+    job = Job(
+        source=(order["source"],), output=order["output"], vae="tiny", clip=CLIP, latent=LATENT, workers=workers,
+        grace=order["grace"],
+    )  # fmt: skip
+    try:
+        summary = run(
+            job,
+            decode=partial(stages.decode, plot),
+            encode=partial(stages.load_encoder, plot),
+            echo=lambda line: print(line, file=sys.stderr, flush=True),
+            echo_seconds=5,
+        )
+    except (ConfigError, StorageError) as error:
+        print(f"latentmill encode: {error}", file=sys.stderr)
+        return CONFIG if isinstance(error, ConfigError) else LEFT
+    print(summary.table())
+    return exit_code(summary, job)
+
+
+if __name__ == "__main__":
+    sys.exit(main(json.loads(sys.argv[1])))

@@ -1,0 +1,181 @@
+"""Kills and poison on one machine: the driver, decode workers, encode actors, clips that kill, a stop, two runs."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.chaos.lab import Lab, LawBrokenError, Run, skip_time
+from tests.chaos.laws import Files, Verdicts, check, local_files, local_others, reader, repeated
+
+KILLS_PER_OUTPUT = 6
+"""After so many the run is left in peace: what was killed is to end."""
+
+OK, LEFT, STOPPED = 0, 1, 75
+
+
+@dataclass(slots=True)
+class Result:
+    """One row of the table."""
+
+    name: str
+    kills: int = 0
+    lost: int = 0
+    twice: int = 0
+    again: int = 0
+    """Chunks that an encoder began more than once."""
+    begun: int = 0
+    """Chunks that encoders began in all."""
+    broken: list[str] = field(default_factory=list)
+    note: str = ""
+    skipped: str = ""
+
+    def add(self, files: Files, expected: Files, verdicts: Verdicts, others: list[str], diary: Path) -> None:
+        """Hold an output that is through against the laws."""
+        found = check(files, expected, verdicts, others)
+        self.lost += found.lost
+        self.twice += found.twice
+        self.broken += found.broken
+        again, begun = repeated(diary)
+        self.again += again
+        self.begun += begun
+
+
+Scenario = Callable[[Lab, Result, int], None]
+"""Takes the lab, the row to fill, and how many kills it is to make (for those that kill)."""
+
+
+@contextmanager
+def watched(lab: Lab, result: Result, verdicts: Verdicts | None = None) -> Iterator[Path]:
+    """A new local output, read all the time; at the end the laws are checked."""
+    output, expected = lab.output(), local_files(lab.undisturbed)
+    with reader(lambda: local_files(output), expected, poisoned=bool(verdicts)) as wrong:
+        yield output
+    result.broken += wrong
+    diary = lab.folder / f"{output.name}.diary"
+    result.add(local_files(output), expected, verdicts or {}, local_others(output), diary)
+
+
+def moment(run: Run, output: Path, rng: random.Random, seconds: float) -> bool:
+    """Wait for a random moment of a run: of its whole time, or some files into it. False: it ended before."""
+    if rng.random() < 0.3:
+        end = time.monotonic() + rng.uniform(0, seconds)
+        return run.wait(lambda: time.monotonic() > end)
+    known, target = _names(output), rng.randint(1, 40)
+    if not run.wait(lambda: len(_names(output) - known) >= target):
+        return False
+    end = time.monotonic() + rng.uniform(0, 0.2)
+    return run.wait(lambda: time.monotonic() > end)
+
+
+def _names(output: Path) -> set[str]:
+    return {str(path) for folder in ("data", "_staging", "index", "_claims") for path in output.glob(f"{folder}/**/*")}
+
+
+def resume(lab: Lab, result: Result, output: Path) -> None:
+    """Run until done; a run that ends with something left must leave less each time."""
+    skip_time(output)
+    for _ in range(3):
+        if lab.start(output, pause=0.0).expect(OK, LEFT) == OK:
+            return
+        result.note = "needed another run"
+    raise LawBrokenError("three runs without a fault left something")
+
+
+def kill_driver(lab: Lab, result: Result, kills: int) -> None:
+    """SIGKILL of the driver, from its first second to its last."""
+    rng = lab.rng("driver")
+    while result.kills < kills:
+        with watched(lab, result) as output:
+            for _ in range(KILLS_PER_OUTPUT):
+                run = lab.start(output, block_bytes=rng.choice((1, 100_000, 20_000_000)))
+                killed = moment(run, output, rng, 1.5 * lab.seconds) and run.signal(signal.SIGKILL)
+                code = run.end()
+                result.kills += killed
+                if code == OK:
+                    break
+                if code != -signal.SIGKILL:
+                    raise LawBrokenError(f"exit code {code}:\n{run.tail()}")
+                skip_time(output)
+                if result.kills >= kills:
+                    break
+            resume(lab, result, output)
+
+
+def kill_workers(stage: str) -> Scenario:
+    """SIGKILL of processes of one stage, several in each run."""
+
+    def scenario(lab: Lab, result: Result, kills: int) -> None:
+        rng = lab.rng(stage)
+        while result.kills < kills:
+            with watched(lab, result) as output:
+                run = lab.start(output, block_bytes=rng.choice((1, 100_000, 20_000_000)))
+                before = result.kills
+                while min(kills, before + KILLS_PER_OUTPUT) > result.kills:
+                    if not run.wait(lambda run=run: bool(run.workers(stage))):
+                        break
+                    end = time.monotonic() + rng.expovariate(1.0)
+                    if not run.wait(lambda end=end: time.monotonic() > end):
+                        break
+                    result.kills += any(process.kill() for process in run.workers(stage)[:1])
+                if run.expect(OK, LEFT) == LEFT:
+                    resume(lab, result, output)
+            if result.kills == before:
+                raise LawBrokenError(f"no process of the stage {stage} was ever seen")
+
+    return scenario
+
+
+def poisoned_decoder(lab: Lab, result: Result, kills: int) -> None:
+    """A decoder that segfaults, hangs (holding the GIL) or eats memory: each on one clip, two of them in one shard."""
+    verdicts = {
+        ("segfault-01", 1): "decode_crashed",
+        ("hang-03", 1): "decode_timeout",
+        ("memory-12", 1): "decode_crashed",
+    }
+    with watched(lab, result, verdicts) as output:
+        run = lab.start(output, armed=("segfault", "hang", "memory"), decode_deadline=10.0, pause=0.0)
+        if run.expect(OK, LEFT) == LEFT:
+            result.broken.append(f"something left:\n{run.tail()}")
+
+
+def poisoned_encoder(lab: Lab, result: Result, kills: int) -> None:
+    """An encoder that is out of memory always on one clip, and once or twice on others."""
+    with watched(lab, result, {("oom_always-14", 1): "encode_crashed"}) as output:
+        run = lab.start(output, armed=("oom_always", "oom_once", "oom_twice"), pause=0.0)
+        if run.expect(OK, LEFT) == LEFT:
+            result.broken.append(f"something left:\n{run.tail()}")
+
+
+def stop(lab: Lab, result: Result, kills: int) -> None:
+    """SIGTERM: what is open is finished within the grace period, and the exit code says "resume me"."""
+    rng = lab.rng("stop")
+    while result.kills < kills:
+        with watched(lab, result) as output:
+            run = lab.start(output, grace=rng.choice((0.5, 30.0)))
+            if moment(run, output, rng, 1.5 * lab.seconds):
+                result.kills += run.signal(signal.SIGTERM)
+            code = run.end()
+            # Before the job is up there is nothing to finish, and SIGTERM is what it always is.
+            if code not in (OK, STOPPED, -signal.SIGTERM) or (code < 0 and "clips/s" in run.tail()):
+                result.broken.append(f"exit code {code} after SIGTERM:\n{run.tail()}")
+            if code == STOPPED and list(output.glob("_claims/*")):
+                result.broken.append("claims left after a stop")
+            resume(lab, result, output)
+
+
+def two_runs(lab: Lab, result: Result, kills: int) -> None:
+    """Two runs at once on one output: both end well, and they share the work."""
+    with watched(lab, result) as output:
+        first, second = lab.start(output), lab.start(output)
+        for run in (first, second):
+            run.wait()
+        for run in (first, second):
+            run.expect(OK)
+        if "another run" not in first.tail(100_000):
+            result.note = "they did not meet"
