@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-import signal
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 import vae
 from pipeline.errors import ConfigError, LatentmillError
-from pipeline.guard import DiedAloneError, Guard, alone, watched
+from pipeline.guard import DiedAloneError, Guard, alone, die, watched
 from pipeline.parts import DTYPES
 from pipeline.records import Chunk, Latent, Receipt, Record, Rejection
 
@@ -162,19 +160,13 @@ class EncodeStage:
 def encode_or_die(encoder: Callable[[Chunk], Latent], chunk: Chunk) -> Latent:
     """Encode; end this process where the device cannot go on: out of memory twice, or a poisoned CUDA context.
 
-    The death is a strike, Ray restarts the actor and hands the chunk to it again. SIGKILL, because Ray takes an exit
-    for an intended one and does not retry (measured: the pool hangs).
+    The death is a strike, Ray restarts the actor and hands the chunk to it again.
     """
     try:
         return encoder(chunk)
     except (torch.OutOfMemoryError, torch.AcceleratorError) as error:
         log.error("shard=%s video=%d clip=%d encoder dies: %s", chunk.shard, chunk.video, chunk.clip, error)
-        _die()
-
-
-def _die() -> NoReturn:
-    os.kill(os.getpid(), signal.SIGKILL)
-    raise AssertionError("unreachable")
+        die()
 
 
 def _encode_alone(make_encoder: Callable[[], Callable[[Chunk], Latent]], chunk: Chunk) -> Latent:

@@ -16,16 +16,20 @@ import contextlib
 import faulthandler
 import os
 import pickle
+import signal
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 T = TypeVar("T")
 
 MAX_STRIKES = 3
 """Unfinished attempts after which a clip is tried alone."""
+
+ORPHAN_SECONDS = 10.0
+"""How long a child may outlast the deadline of a parent that is gone."""
 
 _STDERR = 2
 
@@ -65,6 +69,8 @@ def watched(guard: Guard, key: str, seconds: float) -> Iterator[None]:
     try:
         with deadline(seconds):
             yield
+    except MemoryError:  # says nothing of the content, and an exception would leave the whole shard undone
+        die()
     finally:  # an exception is an answer; only a dead process leaves the strike standing
         guard.end(key)
 
@@ -77,6 +83,15 @@ def deadline(seconds: float) -> Iterator[None]:
         yield
     finally:
         faulthandler.cancel_dump_traceback_later()
+
+
+def die() -> NoReturn:
+    """End this process so that its attempt stays a strike.
+
+    By SIGKILL, because Ray takes an exit for an intended one and does not retry (measured: the pool hangs).
+    """
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("unreachable")
 
 
 class DiedAloneError(Exception):
@@ -101,7 +116,7 @@ def alone(seconds: float, function: Callable[..., T], *args: Any) -> T:
     command = [sys.executable, "-m", "pipeline.guard"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as child:
         try:
-            answer, _ = child.communicate(pickle.dumps((function, args)), timeout=seconds)
+            answer, _ = child.communicate(pickle.dumps((seconds, function, args)), timeout=seconds)
         except subprocess.TimeoutExpired:
             child.kill()
             raise DiedAloneError(f"did not finish in {seconds:g} s, tried alone", timed_out=True) from None
@@ -118,9 +133,13 @@ def _child() -> None:
     """The other end of `alone`: a call on stdin, its result on what was stdout; prints go to stderr."""
     answer = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(_STDERR, sys.stdout.fileno())
-    function, args = pickle.load(sys.stdin.buffer)
+    seconds, function, args = pickle.load(sys.stdin.buffer)
+    # The parent keeps the deadline; this one ends a child that hangs after its parent was killed.
+    faulthandler.dump_traceback_later(seconds + ORPHAN_SECONDS, exit=True, file=_STDERR)
     try:
         result = (True, function(*args))
+    except MemoryError:
+        die()
     except Exception as error:
         result = (False, error)
     with answer:
