@@ -7,6 +7,7 @@ import sys
 import time
 
 from tests.chaos.lab import Lab, LawBrokenError, lab
+from tests.chaos.nodes import kill_raylet
 from tests.chaos.scenarios import (
     Result,
     Scenario,
@@ -17,15 +18,21 @@ from tests.chaos.scenarios import (
     stop,
     two_runs,
 )
+from tests.chaos.stores import full_disk, full_store, kill_after_put, read_only
 
 SCENARIOS: dict[str, tuple[Scenario, float]] = {
-    "driver": (kill_driver, 0.3),
-    "decode-worker": (kill_workers("decode"), 0.35),
+    "driver": (kill_driver, 0.25),
+    "decode-worker": (kill_workers("decode"), 0.4),
     "encode-actor": (kill_workers("Encode"), 0.2),
     "poison-decode": (poisoned_decoder, 0),
     "poison-encode": (poisoned_encoder, 0),
+    "raylet": (kill_raylet, 0.05),
+    "after-put": (kill_after_put, 0.03),
     "sigterm": (stop, 0.07),
     "two-runs": (two_runs, 0),
+    "full-disk": (full_disk, 0),
+    "full-store": (full_store, 0),
+    "read-only": (read_only, 0),
 }
 """Each with its share of the kills."""
 

@@ -1,0 +1,179 @@
+"""Faults of the output: a kill just after the PUT of a data file, a full store, a full or sealed disk."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.chaos.lab import Lab, LawBrokenError
+from tests.chaos.laws import Files, local_files, local_others, reader
+from tests.chaos.scenarios import LEFT, OK, Result, resume
+
+BUCKET = "chaos"
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectStore:
+    """moto's S3 server behind a proxy that breaks requests."""
+
+    proxy: Any
+    client: Any
+    """boto3, straight to the server."""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            "AWS_ENDPOINT_URL": self.proxy.url,
+            "AWS_ACCESS_KEY_ID": "test-access-key",
+            "AWS_SECRET_ACCESS_KEY": "test-secret-key",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        }
+
+    def paths(self, prefix: str) -> list[str]:
+        """Objects below a prefix, relative to it."""
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=f"{prefix}/")
+        return [item["Key"].removeprefix(f"{prefix}/") for page in pages for item in page.get("Contents", ())]
+
+    def files(self, prefix: str) -> Files:
+        """What stands under `data/`."""
+        names = [path.removeprefix("data/") for path in self.paths(prefix) if path.startswith("data/")]
+        return {
+            name: self.client.get_object(Bucket=BUCKET, Key=f"{prefix}/data/{name}")["Body"].read() for name in names
+        }
+
+
+@contextlib.contextmanager
+def object_store() -> Iterator[ObjectStore]:
+    """A store of our own on a private port."""
+    from tests.fault_proxy import FaultProxy
+    from tests.s3 import ThreadedMotoServer, _one_write_at_a_time, boto3  # moto takes a second to import
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    server._server.app = _one_write_at_a_time(server._server.app)
+    port = server.get_host_and_port()[1]
+    proxy = FaultProxy(port)
+    client = boto3.client(
+        "s3",
+        endpoint_url=f"http://127.0.0.1:{port}",
+        aws_access_key_id="test-access-key",
+        aws_secret_access_key="test-secret-key",
+        region_name="us-east-1",
+    )
+    client.create_bucket(Bucket=BUCKET)
+    try:
+        yield ObjectStore(proxy, client)
+    finally:
+        proxy.close()
+        server.stop()
+
+
+def kill_after_put(lab: Lab, result: Result, kills: int) -> None:
+    """The driver is killed when a data file has been put, and nobody has been told."""
+    from tests.fault_proxy import Hold
+
+    rng, expected = lab.rng("put"), local_files(lab.undisturbed)
+    with object_store() as store:
+        while result.kills < kills:
+            name = lab.output().name
+            uri, order = f"s3://{BUCKET}/{name}", {"environment": store.environment, "pause": 0.0}
+            with reader(lambda name=name: store.files(name), expected, poisoned=False) as wrong:
+                hold = Hold()
+                store.proxy.add("PutObject", hold, path="/data/", every=rng.randint(1, len(expected)))
+                run = lab.start(uri, **order)
+                if not run.wait(hold.reached.is_set):
+                    raise LawBrokenError(f"no data file was put:\n{run.tail()}")
+                result.kills += run.signal(signal.SIGKILL)
+                hold.release.set()
+                run.end()
+                store.proxy.clear()
+                if not store.files(name):
+                    result.broken.append("the data file that was put is not there")
+                lab.start(uri, **order).expect(OK)
+            result.broken += wrong
+            others = [path for path in store.paths(name) if not path.startswith("data/")]
+            result.add(store.files(name), expected, {}, others, run.diary)
+
+
+def full_store(lab: Lab, result: Result, kills: int) -> None:
+    """An object store that refuses every part and data file as full, then has room again."""
+    from tests.fault_proxy import Status
+
+    expected = local_files(lab.undisturbed)
+    with object_store() as store:
+        name = lab.output().name
+        uri, order = f"s3://{BUCKET}/{name}", {"environment": store.environment, "pause": 0.0}
+        with reader(lambda: store.files(name), expected, poisoned=False) as wrong:
+            store.proxy.add("PutObject", Status(507, "XMinioStorageFull"), times=10**9, path="/data/")
+            run = lab.start(uri, **order)
+            run.expect(LEFT)
+            if "XMinioStorageFull" not in run.tail(100_000):
+                result.broken.append(f"does not say that the store is full:\n{run.tail()}")
+            store.proxy.clear()
+            lab.start(uri, **order).expect(OK)
+        result.broken += wrong
+        others = [path for path in store.paths(name) if not path.startswith("data/")]
+        result.add(store.files(name), expected, {}, others, run.diary)
+
+
+@contextlib.contextmanager
+def disk(lab: Lab, num_bytes: int) -> Iterator[Path | None]:
+    """A file system of so many bytes, or None where this user may not mount one."""
+    folder = lab.output()
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={num_bytes}", "tmpfs", str(folder)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        yield None
+        return
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def remount(folder: Path, option: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{option}", str(folder)], check=True)
+
+
+def full_disk(lab: Lab, result: Result, kills: int) -> None:
+    """A disk that is full half way, then has room again."""
+    expected = local_files(lab.undisturbed)
+    half = sum(path.stat().st_size for path in lab.undisturbed.rglob("*") if path.is_file()) // 2
+    with disk(lab, half) as output:
+        if output is None:
+            result.skipped = "may not mount a small disk"
+            return
+        with reader(lambda: local_files(output), expected, poisoned=False) as wrong:
+            run = lab.start(output, pause=0.0)
+            run.expect(LEFT)
+            if "No space left" not in run.tail(100_000):
+                result.broken.append(f"does not say that the disk is full:\n{run.tail()}")
+            remount(output, f"size={1 << 28}")
+            resume(lab, result, output)
+        result.broken += wrong
+        result.add(local_files(output), expected, {}, local_others(output), run.diary)
+
+
+def read_only(lab: Lab, result: Result, kills: int) -> None:
+    """An output that cannot be written: a clear error before anything starts."""
+    with disk(lab, 1 << 20) as output:
+        if output is None:
+            result.skipped = "may not mount a disk to seal"
+            return
+        remount(output, "ro")
+        run = lab.start(output)
+        run.expect(LEFT)
+        if "Read-only file system" not in run.tail() or "Traceback" in run.tail():
+            result.broken.append(f"no clear error:\n{run.tail()}")
+        if list(output.iterdir()):
+            result.broken.append(f"written all the same: {list(output.iterdir())}")
