@@ -78,6 +78,8 @@ class Decoder:
                 video, "decode_timeout" if error.timed_out else "decode_crashed", str(error), verdict=True
             )
             return
+        if video.only is not None:
+            clips = [clip for clip in clips if clip.clip in video.only]
         yield Receipt(kind="clips", shard=video.shard, video=video.video, count=len(clips), num_bytes=len(source))
         wanted = [clip for clip in clips if clip.clip not in video.verdicts]
         pieces = [piece for clip in wanted for piece in self._pieces(video, clip)]

@@ -8,6 +8,7 @@ from typing import Literal
 
 from pipeline.clips import ClipRule
 from pipeline.errors import ConfigError
+from pipeline.records import REASONS
 from pipeline.spec import LatentRule
 
 
@@ -82,6 +83,9 @@ class Job:
     """Exit with code 3 when more than this fraction of the clips is rejected. What is committed stays."""
     limit: int | None = None
     """Plan and process the first so many shards only. A later run without it goes on with the rest."""
+    retry_rejected: tuple[str, ...] = ()
+    """Second chances: try again, as new shards, what was rejected for these reasons (`corrupt,not_found`, or the flag
+    several times). The files that are there stay as they are."""
     grace: float = 60.0
     """Seconds to finish what is open after SIGTERM, before exiting with code 75: resume me."""
     dry_run: bool = False
@@ -96,6 +100,15 @@ class Job:
             raise ConfigError(f"max-rejected must lie in [0, 1], got {self.max_rejected}")
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"limit must be at least 1, got {self.limit}")
+        if unknown := sorted(self.retry_reasons - REASONS):
+            raise ConfigError(f"retry-rejected must name reasons among {', '.join(sorted(REASONS))}; got {unknown}")
+        if self.retry_rejected and self.limit is not None:
+            raise ConfigError(f"retry-rejected looks at every committed shard: it goes with no limit, got {self.limit}")
+
+    @property
+    def retry_reasons(self) -> frozenset[str]:
+        """The reasons of `retry_rejected`, however they were given."""
+        return frozenset(reason.strip() for given in self.retry_rejected for reason in given.split(","))
 
 
 def local_cpus() -> int:

@@ -14,7 +14,7 @@ import json
 import logging
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -24,6 +24,7 @@ from pipeline.addresses import normal_uri, redacted
 from pipeline.errors import ChangedError, ConfigError, StorageError
 from pipeline.plan_file import PlanFile, write_plan_file
 from pipeline.records import Shard
+from pipeline.retries import retry_shards
 from pipeline.sources import NO_MORE, list_source
 from pipeline.storage import TEMPORARY, Entry, Storage
 
@@ -100,6 +101,16 @@ def make_plan(
     return Plan(files, _list_done(output), _list_staged(output), limit)
 
 
+def plan_retries(output: Storage, reasons: frozenset[str]) -> Plan:
+    """Freeze the rejections of committed shards that have one of the reasons, once, as new shards; the plan with them.
+
+    What `tidy` makes of the committed shards must be there.
+    """
+    done = _list_done(output)
+    _append(output, lambda files: ((0, shard) for shard in retry_shards(output, files, done, reasons)))
+    return read_plan(output)
+
+
 def read_plan(output: Storage) -> Plan:
     """The plan as it is, without a look at the sources."""
     return Plan(_plan_files(output), _list_done(output), _list_staged(output), None)
@@ -108,14 +119,20 @@ def read_plan(output: Storage) -> Plan:
 def _grow(
     output: Storage, sources: Sequence[str], shard_size: int, limit: int | None, on_changed: OnChanged
 ) -> list[PlanFile]:
+    def new_shards(files: Sequence[PlanFile]) -> Iterator[tuple[int, Shard]]:
+        room = None if limit is None else max(0, limit - sum(file.table.num_rows for file in files))
+        return islice(_new_shards(files, sources, shard_size, on_changed), room)
+
+    return _append(output, new_shards)
+
+
+def _append(output: Storage, new_shards: Callable[[Sequence[PlanFile]], Iterator[tuple[int, Shard]]]) -> list[PlanFile]:
+    """Freeze what is new on top of the plan files that are there; all files, with the new one if there is any."""
     for _ in range(PLAN_RACES):
         files = _plan_files(output)
-        room = None if limit is None else max(0, limit - sum(file.table.num_rows for file in files))
-        if room == 0:
-            return files
         with tempfile.TemporaryDirectory() as folder:
             local = Path(folder, "plan.parquet")
-            count = write_plan_file(islice(_new_shards(files, sources, shard_size, on_changed), room), local)
+            count = write_plan_file(new_shards(files), local)
             if count == 0:
                 return files
             path = f"plan/{len(files):06d}.parquet"
@@ -155,6 +172,8 @@ class _Known:
         for index, file in enumerate(files):
             columns = _columns(file, "uri", "kind", "size", "etag", "stop", "source")
             for uri, kind, size, etag, stop, source in zip(*columns, strict=True):
+                if kind == "retry":
+                    continue  # freezes nothing of a source
                 if kind == "files":
                     self._runs.setdefault(uri, {})[index, source] = None
                 else:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.range_file import open_parquet
@@ -32,7 +33,7 @@ SCHEMA = pa.schema(
         pa.field("members", pa.large_string(), nullable=False),
         # Which of the run's sources, by position: within one, the paths of files rise.
         pa.field("source", pa.int32(), nullable=False),
-        # Where a table's range ends, so that the next growth goes on there; 0 for tars and files.
+        # Where a table's range ends, so that the next growth goes on there; 0 for all others.
         pa.field("stop", pa.int64(), nullable=False),
     ]
 )
@@ -79,14 +80,22 @@ class PlanFile:
 
     def members(self, uri: str, source: int) -> Iterator[str]:
         """The members of each shard of one URI and source, in order, a row group at a time."""
+        yield from self._members_where({"uri": uri, "source": source})
+
+    def retries(self) -> Iterator[dict[str, Any]]:
+        """The members of each shard of kind "retry", parsed, in order, a row group at a time."""
+        if pc.any(pc.equal(self.table["kind"], "retry")).as_py():
+            yield from map(json.loads, self._members_where({"kind": "retry"}))
+
+    def _members_where(self, wanted: dict[str, Any]) -> Iterator[str]:
         file = self._open()
         for group in range(file.metadata.num_row_groups):
             rows = self.table.slice(group * ROWS_PER_GROUP, ROWS_PER_GROUP)
-            pairs = zip(rows.column("uri").to_pylist(), rows.column("source").to_pylist(), strict=True)
-            wanted = [index for index, pair in enumerate(pairs) if pair == (uri, source)]
-            if wanted:
+            facts = zip(*(rows.column(name).to_pylist() for name in wanted), strict=True)
+            chosen = [index for index, fact in enumerate(facts) if fact == tuple(wanted.values())]
+            if chosen:
                 column = file.read_row_group(group, columns=["members"]).column("members")
-                yield from (column[index].as_py() for index in wanted)
+                yield from (column[index].as_py() for index in chosen)
 
     def _open(self) -> pq.ParquetFile:
         return open_parquet(self.uri, self._entry.size, self._entry.etag)

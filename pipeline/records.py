@@ -58,17 +58,18 @@ class Shard:
 
     name: str
     """Up to 40 safe characters of the stem, "-", 12 hex digits of sha256(uri + members). Names the output file."""
-    kind: Literal["tar", "files", "table"]
+    kind: Literal["tar", "files", "table", "retry"]
+    """retry: rejected clips of a committed shard, to be tried again (see retries.py)."""
     uri: str
-    """The tar, the folder, or the table."""
+    """The tar, the folder, or the table; of a retry, that of the shard whose clips it tries again."""
     size: int
     """Bytes of encoded input, as listed (a table's own bytes: its videos are not listed)."""
     etag: str
     """ETag, or size and mtime on local disks; "" for a group of files, whose members carry their own."""
     members: str = ""
     """JSON. Nothing for a tar; `[{"path", "size", "etag", "sidecars"}]` for files; `{"start", "stop"}` for a table:
-    rows of a Parquet file, bytes of a JSONL or CSV file. Out of a plan it is the place in the plan file where that
-    stands, which `read_shard` looks up: the driver never holds the members of all shards."""
+    rows of a Parquet file, bytes of a JSONL or CSV file; for a retry see retries.py. Out of a plan it is the place in
+    the plan file where that stands, which `read_shard` looks up: the driver never holds the members of all shards."""
     staged: str = ""
     """JSON, set when the shard is planned again after a broken run: what its staging already holds."""
 
@@ -103,6 +104,8 @@ class Video:
     end: Fraction | None = None
     extra: dict[str, Any] = field(default_factory=dict)
     """Every other column or sidecar field; lands in `extra_json`."""
+    only: tuple[int, ...] | None = None
+    """Indices of the clips to make, where rejected clips are tried again; None: all."""
     staged: tuple[tuple[int, int], ...] = ()
     """(clip, chunk) already staged by an earlier run: not decoded again."""
     verdicts: tuple[int, ...] = ()

@@ -94,7 +94,7 @@ def from_table(table: pa.Table) -> Iterator[Record]:
 
 
 def _video_meta(video: Video) -> dict[str, Any]:
-    names = ("key", "uri", "size", "etag", "caption", "extra", "staged", "verdicts")
+    names = ("key", "uri", "size", "etag", "caption", "extra", "only", "staged", "verdicts")
     times = {name: str(time) for name in ("start", "end") if (time := getattr(video, name)) is not None}
     return {name: getattr(video, name) for name in names} | times
 
@@ -102,7 +102,8 @@ def _video_meta(video: Video) -> dict[str, Any]:
 def _video_fields(meta: dict[str, Any]) -> dict[str, Any]:
     staged = tuple((clip, chunk) for clip, chunk in meta["staged"])
     times = {name: Fraction(meta[name]) for name in ("start", "end") if name in meta}
-    return meta | times | {"staged": staged, "verdicts": tuple(meta["verdicts"])}
+    only = None if meta["only"] is None else tuple(meta["only"])
+    return meta | times | {"only": only, "staged": staged, "verdicts": tuple(meta["verdicts"])}
 
 
 def _binary(payload: Any) -> pa.Array:

@@ -39,7 +39,7 @@ from pipeline.errors import StorageError
 from pipeline.guard import Strikes
 from pipeline.job import Job, Workers, local_cpus
 from pipeline.parts import stage
-from pipeline.plan import make_plan
+from pipeline.plan import make_plan, plan_retries
 from pipeline.progress import Summary
 from pipeline.records import Chunk, Latent, Receipt, Shard, Video
 from pipeline.rows import from_table, to_table
@@ -111,6 +111,8 @@ def run(
     settle(output, spec)
     plan = make_plan(output, job.source, shard_size=job.shard_size, limit=job.limit, on_changed=job.on_changed)
     tidy(output, plan.done, plan.leftovers)
+    if job.retry_rejected:
+        plan = plan_retries(output, job.retry_reasons)
     driver = Driver(output, plan, echo)
     here: dict[str, Any] = {}
     if driver.todo:

@@ -62,6 +62,7 @@ class Sample:
     start: Fraction | None = None
     end: Fraction | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    only: tuple[int, ...] | None = None
 
 
 def suffix_of(name: str) -> str:

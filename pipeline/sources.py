@@ -29,6 +29,7 @@ from pipeline.folders import (
 )
 from pipeline.plan_file import load_members
 from pipeline.records import Receipt, Rejection, Shard, Video
+from pipeline.retries import load_retry, only_chosen
 from pipeline.samples import IMAGE_SUFFIXES, SIDECAR_SUFFIXES, VIDEO_SUFFIXES, Sample, suffix_of
 from pipeline.storage import Entry, Storage, open_uri
 from pipeline.tables import list_table, read_table, table_end
@@ -134,6 +135,7 @@ def read_shard(shard: Shard, *, max_bytes: int = MAX_BYTES, allow_private: bool 
                 start=sample.start,
                 end=sample.end,
                 extra=sample.extra,
+                only=sample.only,
                 staged=tuple(parts[count]),
                 verdicts=tuple(verdicts[count]),
                 read_seconds=time.perf_counter() - started,
@@ -150,6 +152,9 @@ def _samples(shard: Shard, *, max_bytes: int, allow_private: bool) -> Iterator[S
             return read_files(shard.uri, load_members(shard), max_bytes=max_bytes)
         case "table":
             return read_table(shard, load_members(shard), allow_private=allow_private)
+        case "retry":
+            before, chosen = load_retry(shard)
+            return only_chosen(_samples(before, max_bytes=max_bytes, allow_private=allow_private), chosen)
 
 
 def _find(uri: str) -> tuple[str, Iterator[Entry], frozenset[str]]:
