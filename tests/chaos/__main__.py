@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 
@@ -47,6 +48,7 @@ def main() -> int:
     names = options.scenario or [*SCENARIOS]
     whole = sum(SCENARIOS[name][1] for name in names) or 1.0
     results = []
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the lab cleans up on its way out
     with lab(options.seed) as place:
         print(f"seed {options.seed}; undisturbed run: {place.seconds:.1f} s", flush=True)
         for name in names:
