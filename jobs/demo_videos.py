@@ -25,12 +25,12 @@ def write_sources(root: Path) -> None:
     """Write all of the above into the folder `root`. The same bytes every time, but for the encoder's version."""
     for folder in ("tars", "folder"):
         (root / folder).mkdir(parents=True)
-    drift = _video(_even(48, 24), width=192, height=128, seed=1)
-    upright = _video(_even(60, 30), width=160, height=96, seed=2, rotation=90)
-    jitter = _video(_jittered(50), width=144, height=96, seed=3)
-    whole = _video(_even(75, 25), width=128, height=96, seed=4, container="matroska")  # opens though it is cut
-    slow = _video(_even(30, Fraction(12_000, 1001)), width=128, height=128, seed=5, container="matroska")
-    _write_tar(
+    drift = make_video(even_times(48, 24), width=192, height=128, seed=1)
+    upright = make_video(even_times(60, 30), width=160, height=96, seed=2, rotation=90)
+    jitter = make_video(_jittered(50), width=144, height=96, seed=3)
+    whole = make_video(even_times(75, 25), width=128, height=96, seed=4, container="matroska")  # opens though it is cut
+    slow = make_video(even_times(30, Fraction(12_000, 1001)), width=128, height=128, seed=5, container="matroska")
+    write_tar(
         root / "tars/000000.tar",
         {
             "drift.mp4": drift,
@@ -40,7 +40,7 @@ def write_sources(root: Path) -> None:
             "not-a-video.mp4": b"This is a text file that somebody named .mp4.\n" * 20,
         },
     )
-    _write_tar(
+    write_tar(
         root / "tars/000001.tar",
         {
             "jitter.mp4": jitter,
@@ -49,9 +49,11 @@ def write_sources(root: Path) -> None:
             "truncated.mkv": whole[: len(whole) // 2],
         },
     )
-    (root / "folder/long.mp4").write_bytes(_video(_even(100, 24), width=192, height=128, seed=6))
+    (root / "folder/long.mp4").write_bytes(make_video(even_times(100, 24), width=192, height=128, seed=6))
     (root / "folder/long.txt").write_text("four seconds, encoded as overlapping chunks\n")
-    (root / "folder/wide.mov").write_bytes(_video(_even(64, 30), width=256, height=96, seed=7, container="mov"))
+    (root / "folder/wide.mov").write_bytes(
+        make_video(even_times(64, 30), width=256, height=96, seed=7, container="mov")
+    )
     (root / "folder/wide.json").write_text(json.dumps({"text": "a wide one", "camera": "none"}))
     rows = [
         {"video": "folder/long.mp4", "start": 0.5, "end": 2, "caption": "the beginning", "take": 1},
@@ -80,7 +82,7 @@ def picture(seconds: float, width: int, height: int, seed: int) -> np.ndarray:
     return image.clip(0, 255).astype(np.uint8)
 
 
-def _even(num_frames: int, fps: Fraction | int) -> list[Fraction]:
+def even_times(num_frames: int, fps: Fraction | int) -> list[Fraction]:
     return [Fraction(n) / fps for n in range(num_frames)]
 
 
@@ -90,7 +92,7 @@ def _jittered(num_frames: int) -> list[Fraction]:
     return [Fraction(sum(gaps[:n]), 1000) for n in range(num_frames)]
 
 
-def _video(
+def make_video(
     times: Sequence[Fraction], *, width: int, height: int, seed: int, rotation: int = 0, container: str = "mp4"
 ) -> bytes:
     """An H.264 file with a frame at each of `times` (seconds)."""
@@ -111,7 +113,7 @@ def _video(
     return buffer.getvalue()
 
 
-def _write_tar(path: Path, members: dict[str, bytes]) -> None:
+def write_tar(path: Path, members: dict[str, bytes]) -> None:
     with tarfile.open(path, "w") as tar:
         for name, data in members.items():
             info = tarfile.TarInfo(name)

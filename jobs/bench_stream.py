@@ -1,0 +1,206 @@
+"""python -m jobs.bench stream: the job against a bare loop that calls the same functions on the same clips.
+
+    encode-bound   one core for all: bare loop / job
+    balanced       two cores: ideal overlap of the two stages (the larger of their sums in the bare loop) / job
+    decode-bound   one core for all: bare loop / job
+
+Both are timed after start-up: from the first decode to the last staged latent. 1.0 is a stream that costs nothing.
+`memory` runs one shard of many clips in a small object store and prints the store's peak.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import ray
+import tyro
+
+import vae
+from jobs.demo_videos import even_times, make_video, write_tar
+from pipeline.chunks import Decoder
+from pipeline.clips import ClipRule
+from pipeline.decode import DecodedClip, DecodeSpec, iter_clips
+from pipeline.encode import Encoder
+from pipeline.errors import VideoError
+from pipeline.guard import Strikes
+from pipeline.job import Job, Workers
+from pipeline.parts import stage
+from pipeline.records import Chunk, Latent, Video
+from pipeline.run import run
+from pipeline.sources import list_source, read_shard
+from pipeline.spec import LatentRule, Spec
+from pipeline.storage import Storage
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """One kind of load."""
+
+    size: tuple[int, int]
+    """Width and height of the source."""
+    clip: ClipRule
+    num_clips: int
+    cores: int
+
+
+CASES = {
+    "encode-bound": Case(size=(192, 128), clip=ClipRule(num_frames=17, height=128, width=192), num_clips=48, cores=1),
+    "balanced": Case(size=(1280, 720), clip=ClipRule(num_frames=17, height=128, width=192), num_clips=64, cores=2),
+    "decode-bound": Case(size=(1280, 720), clip=ClipRule(num_frames=17, height=32, width=48), num_clips=64, cores=1),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Args:
+    """What to run."""
+
+    rounds: int = 3
+    """Bare loop and job in turn, so often; medians are printed."""
+    cases: tuple[str, ...] = tuple(CASES)
+    """Of encode-bound, balanced, decode-bound, memory."""
+    memory_clips: int = 500
+    """Clips of the one shard of `memory`, 17x128x192 each."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the cases and print one line each."""
+    args = tyro.cli(Args, args=argv, prog="python -m jobs.bench stream", description=__doc__)
+    for name in args.cases:
+        with tempfile.TemporaryDirectory(prefix="lm") as folder:
+            if name == "memory":
+                print(_memory(Path(folder), args.memory_clips))
+            else:
+                print(_ratio(Path(folder), name, CASES[name], args.rounds), flush=True)
+    return 0
+
+
+def _ratio(folder: Path, name: str, case: Case, rounds: int) -> str:
+    source = _make_tars(folder, case, shards=4)
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, set(sorted(before)[: case.cores]))  # Ray and all its workers inherit it
+    ideals: list[float] = []
+    jobs: list[float] = []
+    busy: list[float] = []
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=400_000_000)
+    try:
+        for round_ in range(rounds):
+            wall, *busy = _bare(source, case, folder / f"bare{round_}")
+            ideals.append(wall if case.cores == 1 else max(busy))
+            jobs.append(_job(source, case, folder / f"job{round_}", folder / f"stamps{round_}"))
+    finally:
+        ray.shutdown()
+        os.sched_setaffinity(0, before)
+    ratios = [ideal / job for ideal, job in zip(ideals, jobs, strict=True)]
+    against = "bare loop" if case.cores == 1 else "ideal overlap"
+    return (
+        f"{name:<14}{median(ratios):.2f}  of {against}  ({', '.join(f'{ratio:.2f}' for ratio in ratios)})  "
+        f"{case.num_clips} clips, {case.cores} core(s): {against} {median(ideals):.1f} s, job {median(jobs):.1f} s; "
+        f"decode {busy[0]:.1f} s, encode {busy[1]:.1f} s"
+    )
+
+
+def _bare(source: str, case: Case, output: Path) -> tuple[float, float, float]:
+    """(wall, decode, encode) seconds of one process that calls the stages in turn."""
+    spec, info = _spec(case)
+    encoder = Encoder("tiny", spec)
+    decoder = Decoder(clip=case.clip, latent=spec.latent, info=info, deadline=600)
+    storage, guard = Storage(str(output)), Strikes()
+    start, decode_seconds, encode_seconds = time.perf_counter(), 0.0, 0.0
+    for shard in list_source(source, shard_size=64):
+        for video in read_shard(shard):
+            for record in decoder(video, guard) if isinstance(video, Video) else ():
+                if isinstance(record, Chunk):
+                    latent = encoder(record)
+                    decode_seconds += latent.decode_seconds
+                    encode_seconds += latent.encode_seconds
+                    stage(latent, storage)
+    return time.perf_counter() - start, decode_seconds, encode_seconds
+
+
+def _job(source: str, case: Case, output: Path, stamps: Path) -> float:
+    """Seconds of the real job from its first decode to its last encode, by stamps that the stages leave."""
+    stamps.mkdir()
+    job = Job(
+        source=(source,), output=str(output), vae="tiny", clip=case.clip, workers=Workers(decode_cpus=1, encoders="1")
+    )
+    run(job, decode=partial(_stamped_decode, stamps), encode=partial(_Stamped, stamps))
+    times = [float(line) for path in stamps.iterdir() for line in path.read_text().splitlines()]
+    return max(times) - min(times)
+
+
+def _stamp(folder: Path) -> None:
+    with (folder / str(os.getpid())).open("a") as file:
+        file.write(f"{time.time()}\n")
+
+
+def _stamped_decode(
+    stamps: Path, source: bytes | memoryview, specs: Sequence[DecodeSpec]
+) -> Iterator[DecodedClip | VideoError]:
+    _stamp(stamps)
+    yield from iter_clips(source, specs)
+
+
+class _Stamped:
+    def __init__(self, stamps: Path, *args: Any, **kwargs: Any) -> None:
+        self._stamps = stamps
+        self._encoder = Encoder(*args, **kwargs)
+
+    def __call__(self, chunk: Chunk) -> Latent:
+        latent = self._encoder(chunk)
+        _stamp(self._stamps)
+        return latent
+
+
+def _memory(folder: Path, num_clips: int) -> str:
+    clip = ClipRule(num_frames=17, height=128, width=192)
+    source = _make_tars(folder, Case(size=(192, 128), clip=clip, num_clips=num_clips, cores=2), shards=1)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=400_000_000)
+    peak, over = [0.0], threading.Event()
+
+    def watch() -> None:
+        from ray._private.internal_api import memory_summary
+
+        while not over.wait(1):
+            for used in re.findall(r"Plasma memory usage (\d+) MiB", memory_summary(stats_only=True)):
+                peak[0] = max(peak[0], float(used))
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        summary = run(Job(source=(source,), output=str(folder / "out"), vae="tiny", clip=clip))
+    finally:
+        over.set()
+        watcher.join()
+        ray.shutdown()
+    return (
+        f"memory        peak {peak[0]:.0f} MiB of a 400 MB object store: {summary.latents} latents of one shard, "
+        f"{num_clips * 17 * 128 * 192 * 3 / 1e6:.0f} MB of frames"
+    )
+
+
+def _spec(case: Case) -> tuple[Spec, vae.VAEInfo]:
+    info = vae.load_vae("tiny").info
+    return Spec(vae=info.to_json(), clip=case.clip, latent=LatentRule()), info
+
+
+def _make_tars(folder: Path, case: Case, *, shards: int) -> str:
+    """Tars of equal videos, a clip each; returns the glob."""
+    width, height = case.size
+    data = make_video(even_times(54, 24), width=width, height=height, seed=0)
+    for shard in range(shards):
+        write_tar(folder / f"{shard}.tar", {f"{i:06d}.mp4": data for i in range(shard, case.num_clips, shards)})
+    return f"{folder}/*.tar"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
