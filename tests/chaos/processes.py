@@ -6,7 +6,6 @@ other than process 1 for a living raylet, and would never leave.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import time
@@ -26,10 +25,11 @@ class Process:
     """Its command line; Ray's workers set theirs to `ray::<what they do>`."""
 
     @property
-    def is_agent(self) -> bool:
-        """One of Ray's helpers, which never touch an output. They need seconds to notice that their raylet is gone, and
-        minutes when they were killed into while they started."""
-        return any(word in self.title for word in ("Agent", "/agent.py", "/agent/main.py", "/_private/log_monitor.py"))
+    def works(self) -> bool:
+        """It may touch an output: not one of Ray's helpers, nor a worker that is still starting. Those need up to a
+        minute to notice that their raylet is gone."""
+        title = _title(self.pid)
+        return "pipeline.guard" in title or "chaos.runner" in title or ("ray::" in title and "Agent" not in title)
 
     @property
     def alive(self) -> bool:
@@ -57,20 +57,25 @@ def below(root: int) -> list[Process]:
     while pending:
         for pid, started in children.get(pending.pop(), ()):
             pending.append(pid)
-            with contextlib.suppress(OSError):
-                title = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-                found.append(Process(pid, started, title))
+            found.append(Process(pid, started, _title(pid)))
     return found
 
 
 def sweep(processes: Iterable[Process], seconds: float) -> list[Process]:
-    """Wait until these processes are gone, and kill Ray's agents; after `seconds`, kill and return what is left."""
+    """Wait until these processes are gone, and kill Ray's helpers; after `seconds`, kill and return what is left."""
     end = time.monotonic() + seconds
-    left = [process for process in processes if process.alive and not (process.is_agent and process.kill())]
+    left = [process for process in processes if process.alive and (process.works or not process.kill())]
     while left and time.monotonic() < end:
         time.sleep(0.05)
         left = [process for process in left if process.alive]
     return [process for process in left if process.kill()]
+
+
+def _title(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        return ""
 
 
 def _stat(pid: int) -> tuple[int, str] | None:
