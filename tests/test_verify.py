@@ -141,6 +141,14 @@ def test_a_cut_or_lost_npy_array_is_named(out: Path, share: float) -> None:
     assert any(f"data/{path.name}: file: found none" in line for line in wrong(out))
 
 
+def test_a_latent_of_an_npy_array_that_no_row_names_is_named(out: Path) -> None:
+    arrays = sorted(path.name for path in (out / "data").glob(f"{shard(out)}.*.npy"))
+    if not arrays:
+        pytest.skip("of NPY arrays")
+    rewrite(out, shard(out), lambda rows, footer: rows.pop())
+    assert f"data/{arrays[0]}: latents: found 3, expected those of 2 rows" in wrong(out)
+
+
 def test_swapped_offsets_are_named(out: Path) -> None:
     rows = index_of(out, name := shard(out))
     rows[0]["byte_offset"], rows[1]["byte_offset"] = rows[1]["byte_offset"], rows[0]["byte_offset"]
