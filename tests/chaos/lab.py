@@ -25,8 +25,8 @@ ROOT = Path(__file__).parents[2]
 RUN_SECONDS = 400.0
 """No run of the chaos source takes so long: one that does hangs, which breaks a law."""
 
-LEAVE_SECONDS = 30.0
-"""How long the processes of an ended run may take to go."""
+LEAVE_SECONDS = 120.0
+"""How long the processes of an ended run may take to go: workers are nice, and the machine may be busy."""
 
 LONG_AGO = 7200.0
 """Seconds; older than any claim or temporary file that counts as alive."""

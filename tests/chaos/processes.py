@@ -68,6 +68,7 @@ def sweep(processes: Iterable[Process], seconds: float) -> list[Process]:
     while left and time.monotonic() < end:
         time.sleep(0.05)
         left = [process for process in left if process.alive]
+    left = [Process(process.pid, process.started, _title(process.pid)) for process in left]
     return [process for process in left if process.kill()]
 
 
