@@ -200,7 +200,10 @@ class _Pass:
 
     def _last_step(self, last: Picture) -> int:
         """How long the video's last picture stays, in ticks. Not from decoded neighbours: a seek may have none."""
-        return int(last.frame.duration or 0) or self._measured().step
+        duration = int(last.frame.duration or 0)
+        if duration and not last.frame.interlaced_frame:
+            return duration
+        return max(duration, self._measured().step)  # FFmpeg gives a frame of two packets the duration of one field
 
     def _stats(self) -> DecodeStats:
         return DecodeStats(

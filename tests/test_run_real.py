@@ -1,0 +1,47 @@
+"""Law: a tar of real and awkward videos gives a latent or a reasoned rejection for every file, and none is rejected
+that a full decode called sound."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.clips import ClipRule
+from pipeline.job import Job
+from pipeline.run import run
+from tests.test_run import local_ray, make_tar
+
+__all__ = ["local_ray"]
+
+
+@pytest.mark.slow
+def test_every_real_file_is_a_latent_or_a_reasoned_rejection(local_ray: None, shared: Path, tmp_path: Path) -> None:
+    manifest = json.loads((shared / "videos/MANIFEST.json").read_text())["files"]
+    files = {entry["file"]: (shared / "videos" / entry["file"]).read_bytes() for entry in manifest}
+    assert len(files) == 67
+    names = {name.replace(".", "_"): name for name in files}  # a WebDataset key ends at the first dot
+    make_tar(tmp_path / "real.tar", {key: files[name] for key, name in names.items()})
+    clip = ClipRule(num_frames=5, height=32, width=48, short="trim", max_pixels=8192 * 4320)
+    summary = run(Job(source=(str(tmp_path / "real.tar"),), output=str(tmp_path / "out"), vae="tiny", clip=clip))
+
+    assert summary.open_shards == {}
+    (path,) = (tmp_path / "out/data").iterdir()
+    file = pq.ParquetFile(path)
+    latents = {names[key] for key in file.read(["key"])["key"].to_pylist()}
+    footer = json.loads(file.metadata.metadata[b"latentmill.shard"])
+    rejected = {names[rejection["key"]]: rejection["reason"] for rejection in footer["rejections"]}
+    assert latents | rejected.keys() == set(files)
+    assert not latents & rejected.keys()
+    sound = {entry["file"] for entry in manifest if is_sound(entry)}
+    assert {name: reason for name, reason in rejected.items() if name in sound} == {}
+
+
+def is_sound(entry: dict[str, object]) -> bool:
+    """Decoded to the end without an error or a frame flagged corrupt, and not cut off (WebM raises nothing then)."""
+    if "truncated" in str(entry.get("notes")):
+        return False
+    clean = entry.get("decode_error") is None and not entry.get("frames_flagged_corrupt")
+    return clean and bool(entry.get("frames_decoded"))
