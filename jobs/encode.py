@@ -19,7 +19,7 @@ from pipeline.shard_file import data_path
 
 OK, LEFT, CONFIG, REJECTED, STOPPED = 0, 1, 2, 3, 75
 
-FLAGS = (tyro.conf.OmitArgPrefixes, tyro.conf.UseAppendAction, tyro.conf.FlagConversionOff)
+FLAGS = (tyro.conf.OmitArgPrefixes, tyro.conf.UseAppendAction)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

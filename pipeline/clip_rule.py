@@ -34,7 +34,7 @@ class ClipRule:
     max_clips: int | None = None
     """At most so many clips per video."""
     buckets: tuple[str, ...] = ()
-    """Clip shapes TxHxW such as 49x480x720 49x720x480: each video takes the one nearest in aspect ratio, and of equal
+    """Clip shapes TxHxW such as 49x480x720,49x720x480: each video takes the one nearest in aspect ratio, and of equal
     aspect the longest that it fills. Replaces num_frames, height and width."""
     fit: Fit = "cover"
     """cover: fill and crop. pad: fit inside, black bars. stretch: ignore the aspect ratio."""
@@ -97,6 +97,8 @@ class ClipRule:
             "every", self.every, (self.clips == "every") == (self.every is not None), "given with clips=every only"
         )
         _parse_fps(self.fps)
+        given = tuple(bucket.strip() for buckets in self.buckets for bucket in buckets.split(","))
+        object.__setattr__(self, "buckets", given)  # one spelling, so that it is one Spec
         for bucket in self.buckets:
             _parse_bucket(bucket)
 

@@ -1,0 +1,137 @@
+"""The command line: flags become a Job, what is wrong is refused before Ray starts, exit codes mean what they say."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from jobs import encode
+from pipeline.clips import ClipRule
+from pipeline.errors import ConfigError
+from pipeline.job import Job, Workers
+from pipeline.preflight import pools, resolve
+from pipeline.progress import Summary
+from pipeline.spec import LatentRule
+from tests.small import CLIP
+from tests.test_run import make_tar
+from tests.videos import make_video
+
+BASE = ["--source", "a.tar", "--output", "out", "--vae", "tiny"]
+
+
+def test_flags_become_a_job() -> None:
+    job = encode.parse(
+        [*BASE, "--source", "b.tar", "--num-frames", "17", "--context", "exact", "--encoders", "1:2", "--dry-run"]
+    )
+    assert job.source == ("a.tar", "b.tar")
+    assert (job.clip.num_frames, job.latent.context_windows, job.workers.encoders, job.dry_run) == (
+        17,
+        None,
+        "1:2",
+        True,
+    )
+
+
+def test_buckets_have_one_spelling() -> None:
+    commas = encode.parse([*BASE, "--buckets", "49x480x720,49x720x480"])
+    several = encode.parse([*BASE, "--buckets", "49x480x720", "--buckets", "49x720x480"])
+    assert commas == several
+    assert commas.clip.shapes == ((49, 480, 720), (49, 720, 480))
+
+
+def test_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as over:
+        encode.parse(["--help"])
+    assert over.value.code == 0
+    listed = set(re.findall(r"--([a-z][a-z-]+)", capsys.readouterr().out))
+    groups = {"clip": ClipRule, "latent": LatentRule, "workers": Workers}
+    names = {field.name for kind in (Job, *groups.values()) for field in fields(kind)} - groups.keys()
+    assert {name.replace("_", "-") for name in names} <= listed
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--num-frames", "48"], "num-frames must be 1 + 4k for tiny-untrained, got 48; nearest: 45 or 49"),
+        (["--height", "100"], "multiples of 8"),
+        (["--height", "99"], "height"),
+        (["--vae", "/nowhere/at/all"], "/nowhere/at/all"),
+        (["--encoders", "2:1"], "encoders must be"),
+        (["--context", "some"], "context must be"),
+        (["--schedule", "whole", "--num-frames", "513"], "cannot be cut into chunks"),
+        (["--fps", "0"], "fps"),
+        (["--max-rejected", "2"], "max-rejected must lie in [0, 1]"),
+        (["--source", "nothing-here.tar"], "nothing to read"),
+    ],
+)
+def test_what_is_wrong_is_said_before_ray_starts(
+    flags: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    base = ["--source", "a.tar"] if "--source" not in flags else []
+    make_tar(tmp_path / "a.tar", {"a": b"x"})
+    try:
+        code: object = encode.main(["--output", "out", "--vae", "tiny", *base, *flags])
+    except SystemExit as refused:  # by the parser, which wraps its lines
+        code = refused.code
+    assert code == encode.CONFIG
+    printed = capsys.readouterr()
+    words = re.sub(r"[^\w/:.+=`\[\]-]+", " ", printed.err + printed.out)
+    assert re.sub(r"[^\w/:.+=`\[\]-]+", " ", message) in words
+    assert not (tmp_path / "out/data").exists()
+
+
+def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_tar(tmp_path / "a.tar", {"a": make_video(num_frames=2)})
+    flags = ["--source", f"{tmp_path}/a.tar", "--output", f"{tmp_path}/out", "--vae", "tiny", "--dry-run"]
+    assert encode.main(flags) == encode.OK
+    assert "1 shards" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]
+
+
+def summary(**changes: object) -> Summary:
+    base: dict[str, object] = {
+        "planned_shards": 2,
+        "done_shards": 2,
+        "planned": 4,
+        "latents": 3,
+        "rejected": {"corrupt": 1},
+    }
+    return Summary(**base | {"latent_bytes": 0} | changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("end", "max_rejected", "code"),
+    [
+        (summary(), 0.25, encode.OK),
+        (summary(), 0.2, encode.REJECTED),
+        (summary(open_shards={"s": "clip 0"}), 1.0, encode.LEFT),
+        (summary(open_shards={"s": "clip 0"}, stopped=True), 1.0, encode.STOPPED),
+        (summary(stopped=True), 1.0, encode.OK),
+    ],
+)
+def test_exit_codes(end: Summary, max_rejected: float, code: int) -> None:
+    job = Job(source=("a",), output="out", vae="tiny", max_rejected=max_rejected)
+    assert encode.exit_code(end, job) == code
+
+
+def test_pools_that_would_stand_still_are_refused() -> None:
+    sizes = {"cpus": 2.0, "gpus": 0.0, "object_store": 1e9}
+    assert pools(Workers(), 1000, **sizes).encoders == (1, 1)
+    assert pools(Workers(encoders="1:8"), 1000, **sizes).encoders == (1, 1)
+    with pytest.raises(ConfigError, match="nothing would ever be produced"):
+        pools(Workers(encoders="2"), 1000, **sizes)
+    with pytest.raises(ConfigError, match="largest chunk is 100 MB"):
+        pools(Workers(), 100_000_000, **sizes)
+    with pytest.raises(ConfigError, match="do not fit on the 1 GPUs"):
+        pools(Workers(encoders="2", gpus_per_encoder=1), 1000, **sizes | {"gpus": 1.0})
+    assert pools(Workers(), 1000, **sizes | {"gpus": 2.0}).encoders == (1, 2)
+
+
+def test_the_spec_holds_the_weights_and_never_their_path() -> None:
+    spec, info = resolve(Job(source=("a",), output="out", vae="tiny", clip=CLIP))
+    assert spec.vae["weights_sha256"] == info.weights_sha256
+    assert "untrained" in spec.vae["name"]
