@@ -117,7 +117,8 @@ def run(
     here: dict[str, Any] = {}
     if driver.todo:
         chunk_bytes = preflight.largest_chunk_bytes(job.clip, job.latent, info)
-        with Stop(job.grace) as stop, _ray(job.workers, chunk_bytes) as pools, contextlib.suppress(GraceOverError):
+        # Ray takes SIGTERM for itself when it starts, so Stop comes after it.
+        with _ray(job.workers, chunk_bytes) as pools, Stop(job.grace) as stop, contextlib.suppress(GraceOverError):
             device = "cuda" if pools.encoder_gpus else "cpu"
             here = runs.environment(device, job.workers.threads_per_encoder)
             runs.warn_of_differences(output, here)
