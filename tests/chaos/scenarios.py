@@ -163,7 +163,8 @@ def stop(lab: Lab, result: Result, kills: int) -> None:
                 result.kills += run.signal(signal.SIGTERM)
             code = run.end()
             # Before the job is up there is nothing to finish, and SIGTERM is what it always is.
-            if code not in (OK, STOPPED, -signal.SIGTERM) or (code < 0 and "clips/s" in run.tail()):
+            early = code in (-signal.SIGTERM, signal.SIGTERM) and "clips/s" not in run.tail()
+            if code not in (OK, STOPPED) and not early:
                 result.broken.append(f"exit code {code} after SIGTERM:\n{run.tail()}")
             if code == STOPPED and list(output.glob("_claims/*")):
                 result.broken.append("claims left after a stop")
