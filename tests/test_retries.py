@@ -29,7 +29,7 @@ from pipeline.job import Job
 from pipeline.parts import stage
 from pipeline.plan import Plan, make_plan, plan_retries, read_plan
 from pipeline.records import Chunk, Receipt, Record, Shard, Video
-from pipeline.retries import only_chosen
+from pipeline.retries import load_retry, only_chosen
 from pipeline.rows import from_table, to_table
 from pipeline.samples import Sample, refuse
 from pipeline.shard_file import footer_of
@@ -305,6 +305,7 @@ def test_the_rest_of_a_tar_is_tried_again(output: Storage, stages: Stages) -> No
         stages.run(output)
         assert len(shards) == times
         assert ends(output, shards[-1].name) == [("", 0, "tar_damaged")]
+    assert [load_retry(shard)[1]["rest"] for shard in shards] == [3, 0]  # from the torn sample on, however many come
 
 
 def test_what_is_chosen_travels_on_and_nothing_behind_it_is_read() -> None:
