@@ -1,12 +1,22 @@
-"""A whole output made without Ray: the stages of the job called one after the other."""
+"""A whole output made without Ray: the stages of the job called one after the other; and a tool to damage it."""
 
 from __future__ import annotations
 
+import io
+import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import shard_file
 from pipeline.chunks import Decoder
 from pipeline.clips import ClipRule
-from pipeline.commit import commit, seal
+from pipeline.commit import commit, derive, seal
 from pipeline.encode import Encoder
 from pipeline.guard import Strikes
 from pipeline.ledger import Ledger
@@ -20,6 +30,9 @@ from pipeline.spec import LatentRule, settle
 from pipeline.storage import Storage
 from tests.small import CLIP, LATENT, spec
 from vae.info import VAEInfo
+
+CLIPS = replace(CLIP, clips="all")
+Rows = list[dict[str, Any]]
 
 
 def make_output(
@@ -54,3 +67,28 @@ def _encode_shard(output: Storage, shard: Shard, decoder: Decoder, encoder: Enco
                 assert not commit(output, rule, complete).missing
                 return
     raise AssertionError(ledger.still_open())
+
+
+def shard(out: Path, stem: str = "one") -> str:
+    (path,) = (out / "data").glob(f"{stem}-*.parquet")
+    return path.stem
+
+
+def rewrite(out: Path, name: str, change: Callable[[Rows, dict[str, Any]], object]) -> None:
+    """Write the data file of a shard again with other rows or another footer, and derive the rest from it."""
+    path = out / "data" / f"{name}.parquet"
+    rows = pq.read_table(path).to_pylist()
+    spec, footer = shard_file.footer_of(io.BytesIO(path.read_bytes()))
+    change(rows, footer)
+    with pq.ParquetWriter(path, shard_file.SCHEMA, compression={"latent": "none"}, use_dictionary=False) as writer:
+        for row in rows:
+            writer.write_table(pa.Table.from_pylist([row], shard_file.SCHEMA))
+        footer_text = json.dumps(footer)
+        writer.add_key_value_metadata({shard_file.FOOTER_SPEC: spec, shard_file.FOOTER_SHARD: footer_text})
+    derive(Storage(str(out)), name)
+    seal(Storage(str(out)), sorted(file.stem for file in (out / "data").glob("*.parquet")))
+
+
+def only_parquet(out: Path) -> None:
+    if list((out / "data").glob("*.npy")):
+        pytest.skip("of the column in the data file")

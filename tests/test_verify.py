@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 import zlib
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,42 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.verify import main
-from pipeline import shard_file
-from pipeline.commit import derive, seal
-from pipeline.reencode import choose
+from pipeline.commit import seal
 from pipeline.storage import Storage
 from pipeline.verify import verify
-from tests.outputs import make_output
-from tests.small import CLIP, LATENT
-from tests.sources import make_tar
-from tests.videos import cut, make_video
+from tests.outputs import CLIPS, Rows, make_output, only_parquet, rewrite, shard
+from tests.videos import cut
 
-CLIPS = replace(CLIP, clips="all")
-Rows = list[dict[str, Any]]
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two tars: three videos of 2, 1 and 1 clips, of which one is no video at all; and one more."""
-    folder = tmp_path_factory.mktemp("source")
-    long, short = make_video(num_frames=60, width=96, height=64), make_video(num_frames=33, width=96, height=64)
-    members = [("a.mp4", long), ("a.txt", b"a caption"), ("b.mp4", b"no video"), ("c.mp4", short)]
-    (folder / "one.tar").write_bytes(make_tar(members))
-    (folder / "two.tar").write_bytes(make_tar([("d.mp4", short), ("e.mp4", cut(short, 0.3))]))
-    return folder
-
-
-@pytest.fixture(scope="module", params=["parquet", "npy"])
-def made(request: pytest.FixtureRequest, source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    where = tmp_path_factory.mktemp("made") / "out"
-    make_output(source / "*.tar", where, CLIPS, replace(LATENT, format=request.param))
-    return where
-
-
-@pytest.fixture
-def out(made: Path, tmp_path: Path) -> Path:
-    """A copy to damage."""
-    return Path(shutil.copytree(made, tmp_path / "out"))
+pytest_plugins = ["tests.made_outputs"]
 
 
 def wrong(out: Path) -> list[str]:
@@ -61,26 +29,6 @@ def wrong(out: Path) -> list[str]:
 
 def notes(out: Path) -> list[str]:
     return [note for checked in verify(Storage(str(out))) for note in checked.notes]
-
-
-def shard(out: Path, stem: str = "one") -> str:
-    (path,) = (out / "data").glob(f"{stem}-*.parquet")
-    return path.stem
-
-
-def rewrite(out: Path, name: str, change: Callable[[Rows, dict[str, Any]], object]) -> None:
-    """Write the data file of a shard again with other rows or another footer, and derive the rest from it."""
-    path = out / "data" / f"{name}.parquet"
-    rows = pq.read_table(path).to_pylist()
-    spec, footer = shard_file.footer_of(io.BytesIO(path.read_bytes()))
-    change(rows, footer)
-    with pq.ParquetWriter(path, shard_file.SCHEMA, compression={"latent": "none"}, use_dictionary=False) as writer:
-        for row in rows:
-            writer.write_table(pa.Table.from_pylist([row], shard_file.SCHEMA))
-        footer_text = json.dumps(footer)
-        writer.add_key_value_metadata({shard_file.FOOTER_SPEC: spec, shard_file.FOOTER_SHARD: footer_text})
-    derive(Storage(str(out)), name)
-    seal(Storage(str(out)), sorted(file.stem for file in (out / "data").glob("*.parquet")))
 
 
 def flip(path: Path, position: int) -> None:
@@ -97,11 +45,6 @@ def index_of(out: Path, name: str) -> Rows:
 def write_index(out: Path, name: str, rows: Rows) -> None:
     path = out / "index" / f"{name}.parquet"
     pq.write_table(pa.Table.from_pylist(rows, pq.read_schema(path)), path)
-
-
-def only_parquet(out: Path) -> None:
-    if list((out / "data").glob("*.npy")):
-        pytest.skip("of the column in the data file")
 
 
 def test_a_sound_output_has_nothing_wrong(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -315,77 +258,3 @@ def test_a_folder_that_is_no_output_exits_with_2(tmp_path: Path, capsys: pytest.
     (tmp_path / "spec.json").write_text("[]")
     assert main(["--output", str(tmp_path)]) == 2
     assert "spec.json is not a spec" in capsys.readouterr().err
-
-
-def test_reencoding_gives_equal_bytes(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--output", str(made), "--reencode", "99"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert sum(line.startswith("encoded again: ") and line.endswith(": equal bytes") for line in lines) == 4
-    assert lines[-1].endswith("4 clips encoded again")
-
-
-def test_reencoding_finds_a_latent_that_was_replaced_with_everything_that_follows(
-    out: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    only_parquet(out)
-
-    def change(rows: Rows, footer: dict[str, Any]) -> None:
-        rows[1].update(latent=rows[0]["latent"], latent_crc32=rows[0]["latent_crc32"])
-
-    rewrite(out, name := shard(out), change)
-    assert main(["--output", str(out)]) == 0
-    assert main(["--output", str(out), "--reencode", "99"]) == 1
-    lines = capsys.readouterr().out.splitlines()
-    assert sum(line.startswith("wrong: data/") for line in lines) == 1
-    assert any(f"data/{name}.parquet row 1: latent, encoded again: found other bytes" in line for line in lines)
-
-
-def test_reencoding_finds_another_fact_of_the_row(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rewrite(out, name := shard(out), lambda rows, footer: rows[0].update(caption="another"))
-    assert main(["--output", str(out), "--reencode", "99"]) == 1
-    assert f"data/{name}.parquet row 0: caption, encoded again: found another, expected a caption" in (
-        capsys.readouterr().out
-    )
-
-
-@pytest.mark.parametrize(("change", "code"), [(1, 0), (0x40, 1)])
-def test_in_another_environment_a_small_difference_is_allowed(
-    out: Path, change: int, code: int, capsys: pytest.CaptureFixture[str]
-) -> None:
-    only_parquet(out)
-    (run,) = (out / "runs").iterdir()
-    run.write_text(run.read_text().replace('"torch": "', '"torch": "0.'))
-
-    def touch(rows: Rows, footer: dict[str, Any]) -> None:
-        latent = np.frombuffer(rows[0]["latent"], "<u2") ^ change
-        rows[0].update(latent=latent.tobytes(), latent_crc32=zlib.crc32(latent.tobytes()))
-
-    rewrite(out, shard(out), touch)
-    assert main(["--output", str(out), "--reencode", "99"]) == code
-    printed = capsys.readouterr().out
-    assert "note: torch: " in printed
-    assert "relative difference" in printed
-    assert "<= 0.05" in printed
-
-
-def test_reencoding_joins_chunks_and_says_where_the_source_is_gone(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    video = tmp_path / "videos" / "long.mp4"
-    video.parent.mkdir()
-    video.write_bytes(make_video(num_frames=60, width=96, height=64))
-    rules = replace(CLIPS, num_frames=33, fps="24"), replace(LATENT, chunk_windows=1, context="1")
-    out = make_output(video.parent, tmp_path / "out", *rules).uri
-    assert main(["--output", out, "--reencode", "1"]) == 0
-    video.unlink()
-    assert main(["--output", out, "--reencode", "1"]) == 1
-    assert "encoded again: found" in capsys.readouterr().out
-
-
-def test_the_choice_is_seeded_and_covers_everything() -> None:
-    rows = {"b": 3, "a": 2, "empty": 0}
-    assert choose(rows, 99, 0) == {"a": [0, 1], "b": [0, 1, 2]}
-    assert choose(rows, 2, 5) == choose(dict(reversed(rows.items())), 2, 5)
-    seen = {(name, row) for seed in range(50) for name, chosen in choose(rows, 1, seed).items() for row in chosen}
-    assert seen == {("a", 0), ("a", 1), ("b", 0), ("b", 1), ("b", 2)}
-    assert choose({}, 3, 0) == {}
