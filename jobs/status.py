@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import tyro
 
+from pipeline.clips import ClipRule
 from pipeline.errors import ConfigError, NotFoundError, StorageError
 from pipeline.plan import read_plan
 from pipeline.progress import size
-from pipeline.spec import PATH, load_text
+from pipeline.spec import PATH, LatentRule, load_text
 from pipeline.storage import Storage
 from pipeline.tally import Tally, tally
 
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the status. Exit code 0; 2 where there is no output; 1 where storage failed."""
     args = tyro.cli(Status, args=argv, prog="latentmill status", description=__doc__)
     try:
-        facts = status(Storage(args.output))
+        facts = status(Storage(args.output)) | {"output": args.output}
     except (ConfigError, NotFoundError) as error:
         print(f"latentmill status: {error}", file=sys.stderr)
         return 2
@@ -79,10 +80,17 @@ def table(facts: dict[str, object]) -> str:
         ("bytes", size(facts["latent_bytes"])),  # type: ignore[arg-type]
         ("staged", f"{facts['staged']} parts of shards under way"),
         ("vae", f"{vae['name']}  sha256 {str(vae['weights_sha256'])[:12]}"),
-        ("clip", "  ".join(f"{name} {value}" for name, value in clip.items() if value not in (None, []))),
-        ("latent", "  ".join(f"{name} {value}" for name, value in latent.items())),
+        ("clip", _changed(clip, ClipRule())),
+        ("latent", _changed(latent, LatentRule())),
     ]
-    return "\n".join(f"{name:<10}{value}" for name, value in rows)
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def _changed(settings: dict[str, object], defaults: ClipRule | LatentRule) -> str:
+    """The settings that differ from the defaults; all of them are in spec.json."""
+    usual = json.loads(json.dumps(asdict(defaults)))
+    return "  ".join(f"{name} {value}" for name, value in settings.items() if value != usual[name]) or "as by default"
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ def environment(device: str, threads: int) -> dict[str, Any]:
     import torch
 
     facts["device"] = torch.cuda.get_device_name() if device == "cuda" and torch.cuda.is_available() else device
+    facts["cpu"] = torch.backends.cpu.get_cpu_capability()
     facts["threads_per_encoder"] = threads if device == "cpu" else None
     return facts
 
