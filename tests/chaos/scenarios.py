@@ -123,6 +123,8 @@ def kill_workers(stage: str) -> Scenario:
                     end = time.monotonic() + rng.expovariate(1.0)
                     if not run.wait(lambda end=end: time.monotonic() > end):
                         break
+                    if rng.random() < 0.7 and not run.wait(lambda run=run: _busy(run, stage)):
+                        break
                     result.kills += any(process.kill() for process in run.workers(stage)[:1])
                 if run.expect(OK, LEFT) == LEFT:
                     resume(lab, result, output)
@@ -130,6 +132,11 @@ def kill_workers(stage: str) -> Scenario:
                 raise LawBrokenError(f"no process of the stage {stage} was ever seen")
 
     return scenario
+
+
+def _busy(run: Run, stage: str) -> bool:
+    """Whether a worker of the stage is at work: tasks exist only then, an actor says `submit`."""
+    return any(stage != "Encode" or ".submit" in process.title for process in run.workers(stage))
 
 
 def poisoned_decoder(lab: Lab, result: Result, kills: int) -> None:
@@ -174,7 +181,7 @@ def stop(lab: Lab, result: Result, kills: int) -> None:
 def two_runs(lab: Lab, result: Result, kills: int) -> None:
     """Two runs at once on one output: both end well, and they share the work."""
     with watched(lab, result) as output:
-        first, second = lab.start(output), lab.start(output)
+        first, second = lab.start(output, pause=0.5), lab.start(output, pause=0.5)
         for run in (first, second):
             run.wait()
         for run in (first, second):
