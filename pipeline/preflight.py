@@ -13,8 +13,8 @@ from vae.info import VAEInfo
 from vae.shapes import WINDOW, chunk_spans
 
 IO_BLOCK_BYTES = 8_000_000
-"""Small samples and small chunks share a block of this size for transport. A block costs about 10 ms, and work is staged
-block by block: larger ones hold up the first result and repeat more work after a kill."""
+"""Small samples and small chunks share a block of this size for transport. A block costs about 10 ms, and work is
+staged block by block: larger ones hold up the first result and repeat more work after a kill."""
 
 BLOCKS_IN_FLIGHT = 8
 """Blocks of the largest chunk that must fit into Ray Data's half of the object store: two each at the output of decode,

@@ -13,6 +13,7 @@ from __future__ import annotations
 import io
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from functools import partial
 from itertools import groupby
 
 import pyarrow as pa
@@ -48,9 +49,11 @@ def verify(output: Storage) -> Iterator[Checked]:
     for path in in_data:
         if path.endswith(".npy"):
             arrays[shard_of(path)].append(path)
-    yield _whole(output, done, [*in_data, *derived])
+    whole, retries = _whole(output, done, [*in_data, *derived])
+    yield whole
     rows: dict[str, int] = {}
-    for checked in in_parallel(lambda shard: check_shard(output, spec, shard, arrays.get(shard, [])), sorted(done)):
+    check = partial(check_shard, output, spec)
+    for checked in in_parallel(lambda shard: check(shard, arrays.get(shard, []), shard in retries), sorted(done)):
         rows[checked.shard] = checked.rows
         yield checked
     yield _seal(output, rows)
@@ -68,21 +71,26 @@ def load_spec(output: Storage) -> Spec:
         raise ConfigError(f"{output.uri}: {PATH} is not a spec: {error!r}") from error
 
 
-def _whole(output: Storage, done: set[str], paths: list[str]) -> Checked:
-    """The plan against what is there."""
+def _whole(output: Storage, done: set[str], paths: list[str]) -> tuple[Checked, set[str]]:
+    """The plan against what is there; and the names of the shards that are second chances."""
     checked = Checked()
+    retries: set[str] = set()
+    planned: Counter[str] = Counter()
     try:
-        planned = Counter(shard.name for shard in read_plan(output))
+        for shard in read_plan(output):
+            planned[shard.name] += 1
+            if shard.kind == "retry":
+                retries.add(shard.name)
     except ConfigError as error:
         checked.wrong("plan/", "plan", str(error), "plan files that can be read")
         planned = Counter(done)
-    for shard in sorted(done - planned.keys()):
-        checked.wrong(data_path(shard), "shard", shard, "a shard of the plan")
-    for shard, times in planned.items():
+    for name in sorted(done - planned.keys()):
+        checked.wrong(data_path(name), "shard", name, "a shard of the plan")
+    for name, times in planned.items():
         if times > 1:
-            checked.wrong("plan/", f"shard {shard}", f"planned {times} times", "once")
-        if shard not in done:
-            checked.notes.append(f"{shard} remains: planned, and not done yet")
+            checked.wrong("plan/", f"shard {name}", f"planned {times} times", "once")
+        if name not in done:
+            checked.notes.append(f"{name} remains: planned, and not done yet")
     checked.remaining = len(planned.keys() - done)
     for path in paths:
         folder, _, name = path.partition("/")
@@ -90,7 +98,7 @@ def _whole(output: Storage, done: set[str], paths: list[str]) -> Checked:
             checked.notes.append(f"{path} is no file of latentmill's")
         elif folder != "data" and shard_of(path) not in done:
             checked.wrong(data_path(shard_of(path)), "file", "none", f"the data file that {path} was made of")
-    return checked
+    return checked, retries
 
 
 def _seal(output: Storage, rows: dict[str, int]) -> Checked:

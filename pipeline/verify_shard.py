@@ -36,12 +36,15 @@ from pipeline.stored_latents import Row, is_finite, npy_header, payload_of
 from vae.info import VAEInfo
 
 
-def check_shard(output: Storage, spec: Spec, shard: str, arrays: list[str]) -> Checked:
-    """Check a committed shard. `arrays` are the paths of its NPY files. Raises StorageError only."""
+def check_shard(output: Storage, spec: Spec, shard: str, arrays: list[str], is_retry: bool = False) -> Checked:
+    """Check a committed shard. `arrays` are the paths of its NPY files; of a retry, a video's clips are some of them.
+
+    Raises StorageError only.
+    """
     check = _ShardCheck(output, spec, shard)
     if check.open():
         check.rows()
-        check.conservation()
+        check.conservation(is_retry)
         check.rejected()
         check.arrays(arrays)
     return check.checked
@@ -111,7 +114,7 @@ class _ShardCheck:
             self._facts(i, row)
             self._latent(i, row)
 
-    def conservation(self) -> None:
+    def conservation(self, is_retry: bool) -> None:
         """planned = rows + rejections, no clip twice, and no gap in a video's clips or the shard's videos."""
         rejections = self._footer["rejections"]
         ends = self._clips + Counter((rejection["video"], rejection["clip"]) for rejection in rejections)
@@ -125,7 +128,8 @@ class _ShardCheck:
             if times > 1:
                 self._wrong("conservation", f"video {video} clip {clip} {times} times", "once")
         for video in range(max(clips_of, default=-1) + 1):
-            if missing := set(range(max(clips_of[video], default=0) + 1)) - clips_of[video]:
+            expected = {min(clips_of[video], default=0)} if is_retry else range(max(clips_of[video], default=0) + 1)
+            if missing := set(expected) - clips_of[video]:
                 self._wrong("conservation", "neither row nor rejection", f"video {video} clip {min(missing)}")
         for rejection in rejections:
             if rejection["reason"] not in REASONS:

@@ -34,9 +34,10 @@ from pipeline.rows import from_table, to_table
 from pipeline.samples import Sample, refuse
 from pipeline.shard_file import footer_of
 from pipeline.sources import read_shard
-from pipeline.spec import LatentRule
+from pipeline.spec import LatentRule, settle
 from pipeline.stop import Stop
 from pipeline.storage import Storage
+from pipeline.verify import verify
 from tests.deadly import dies_alone
 from tests.small import CLIP, spec
 from tests.sources import fill, make_tar
@@ -108,6 +109,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def output(tmp_path: Path, source: Path) -> Storage:
     made = Storage(str(tmp_path / "out"))
+    settle(made, SPEC)
     make_plan(made, [str(source)])
     return made
 
@@ -161,6 +163,7 @@ def test_every_rejection_asked_for_is_tried_in_a_shard_of_its_own(output: Storag
     after = objects(output, "data/", "plan/")
     assert {path: after[path] for path in before} == before
     assert sorted(after.keys() - before.keys()) == [f"data/{again.name}.parquet", "plan/000001.parquet"]
+    assert [str(problem) for checked in verify(output) for problem in checked.problems] == []
     latents = [row for name in (first.name, again.name) for row in rows(output, name)]
     assert sorted((row["key"], row["clip_index"]) for row in latents) == [(k, c) for k in "ab" for c in range(3)]
     assert len({row["id"] for row in latents}) == len(latents)
