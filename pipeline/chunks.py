@@ -16,7 +16,6 @@ from fractions import Fraction
 from functools import partial
 from typing import Any
 
-from pipeline.addresses import redacted
 from pipeline.clips import ClipRule, PlannedClip, plan_clips
 from pipeline.decode import DecodedClip, DecodeSpec, iter_clips, measure, probe
 from pipeline.errors import NotFoundError, StorageError, VideoError
@@ -24,6 +23,7 @@ from pipeline.guard import DiedAloneError, Guard, alone, watched
 from pipeline.records import Chunk, Receipt, Rejection, Video, clip_id
 from pipeline.spec import LatentRule
 from pipeline.storage import read_object
+from pipeline.storage.addresses import redacted
 from vae.info import VAEInfo
 from vae.shapes import ChunkSpan, chunk_spans
 

@@ -20,13 +20,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.addresses import normal_uri, redacted
 from pipeline.errors import ChangedError, ConfigError, StorageError
 from pipeline.plan_file import PlanFile, write_plan_file
 from pipeline.records import Shard
-from pipeline.retries import retry_shards
 from pipeline.sources import NO_MORE, list_source
+from pipeline.sources.retries import retry_shards
 from pipeline.storage import TEMPORARY, Entry, Storage
+from pipeline.storage.addresses import normal_uri, redacted
 
 log = logging.getLogger(__name__)
 

@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.range_file import open_parquet
 from pipeline.records import Shard
 from pipeline.storage import Entry, Storage, open_uri
+from pipeline.storage.range_file import open_parquet
 
 ROWS_PER_GROUP = 256
 """256 shards of 64 files are about 2.5 MB of members: what one read task fetches and unpacks."""

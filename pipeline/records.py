@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Literal, get_args
@@ -202,6 +203,13 @@ class Receipt:
 
 
 Record = Video | Chunk | Latent | Receipt
+
+
+def shard_name(uri: str, stem: str, members: str) -> str:
+    """Up to 40 safe characters of the stem, "-", 12 hex digits of sha256 over uri and members."""
+    safe = re.sub(r"[^A-Za-z0-9_-]", "_", stem)[:40] or "shard"
+    text = f"{uri}\n{members}".encode("utf-8", "surrogateescape")
+    return f"{safe}-{hashlib.sha256(text).hexdigest()[:12]}"
 
 
 def clip_id(shard: str, video: int, clip: int) -> str:

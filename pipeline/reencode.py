@@ -25,11 +25,11 @@ from pipeline.guard import Strikes
 from pipeline.ledger import ClipKey
 from pipeline.parts import join
 from pipeline.plan import read_plan
-from pipeline.range_file import open_parquet
 from pipeline.records import Chunk, Latent, Receipt, Shard, Video
 from pipeline.shard_file import FOOTER_SHARD, data_path, parquet_row
 from pipeline.sources import read_shard
 from pipeline.storage import Storage
+from pipeline.storage.range_file import open_parquet
 from pipeline.stored_latents import Row, payload_of, to_float32
 
 BOUNDS = {"bfloat16": 0.05, "float16": 0.03, "float32": 0.03}

@@ -22,10 +22,10 @@ import pyarrow.parquet as pq
 from pipeline.errors import ChangedError, ConfigError, NotFoundError, StorageError
 from pipeline.findings import Checked
 from pipeline.plan import read_plan
-from pipeline.range_file import open_parquet
 from pipeline.shard_file import data_path
 from pipeline.spec import PATH, Spec, load_text
 from pipeline.storage import Storage
+from pipeline.storage.range_file import open_parquet
 from pipeline.tally import in_parallel
 from pipeline.verify_shard import check_shard, shard_of
 

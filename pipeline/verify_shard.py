@@ -27,11 +27,11 @@ from pipeline.errors import ConfigError, NotFoundError, StorageError
 from pipeline.findings import Checked
 from pipeline.ledger import ClipKey
 from pipeline.parts import DTYPES
-from pipeline.range_file import open_parquet
 from pipeline.records import REASONS, clip_id
 from pipeline.shard_file import FOOTER_SHARD, FOOTER_SPEC, SCHEMA, data_path
 from pipeline.spec import Spec, diff
 from pipeline.storage import READ_BYTES, Storage
+from pipeline.storage.range_file import open_parquet
 from pipeline.stored_latents import Row, is_finite, npy_header, payload_of
 from vae.info import VAEInfo
 

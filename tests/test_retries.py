@@ -29,11 +29,11 @@ from pipeline.job import Job
 from pipeline.parts import stage
 from pipeline.plan import Plan, make_plan, plan_retries, read_plan
 from pipeline.records import Chunk, Receipt, Record, Shard, Video
-from pipeline.retries import load_retry, only_chosen
 from pipeline.rows import from_table, to_table
-from pipeline.samples import Sample, refuse
 from pipeline.shard_file import footer_of
 from pipeline.sources import read_shard
+from pipeline.sources.retries import load_retry, only_chosen
+from pipeline.sources.samples import Sample, refuse
 from pipeline.spec import LatentRule, settle
 from pipeline.stop import Stop
 from pipeline.storage import Storage

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pipeline.errors import ChangedError, ConfigError, StorageError
-from pipeline.folders import glob_matcher
-from pipeline.samples import VIDEO_SUFFIXES
 from pipeline.sources import list_source
+from pipeline.sources.folders import glob_matcher
+from pipeline.sources.samples import VIDEO_SUFFIXES
 from pipeline.storage import read_object
 from tests.sources import fill, make_tar, outcomes, seen, videos
 

@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ChangedError, ConfigError, StorageError
-from pipeline.samples import parse_seconds
 from pipeline.sources import list_source, read_shard
+from pipeline.sources.samples import parse_seconds
 from tests.sources import ROWS, WRITERS, fill, outcomes, seen, videos
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ def test_a_table_that_is_none_is_a_configuration_error(tmp_path: Path, name: str
 
 
 def test_a_line_without_an_end_is_refused_and_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.text_tables.MAX_RANGE_BYTES", 1000)
+    monkeypatch.setattr("pipeline.sources.text_tables.MAX_RANGE_BYTES", 1000)
     for name in ("t.jsonl", "t.csv"):
         fill(tmp_path, {name: b'{"video": "a"}\n' if name == "t.jsonl" else b"video\na\n"})
         with (tmp_path / name).open("ab") as file:

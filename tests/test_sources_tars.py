@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline import webdataset
 from pipeline.errors import ChangedError, StorageError
 from pipeline.records import Shard, Video
-from pipeline.sources import list_source, read_shard
+from pipeline.sources import list_source, read_shard, webdataset
 from tests.fault_proxy import FaultProxy, Truncate
 from tests.sources import Seen, make_tar, outcomes
 

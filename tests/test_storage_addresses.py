@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.addresses import folder_of, joined, normal_uri, redacted, scheme_of
 from pipeline.errors import ConfigError
+from pipeline.storage.addresses import folder_of, joined, normal_uri, redacted, scheme_of
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import StorageError, TarDamagedError
-from pipeline.tar import BLOCK, TarReader, parse_number, parse_pax
+from pipeline.sources.tar import BLOCK, TarReader, parse_number, parse_pax
 from tests.sources import FORMATS, make_tar
 
 LONG = "folder/" * 30 + "name.mp4"

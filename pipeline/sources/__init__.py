@@ -16,9 +16,10 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any, Protocol
 
-from pipeline.addresses import folder_of, normal_uri, redacted
 from pipeline.errors import ConfigError, NotFoundError
-from pipeline.folders import (
+from pipeline.plan_file import load_members
+from pipeline.records import Receipt, Rejection, Shard, Video
+from pipeline.sources.folders import (
     TABLE_SUFFIXES,
     TAR_SUFFIXES,
     files_shard,
@@ -27,13 +28,12 @@ from pipeline.folders import (
     read_files,
     tar_shard,
 )
-from pipeline.plan_file import load_members
-from pipeline.records import Receipt, Rejection, Shard, Video
-from pipeline.retries import load_retry, only_chosen
-from pipeline.samples import IMAGE_SUFFIXES, SIDECAR_SUFFIXES, VIDEO_SUFFIXES, Sample, suffix_of
+from pipeline.sources.retries import load_retry, only_chosen
+from pipeline.sources.samples import IMAGE_SUFFIXES, SIDECAR_SUFFIXES, VIDEO_SUFFIXES, Sample, suffix_of
+from pipeline.sources.tables import list_table, read_table, table_end
+from pipeline.sources.webdataset import read_tar
 from pipeline.storage import Entry, Storage, open_uri
-from pipeline.tables import list_table, read_table, table_end
-from pipeline.webdataset import read_tar
+from pipeline.storage.addresses import folder_of, normal_uri, redacted
 
 MAX_BYTES = 4 << 30
 """Of one encoded video. A tar's is held in memory, so an H100 node reads eight of these at once."""

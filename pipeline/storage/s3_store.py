@@ -31,8 +31,8 @@ from botocore.exceptions import (
 from botocore.parsers import ResponseParserError
 
 from pipeline.errors import AccessError, ChangedError, NotFoundError, StorageError, TransientError
-from pipeline.retry import retried
-from pipeline.store import TEMPORARY, Body, Entry, is_at
+from pipeline.storage.retry import retried
+from pipeline.storage.store import TEMPORARY, Body, Entry, is_at
 
 PART_BYTES = 64 << 20
 """Of a multipart upload; 10,000 of them at most, so 625 GiB. A smaller object is one PUT."""

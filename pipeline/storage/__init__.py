@@ -19,13 +19,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pipeline.addresses import normal_uri, redacted, scheme_of
 from pipeline.errors import ChangedError, ConfigError, NotFoundError, TransientError
-from pipeline.local_store import LocalStore
-from pipeline.other_store import OtherStore
-from pipeline.retry import Backoff, retried
-from pipeline.s3_store import S3Store
-from pipeline.store import TEMPORARY, Body, Entry, Store
+from pipeline.storage.addresses import normal_uri, redacted, scheme_of
+from pipeline.storage.local_store import LocalStore
+from pipeline.storage.other_store import OtherStore
+from pipeline.storage.retry import Backoff, retried
+from pipeline.storage.s3_store import S3Store
+from pipeline.storage.store import TEMPORARY, Body, Entry, Store
 
 __all__ = ["TEMPORARY", "Entry", "Storage", "Stream", "open_uri", "read_object", "stream"]
 

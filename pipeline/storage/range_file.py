@@ -8,9 +8,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.addresses import redacted
 from pipeline.errors import ConfigError, StorageError
 from pipeline.storage import open_uri
+from pipeline.storage.addresses import redacted
 
 
 def open_parquet(uri: str, size: int, etag: str) -> pq.ParquetFile:

@@ -20,13 +20,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from pipeline.addresses import folder_of
 from pipeline.errors import NotFoundError
-from pipeline.folders import shard_name
 from pipeline.plan_file import PlanFile, load_members
-from pipeline.records import Rejection, Shard, canonical_json
-from pipeline.samples import Sample, refuse
+from pipeline.records import Rejection, Shard, canonical_json, shard_name
+from pipeline.sources.samples import Sample, refuse
 from pipeline.storage import Storage
+from pipeline.storage.addresses import folder_of
 from pipeline.tally import in_parallel
 
 Target = tuple[int, int | None]

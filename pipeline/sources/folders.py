@@ -7,7 +7,6 @@ ignored.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -16,8 +15,8 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.errors import ChangedError, NotFoundError
-from pipeline.records import Rejection, Shard
-from pipeline.samples import (
+from pipeline.records import Rejection, Shard, shard_name
+from pipeline.sources.samples import (
     IMAGE_SUFFIXES,
     MAX_SIDECAR_BYTES,
     SIDECAR_SUFFIXES,
@@ -33,13 +32,6 @@ from pipeline.storage import Entry, Storage
 TAR_SUFFIXES = frozenset({".tar"})
 TABLE_SUFFIXES = frozenset({".parquet", ".jsonl", ".ndjson", ".csv"})
 _LOOSE_SUFFIXES = VIDEO_SUFFIXES | IMAGE_SUFFIXES | SIDECAR_SUFFIXES
-
-
-def shard_name(uri: str, stem: str, members: str) -> str:
-    """Up to 40 safe characters of the stem, "-", 12 hex digits of sha256 over uri and members."""
-    safe = re.sub(r"[^A-Za-z0-9_-]", "_", stem)[:40] or "shard"
-    text = f"{uri}\n{members}".encode("utf-8", "surrogateescape")
-    return f"{safe}-{hashlib.sha256(text).hexdigest()[:12]}"
 
 
 def tar_shard(uri: str, entry: Entry) -> Shard:

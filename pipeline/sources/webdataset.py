@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pipeline import storage
 from pipeline.errors import TarDamagedError
 from pipeline.records import Rejection
-from pipeline.samples import (
+from pipeline.sources.samples import (
     IMAGE_SUFFIXES,
     MAX_SIDECAR_BYTES,
     SIDECAR_SUFFIXES,
@@ -29,7 +29,7 @@ from pipeline.samples import (
     refuse,
     suffix_of,
 )
-from pipeline.tar import Member, TarReader
+from pipeline.sources.tar import Member, TarReader
 
 MAX_SAMPLES = 1_000_000
 """Per tar: their keys are remembered (100 bytes each), and a tar of ten million is an attack or a mistake."""

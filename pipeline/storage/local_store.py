@@ -1,4 +1,4 @@
-"""A folder on this machine (or a mounted disk) as a store. See storage.py for what a store promises."""
+"""A folder on this machine (or a mounted disk) as a store. See the package for what a store promises."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from pipeline.errors import AccessError, NotFoundError, StorageError, TransientError
-from pipeline.store import TEMPORARY, Body, Entry
+from pipeline.storage.store import TEMPORARY, Body, Entry
 
 
 class LocalStore:

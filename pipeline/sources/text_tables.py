@@ -10,10 +10,10 @@ import io
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from pipeline.addresses import redacted
 from pipeline.errors import ConfigError
-from pipeline.samples import parse_json
+from pipeline.sources.samples import parse_json
 from pipeline.storage import Entry, open_uri
+from pipeline.storage.addresses import redacted
 
 MAX_RANGE_BYTES = 64 << 20
 """A range ends after `shard_size` rows or this many bytes, whichever comes first; no line may be longer."""

@@ -1,7 +1,7 @@
 """Any other fsspec URL (gs://, az://, memory://, https://) as a store: read, list, last-wins writes.
 
 Create-only is never claimed here: fsspec's default for `mode="create"` is a look and then a write, which a probe would
-pass and a race would not. One run at a time, then, as storage.py logs.
+pass and a race would not. One run at a time, then, as the package logs.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.addresses import redacted
 from pipeline.errors import AccessError, ConfigError, NotFoundError, StorageError, TransientError
-from pipeline.retry import retried
-from pipeline.store import Body, Entry, is_at
+from pipeline.storage.addresses import redacted
+from pipeline.storage.retry import retried
+from pipeline.storage.store import Body, Entry, is_at
 
 
 class OtherStore:

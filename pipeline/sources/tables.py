@@ -18,14 +18,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.addresses import folder_of, joined, redacted, refusal
 from pipeline.errors import StorageError
-from pipeline.folders import shard_name
-from pipeline.range_file import open_parquet
-from pipeline.records import Rejection, Shard
-from pipeline.samples import Sample, parse_seconds, plain, refuse, suffix_of, take_caption
+from pipeline.records import Rejection, Shard, shard_name
+from pipeline.sources.samples import Sample, parse_seconds, plain, refuse, suffix_of, take_caption
+from pipeline.sources.text_tables import check_columns, csv_ranges, csv_rows, jsonl_ranges, jsonl_rows
 from pipeline.storage import Entry, open_uri
-from pipeline.text_tables import check_columns, csv_ranges, csv_rows, jsonl_ranges, jsonl_rows
+from pipeline.storage.addresses import folder_of, joined, redacted, refusal
+from pipeline.storage.range_file import open_parquet
 
 log = logging.getLogger(__name__)
 
