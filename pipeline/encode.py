@@ -164,9 +164,19 @@ def encode_or_die(encoder: Callable[[Chunk], Latent], chunk: Chunk) -> Latent:
     """
     try:
         return encoder(chunk)
-    except (torch.OutOfMemoryError, torch.AcceleratorError) as error:
+    except (RuntimeError, MemoryError) as error:
+        if not _is_of_the_device(error):
+            raise
         log.error("shard=%s video=%d clip=%d encoder dies: %s", chunk.shard, chunk.video, chunk.clip, error)
         die()
+
+
+def _is_of_the_device(error: Exception) -> bool:
+    """Whether memory or the device failed, not the code. torch raises a plain RuntimeError for host memory, cuDNN and
+    cuBLAS."""
+    if isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError | MemoryError):
+        return True
+    return any(sign in str(error) for sign in ("not enough memory", "cuDNN error", "CUBLAS_STATUS"))
 
 
 def _encode_alone(make_encoder: Callable[[], Callable[[Chunk], Latent]], chunk: Chunk) -> Latent:

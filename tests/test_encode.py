@@ -96,7 +96,14 @@ class OneWay:
     """An encoder that kills its process on every chunk: at most in a child of its own."""
 
     def __call__(self, chunk: Chunk) -> Latent:
-        raise torch.OutOfMemoryError("out of memory")
+        raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 1 byte")
+
+
+class Buggy:
+    """An encoder with a bug, which no retry mends."""
+
+    def __call__(self, chunk: Chunk) -> Latent:
+        raise RuntimeError("shape mismatch")
 
 
 def test_a_nonfinite_latent_is_rejected_and_receipts_pass() -> None:
@@ -108,6 +115,14 @@ def test_a_nonfinite_latent_is_rejected_and_receipts_pass() -> None:
     assert isinstance(rejected, Receipt)
     assert rejected.rejection is not None
     assert (rejected.rejection.reason, rejected.verdict) == ("nonfinite", False)
+
+
+def test_bad_code_crashes_and_is_no_strike() -> None:
+    (chunk,) = chunks()
+    guard = Strikes()
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        EncodeStage(Buggy, guard, 60)(chunk)
+    assert not guard.suspects("")
 
 
 def test_a_suspect_chunk_is_encoded_alone_and_only_its_own_death_rejects_it(tmp_path: Path) -> None:
