@@ -35,6 +35,7 @@ def encode(chunk: Chunk, latent: LatentRule) -> np.ndarray:
 
 
 def reference(chunk: Chunk) -> tuple[vae.VideoVAE, vae.DiagonalGaussianDistribution]:
+    torch.set_num_threads(1)  # as the Encoder: another number changes the last bits
     model = vae.load_vae("tiny", dtype=torch.float32)
     return model, model.encode(torch.from_numpy(chunk.frames.copy()).permute(3, 0, 1, 2)[None])
 
