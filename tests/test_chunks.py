@@ -49,8 +49,9 @@ def test_a_video_announces_its_clips_and_sends_them_in_order() -> None:
 
 def test_chunks_overlap_by_their_context_and_join_to_the_clip() -> None:
     clip = replace(ALL, num_frames=33, fps="24")
-    (whole,), _ = run(decoder(clip), video())
-    cut, _ = run(decoder(clip, LatentRule(chunk_windows=2, context="1")), video())
+    source = video()
+    (whole,), _ = run(decoder(clip), source)
+    cut, _ = run(decoder(clip, LatentRule(chunk_windows=2, context="1")), source)
     assert [chunk.windows for chunk in cut] == [(9, 8), (8, 8, 8)]
     assert [chunk.num_context for chunk in cut] == [0, 1]
     assert [(chunk.latent_start, chunk.clip_latent_frames) for chunk in cut] == [(0, 9), (5, 9)]
