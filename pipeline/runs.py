@@ -37,10 +37,10 @@ def environment(device: str, threads: int) -> dict[str, Any]:
 
 def warn_of_differences(output: Storage, here: dict[str, Any]) -> None:
     """Compare this run's environment with the first run's, and say what differs."""
-    first = next(iter(output.list("runs/")), None)
-    if first is None:
+    recorded = (json.loads(output.read(entry.path))["environment"] for entry in output.list("runs/"))
+    there = next((environment for environment in recorded if environment), None)  # a run with nothing to do has none
+    if there is None:
         return
-    there = json.loads(output.read(first.path))["environment"]
     for name in sorted(here.keys() | there.keys()):
         if here.get(name) != there.get(name):
             log.warning(
@@ -56,4 +56,4 @@ def record(output: Storage, run_id: str, spec_digest: str, here: dict[str, Any],
     now = datetime.now(UTC)
     facts = {"run": run_id, "ended": now.isoformat(), "spec_sha256": spec_digest, "environment": here}
     text = json.dumps(facts | {"summary": asdict(summary)}, indent=2)
-    output.put(f"runs/{now:%Y%m%dT%H%M%S}-{run_id}.json", text.encode())
+    output.put(f"runs/{now:%Y%m%dT%H%M%S%f}-{run_id}.json", text.encode())
