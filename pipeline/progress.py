@@ -32,7 +32,6 @@ class Progress:
     rejected: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, float] = field(default_factory=lambda: {"read": 0.0, "decode": 0.0, "encode": 0.0})
     """Busy time of each stage, summed over its workers."""
-    faults: list[str] = field(default_factory=list)
     started: float = 0.0
 
     def __post_init__(self) -> None:
@@ -53,8 +52,6 @@ class Progress:
                 self.rejected[receipt.rejection.reason] += 1
             case "clips":
                 self.read_bytes += receipt.num_bytes
-            case "fault":
-                self.faults.append(f"{receipt.shard}: {receipt.message}")
 
     @property
     def elapsed(self) -> float:
@@ -94,8 +91,6 @@ class Summary:
     latent_bytes: int
     stopped: bool = False
     """The run was asked to stop before it was through."""
-    limited: bool = False
-    """The run was asked to leave shards for later (`limit`)."""
     parts_staged: int = 0
     """Chunks that this run encoded and staged itself."""
     wall_seconds: float = 0.0
