@@ -1,10 +1,12 @@
 """python -m jobs.bench stream: the job against a bare loop that calls the same functions on the same clips.
 
     encode-bound   one core for all: bare loop / job
-    balanced       two cores: ideal overlap of the two stages (the larger of their sums in the bare loop) / job
+    balanced       two cores: ideal overlap of the two stages (the larger of their sums) / job
     decode-bound   one core for all: bare loop / job
 
-Both are timed after start-up: from the first decode to the last staged latent. 1.0 is a stream that costs nothing.
+The job is timed after start-up: from the latent that completes the first quarter, by when every kind of worker has
+started, to the last one. The bare loop's seconds per decode and encode count for those that fall into that time. 1.0 is
+a stream that costs nothing.
 `memory` runs one shard of many clips in a small object store and prints the store's peak.
 """
 
@@ -41,6 +43,8 @@ from pipeline.sources import list_source, read_shard
 from pipeline.spec import LatentRule, Spec
 from pipeline.storage import Storage
 
+STORE_GB = 0.4
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Case:
@@ -54,9 +58,9 @@ class Case:
 
 
 CASES = {
-    "encode-bound": Case(size=(192, 128), clip=ClipRule(num_frames=17, height=128, width=192), num_clips=48, cores=1),
-    "balanced": Case(size=(1280, 720), clip=ClipRule(num_frames=17, height=128, width=192), num_clips=64, cores=2),
-    "decode-bound": Case(size=(1280, 720), clip=ClipRule(num_frames=17, height=32, width=48), num_clips=64, cores=1),
+    "encode-bound": Case(size=(192, 128), clip=ClipRule(num_frames=17, height=128, width=192), num_clips=160, cores=1),
+    "balanced": Case(size=(1280, 720), clip=ClipRule(num_frames=17, height=128, width=192), num_clips=160, cores=2),
+    "decode-bound": Case(size=(1280, 720), clip=ClipRule(num_frames=17, height=32, width=48), num_clips=160, cores=1),
 }
 
 
@@ -90,64 +94,66 @@ def _ratio(folder: Path, name: str, case: Case, rounds: int) -> str:
     os.sched_setaffinity(0, set(sorted(before)[: case.cores]))  # Ray and all its workers inherit it
     ideals: list[float] = []
     jobs: list[float] = []
-    busy: list[float] = []
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=400_000_000)
     try:
         for round_ in range(rounds):
-            wall, *busy = _bare(source, case, folder / f"bare{round_}")
-            ideals.append(wall if case.cores == 1 else max(busy))
-            jobs.append(_job(source, case, folder / f"job{round_}", folder / f"stamps{round_}"))
+            decode, encode = _bare(source, case, folder / f"bare{round_}")
+            seconds, decodes, encodes = _job(source, case, folder / f"job{round_}", folder / f"stamps{round_}")
+            both = decodes * decode, encodes * encode
+            ideals.append(sum(both) if case.cores == 1 else max(both))
+            jobs.append(seconds)
     finally:
-        ray.shutdown()
         os.sched_setaffinity(0, before)
     ratios = [ideal / job for ideal, job in zip(ideals, jobs, strict=True)]
     against = "bare loop" if case.cores == 1 else "ideal overlap"
     return (
         f"{name:<14}{median(ratios):.2f}  of {against}  ({', '.join(f'{ratio:.2f}' for ratio in ratios)})  "
         f"{case.num_clips} clips, {case.cores} core(s): {against} {median(ideals):.1f} s, job {median(jobs):.1f} s; "
-        f"decode {busy[0]:.1f} s, encode {busy[1]:.1f} s"
+        f"a clip: decode {decode:.3f} s, encode {encode:.3f} s"
     )
 
 
-def _bare(source: str, case: Case, output: Path) -> tuple[float, float, float]:
-    """(wall, decode, encode) seconds of one process that calls the stages in turn."""
+def _bare(source: str, case: Case, output: Path) -> tuple[float, float]:
+    """Seconds per clip of (read and decode, encode and stage), in one process that calls the stages in turn."""
     spec, info = _spec(case)
     encoder = Encoder("tiny", spec)
     decoder = Decoder(clip=case.clip, latent=spec.latent, info=info, deadline=600)
     storage, guard = Storage(str(output)), Strikes()
-    start, decode_seconds, encode_seconds = time.perf_counter(), 0.0, 0.0
+    start, encode_seconds = time.perf_counter(), 0.0
     for shard in list_source(source, shard_size=64):
         for video in read_shard(shard):
             for record in decoder(video, guard) if isinstance(video, Video) else ():
                 if isinstance(record, Chunk):
-                    latent = encoder(record)
-                    decode_seconds += latent.decode_seconds
-                    encode_seconds += latent.encode_seconds
-                    stage(latent, storage)
-    return time.perf_counter() - start, decode_seconds, encode_seconds
+                    began = time.perf_counter()
+                    stage(encoder(record), storage)
+                    encode_seconds += time.perf_counter() - began
+    decode_seconds = time.perf_counter() - start - encode_seconds
+    return decode_seconds / case.num_clips, encode_seconds / case.num_clips
 
 
-def _job(source: str, case: Case, output: Path, stamps: Path) -> float:
-    """Seconds of the real job from its first decode to its last encode, by stamps that the stages leave."""
+def _job(source: str, case: Case, output: Path, stamps: Path) -> tuple[float, int, int]:
+    """Seconds from a quarter of the real job's latents to the last, and the decodes and encodes that ended in them."""
     stamps.mkdir()
-    job = Job(
-        source=(source,), output=str(output), vae="tiny", clip=case.clip, workers=Workers(decode_cpus=1, encoders="1")
-    )
+    workers = Workers(encoders="1", object_store_gb=STORE_GB)
+    job = Job(source=(source,), output=str(output), vae="tiny", clip=case.clip, workers=workers)
     run(job, decode=partial(_stamped_decode, stamps), encode=partial(_Stamped, stamps))
-    times = [float(line) for path in stamps.iterdir() for line in path.read_text().splitlines()]
-    return max(times) - min(times)
+    lines = [line.split() for path in stamps.iterdir() for line in path.read_text().splitlines()]
+    ends = {stage: sorted(float(at) for what, at in lines if what == stage) for stage in ("decode", "encode")}
+    first, last = ends["encode"][case.num_clips // 4], ends["encode"][-1]
+    decodes, encodes = (sum(first < at <= last for at in ends[stage]) for stage in ("decode", "encode"))
+    return last - first, decodes, encodes
 
 
-def _stamp(folder: Path) -> None:
+def _stamp(folder: Path, what: str) -> None:
     with (folder / str(os.getpid())).open("a") as file:
-        file.write(f"{time.time()}\n")
+        file.write(f"{what} {time.time()}\n")
 
 
 def _stamped_decode(
     stamps: Path, source: bytes | memoryview, specs: Sequence[DecodeSpec]
 ) -> Iterator[DecodedClip | VideoError]:
-    _stamp(stamps)
-    yield from iter_clips(source, specs)
+    for clip in iter_clips(source, specs):
+        _stamp(stamps, "decode")
+        yield clip
 
 
 class _Stamped:
@@ -157,34 +163,35 @@ class _Stamped:
 
     def __call__(self, chunk: Chunk) -> Latent:
         latent = self._encoder(chunk)
-        _stamp(self._stamps)
+        _stamp(self._stamps, "encode")
         return latent
 
 
 def _memory(folder: Path, num_clips: int) -> str:
     clip = ClipRule(num_frames=17, height=128, width=192)
     source = _make_tars(folder, Case(size=(192, 128), clip=clip, num_clips=num_clips, cores=2), shards=1)
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=400_000_000)
     peak, over = [0.0], threading.Event()
 
     def watch() -> None:
         from ray._private.internal_api import memory_summary
 
         while not over.wait(1):
+            if not ray.is_initialized():
+                continue
             for used in re.findall(r"Plasma memory usage (\d+) MiB", memory_summary(stats_only=True)):
                 peak[0] = max(peak[0], float(used))
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
-        summary = run(Job(source=(source,), output=str(folder / "out"), vae="tiny", clip=clip))
+        workers = Workers(object_store_gb=STORE_GB)
+        summary = run(Job(source=(source,), output=str(folder / "out"), vae="tiny", clip=clip, workers=workers))
     finally:
         over.set()
         watcher.join()
-        ray.shutdown()
     return (
-        f"memory        peak {peak[0]:.0f} MiB of a 400 MB object store: {summary.latents} latents of one shard, "
-        f"{num_clips * 17 * 128 * 192 * 3 / 1e6:.0f} MB of frames"
+        f"memory        peak {peak[0]:.0f} MiB of a {STORE_GB * 1e3:.0f} MB object store: "
+        f"{summary.latents} latents of one shard, {num_clips * 17 * 128 * 192 * 3 / 1e6:.0f} MB of frames"
     )
 
 

@@ -9,6 +9,7 @@ staged is left out, which changes nothing else, since seeking equals decoding in
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from typing import Any
 from pipeline.clips import ClipRule, PlannedClip, plan_clips
 from pipeline.decode import DecodedClip, DecodeSpec, iter_clips, measure, probe
 from pipeline.errors import NotFoundError, StorageError, VideoError
-from pipeline.guard import DiedAloneError, Guard, alone, watched
+from pipeline.guard import DiedAloneError, Guard, alone, attempt, deadline
 from pipeline.records import Chunk, Receipt, Rejection, Video, clip_id
 from pipeline.spec import LatentRule
 from pipeline.storage import read_object
@@ -44,14 +45,17 @@ class Decoder:
 
     def __call__(self, video: Video, guard: Guard) -> Iterator[Chunk | Receipt]:
         """See the module. Bad content becomes Rejections, a storage fault a Receipt that leaves the shard open."""
-        try:
-            source = video.payload if video.payload is not None else self._fetch(video)
-        except NotFoundError as error:
-            yield from reject_video(video, "not_found", str(error))
-        except StorageError as error:
-            yield Receipt(kind="fault", shard=video.shard, video=video.video, message=f"{redacted(video.uri)}: {error}")
-        else:
-            yield from self._clips(video, source, guard)
+        with attempt(guard, f"{video.shard}/{video.video}/") as strikes:
+            try:
+                source = video.payload if video.payload is not None else self._fetch(video)
+            except NotFoundError as error:
+                yield from reject_video(video, "not_found", str(error))
+            except StorageError as error:
+                yield Receipt(
+                    kind="fault", shard=video.shard, video=video.video, message=f"{redacted(video.uri)}: {error}"
+                )
+            else:
+                yield from self._clips(video, source, guard if strikes else None)
 
     def spans(self, num_frames: int) -> tuple[ChunkSpan, ...]:
         """How a clip of so many frames is cut into chunks."""
@@ -66,8 +70,9 @@ class Decoder:
     def _fetch(self, video: Video) -> bytes:
         return read_object(video.uri, size=video.size, etag=video.etag)
 
-    def _clips(self, video: Video, source: bytes | memoryview, guard: Guard) -> Iterator[Chunk | Receipt]:
-        suspects = guard.suspects(f"{video.shard}/{video.video}/")
+    def _clips(self, video: Video, source: bytes | memoryview, guard: Guard | None) -> Iterator[Chunk | Receipt]:
+        """With a guard, every clip is an attempt of its own, and suspects are tried alone."""
+        suspects = guard.suspects(f"{video.shard}/{video.video}/") if guard else frozenset()
         try:
             clips = self._plan(video, source, guard, suspects)
         except VideoError as error:
@@ -90,12 +95,12 @@ class Decoder:
             if (key := _key(video, piece.clip.clip)) in suspects:
                 result = self._alone(source, piece)
             else:
-                with watched(guard, key, self.deadline):
+                with self._watched(guard, key):
                     result = next(stream)
             yield piece.record(video, result, time.perf_counter() - start)
 
     def _plan(
-        self, video: Video, source: bytes | memoryview, guard: Guard, suspects: frozenset[str]
+        self, video: Video, source: bytes | memoryview, guard: Guard | None, suspects: frozenset[str]
     ) -> list[PlannedClip]:
         """Which clips the video has. Headers and packets can kill a process, too."""
         in_chunks = any(len(self.spans(num_frames)) > 1 for num_frames, _, _ in self.clip.shapes)
@@ -103,8 +108,13 @@ class Decoder:
         key = _key(video, "plan")
         if key in suspects:
             return alone(self.deadline, look, bytes(source))
-        with watched(guard, key, self.deadline):
+        with self._watched(guard, key):
             return look(source)
+
+    @contextlib.contextmanager
+    def _watched(self, guard: Guard | None, key: str) -> Iterator[None]:
+        with attempt(guard, key) if guard else contextlib.nullcontext(), deadline(self.deadline):
+            yield
 
     def _pieces(self, video: Video, clip: PlannedClip) -> Iterator[_Piece]:
         spans = self.spans(clip.num_frames)

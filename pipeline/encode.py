@@ -18,7 +18,7 @@ import torch
 
 import vae
 from pipeline.errors import ConfigError, LatentmillError
-from pipeline.guard import DiedAloneError, Guard, alone, die, watched
+from pipeline.guard import MAX_STRIKES, DiedAloneError, Guard, alone, attempt, deadline, die
 from pipeline.parts import DTYPES
 from pipeline.records import Chunk, Latent, Receipt, Record, Rejection
 
@@ -147,10 +147,11 @@ class EncodeStage:
             return record
         key = f"{record.shard}/{record.video}/{record.clip}/{record.chunk}/encode"
         try:
-            if key in self._guard.suspects(key):
-                return alone(self._deadline, _encode_alone, self._make_encoder, record)
-            with watched(self._guard, key, self._deadline):
-                return encode_or_die(self._encoder, record)
+            with attempt(self._guard, key) as strikes:
+                if strikes >= MAX_STRIKES:
+                    return alone(self._deadline, _encode_alone, self._make_encoder, record)
+                with deadline(self._deadline):
+                    return encode_or_die(self._encoder, record)
         except NonfiniteLatentError as error:
             return _refuse(record, "nonfinite", str(error))
         except DiedAloneError as error:

@@ -4,10 +4,11 @@ Bad content raises and becomes a Rejection by itself. What is left is a clip who
 process (a segfault, memory) or never returns. Ray would retry it for ever, so:
 
 1. A hang becomes a crash: `deadline` ends the process from a C thread that needs no GIL.
-2. Every attempt at a clip begins with a strike, taken back when the attempt ends. Strikes only raise suspicion, since a
-   lost machine strikes healthy clips too.
-3. After MAX_STRIKES that one clip runs `alone` in a child process under the same deadline. Only its own death there
-   rejects it, and that verdict is kept in staging, so that a rerun does not start over.
+2. Every attempt at a video begins with a strike, taken back when the attempt ends; where one is left standing, every
+   clip of that video is an attempt of its own (a question to the counter costs 2 ms of CPU, so only then). Strikes
+   only raise suspicion, since a lost machine strikes healthy clips too.
+3. After MAX_STRIKES of its own that one clip runs `alone` in a child process under the same deadline. Only its own
+   death there rejects it, and that verdict is kept in staging, so that a rerun does not start over.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _STDERR = 2
 class Guard(Protocol):
     """What a stage asks of the strike counter: the actor behind `run`, or a Strikes of its own in a unit test."""
 
-    def begin(self, key: str) -> None: ...
+    def begin(self, key: str) -> int: ...
     def end(self, key: str) -> None: ...
     def suspects(self, prefix: str) -> frozenset[str]: ...
 
@@ -48,9 +49,12 @@ class Strikes:
     def __init__(self) -> None:
         self._unfinished: Counter[str] = Counter()
 
-    def begin(self, key: str) -> None:
-        """An attempt begins: a strike, until it ends."""
+    def begin(self, key: str) -> int:
+        """An attempt begins: a strike, until it ends. Returns the strikes that stand at the key or below it (keys that
+        start with it)."""
+        standing = sum(n for other, n in self._unfinished.items() if other.startswith(key))
         self._unfinished[key] += 1
+        return standing
 
     def end(self, key: str) -> None:
         """The attempt ended, well or with an exception. A suspect stays one: a retry must decide the same way."""
@@ -63,12 +67,11 @@ class Strikes:
 
 
 @contextlib.contextmanager
-def watched(guard: Guard, key: str, seconds: float) -> Iterator[None]:
-    """Run the body as one attempt at `key`: a strike if this process dies inside, and it does die after `seconds`."""
-    guard.begin(key)
+def attempt(guard: Guard, key: str) -> Iterator[int]:
+    """Run the body as one attempt at `key`: a strike if this process dies inside. Gives the strikes that stand."""
+    strikes = guard.begin(key)
     try:
-        with deadline(seconds):
-            yield
+        yield strikes
     except MemoryError:  # says nothing of the content, and an exception would leave the whole shard undone
         die()
     finally:  # an exception is an answer; only a dead process leaves the strike standing

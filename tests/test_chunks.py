@@ -127,6 +127,25 @@ def test_an_error_in_one_clip_rejects_that_clip() -> None:
     assert (rejected.clip, rejected.rejection.reason, rejected.rejection.start) == (1, "corrupt", "5/8")
 
 
+def test_clips_are_attempts_of_their_own_only_where_a_strike_stands() -> None:
+    """An attempt that never ended at the video, or at anything in it, makes its clips watched one by one."""
+
+    class Noted(Strikes):
+        def begin(self, key: str) -> int:
+            begun.append(key)
+            return super().begin(key)
+
+    guard, made = Noted(), decoder(ClipRule(num_frames=9, height=64, width=64, clips="all"))
+    for left_standing in ("", "s/0/", "s/0/1/decode"):
+        begun: list[str] = []
+        if left_standing:
+            guard.begin(left_standing)
+            begun.clear()
+        chunks, _ = run(made, video(), guard)
+        each = ["s/0/plan/decode", *(f"s/0/{chunk.clip}/decode" for chunk in chunks)]
+        assert begun == ["s/0/", *(each if left_standing else [])]
+
+
 def test_suspects_are_decoded_alone_and_only_their_own_death_rejects_them() -> None:
     """Clips 0 and 1 are suspects; only clip 1 kills its process. The order of the chunks stays."""
     guard = Strikes()
