@@ -119,7 +119,7 @@ def _full(folder: Path, case: str, seconds: int) -> dict[str, Method]:
 def _sparse(folder: Path) -> dict[str, Method]:
     """49 frames at 8 fps from the middle of a minute at 60 fps, keyframes 250 frames apart."""
     path = folder / "minute.mp4"
-    _make_footage(path, width=640, height=360, fps=60, seconds=60, gop=250)
+    _make_footage(path, width=1280, height=720, fps=60, seconds=60, gop=250)
     data = path.read_bytes()
     start = 27
     spec = DecodeSpec(num_frames=49, fps=Fraction(8), height=OUT_HEIGHT, width=OUT_WIDTH, start=Fraction(start))
@@ -181,19 +181,19 @@ def _pyav(path: Path, *, convert: bool) -> int:
 
 
 def _torchcodec(path: Path, frames: Callable[[Any], Iterator[Any]]) -> dict[str, Method]:
-    """torchcodec's decoder and torchvision's resize, if both are there and find their libraries."""
+    """torchcodec with its own resize and crop, if it is there and finds its libraries."""
     try:
         decoders = importlib.import_module("torchcodec.decoders")
-        resize = importlib.import_module("torchvision.transforms.v2.functional")
+        transforms = importlib.import_module("torchcodec.transforms")
     except (ImportError, OSError, RuntimeError):
         return {}
 
     def run() -> int:
-        num_frames = 0
-        for batch in frames(decoders.VideoDecoder(str(path), num_ffmpeg_threads=1)):
-            resize.center_crop(resize.resize(batch, [OUT_HEIGHT]), [OUT_HEIGHT, OUT_WIDTH])
-            num_frames += len(batch)
-        return num_frames
+        info = decoders.VideoDecoder(str(path)).metadata
+        resize = transforms.Resize((OUT_HEIGHT, round(info.width * OUT_HEIGHT / info.height)))
+        crop = transforms.CenterCrop((OUT_HEIGHT, OUT_WIDTH))
+        decoder = decoders.VideoDecoder(str(path), num_ffmpeg_threads=1, transforms=[resize, crop])
+        return sum(len(batch) for batch in frames(decoder))
 
     return {"torchcodec": run}
 

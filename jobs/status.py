@@ -52,7 +52,7 @@ def status(output: Storage) -> dict[str, object]:
     if not output.exists(PATH):
         raise ConfigError(f"{output.uri} holds no {PATH}: not an output of latentmill encode")
     plan = read_plan(output)
-    counts: Tally = tally(output, sorted(plan.done))
+    counts: Tally = tally(output, sorted(plan.done), plan.superseded(plan.done))
     return {
         "output": output.uri,
         "shards": plan.num_shards,

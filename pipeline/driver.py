@@ -49,6 +49,7 @@ class Driver:
     def __init__(self, output: Storage, plan: Plan, echo: Callable[[str], None]) -> None:
         self.run_id = uuid.uuid4().hex[:12]
         self._output, self._echo = output, echo
+        self._plan = plan
         self.todo = list(plan.remaining())
         self.progress = Progress(
             num_shards=len(self.todo),
@@ -158,7 +159,7 @@ class Driver:
 
     def finish(self) -> Summary:
         """The end of the run: what stands on disk, and what this run did for it."""
-        counts = tally(self._output, sorted(self.done))
+        counts = tally(self._output, sorted(self.done), self._plan.superseded(self.done))
         waiting = self._ledger.still_open()
         return Summary(
             planned_shards=self.num_shards,

@@ -14,7 +14,7 @@ import json
 import logging
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -24,9 +24,10 @@ from pipeline.errors import ChangedError, ConfigError, StorageError
 from pipeline.plan_file import PlanFile, write_plan_file
 from pipeline.records import Shard
 from pipeline.sources import NO_MORE, list_source
-from pipeline.sources.retries import retry_shards
+from pipeline.sources.retries import retry_shards, tried_again
 from pipeline.storage import TEMPORARY, Entry, Storage
 from pipeline.storage.addresses import normal_uri, redacted
+from pipeline.tally import Target
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +73,10 @@ class Plan:
         for shard in self:
             if shard.name not in self.done:
                 yield replace(shard, staged=self._staged.get(shard.name, ""))
+
+    def superseded(self, done: set[str]) -> Mapping[str, set[Target]]:
+        """The rejections whose place a retry among the done shards has taken, by the shard that holds them."""
+        return tried_again(self._files, done)
 
 
 def make_plan(

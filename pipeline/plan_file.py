@@ -80,14 +80,14 @@ class PlanFile:
 
     def members(self, uri: str, source: int) -> Iterator[str]:
         """The members of each shard of one URI and source, in order, a row group at a time."""
-        yield from self._members_where({"uri": uri, "source": source})
+        yield from (members for _, members in self._members_where({"uri": uri, "source": source}))
 
-    def retries(self) -> Iterator[dict[str, Any]]:
-        """The members of each shard of kind "retry", parsed, in order, a row group at a time."""
+    def retries(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Name and parsed members of each shard of kind "retry", in order, a row group at a time."""
         if pc.any(pc.equal(self.table["kind"], "retry")).as_py():
-            yield from map(json.loads, self._members_where({"kind": "retry"}))
+            yield from ((name, json.loads(members)) for name, members in self._members_where({"kind": "retry"}))
 
-    def _members_where(self, wanted: dict[str, Any]) -> Iterator[str]:
+    def _members_where(self, wanted: dict[str, Any]) -> Iterator[tuple[str, str]]:
         file = self._open()
         for group in range(file.metadata.num_row_groups):
             rows = self.table.slice(group * ROWS_PER_GROUP, ROWS_PER_GROUP)
@@ -95,7 +95,7 @@ class PlanFile:
             chosen = [index for index, fact in enumerate(facts) if fact == tuple(wanted.values())]
             if chosen:
                 column = file.read_row_group(group, columns=["members"]).column("members")
-                yield from (column[index].as_py() for index in chosen)
+                yield from ((rows["name"][index].as_py(), column[index].as_py()) for index in chosen)
 
     def _open(self) -> pq.ParquetFile:
         return open_parquet(self.uri, self._entry.size, self._entry.etag)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import io
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -19,6 +19,9 @@ from pipeline.storage import Storage
 
 S = TypeVar("S")
 T = TypeVar("T")
+
+Target = tuple[int, int | None]
+"""What a rejection refuses: (video ordinal, clip index, or None for the video as a whole)"""
 
 READERS = 16
 """Small objects read at a time: at 20 ms a request, 100,000 of them take two minutes instead of half an hour."""
@@ -39,11 +42,14 @@ class Tally:
         return self.latents + sum(self.rejected.values())
 
 
-def tally(output: Storage, shards: Iterable[str]) -> Tally:
-    """Count the latents and rejections of these committed shards."""
+def tally(output: Storage, shards: Iterable[str], superseded: Mapping[str, set[Target]]) -> Tally:
+    """Count the latents and rejections of these committed shards, without the rejections that a retry took the place
+    of: a clip counts once."""
     latents = latent_bytes = 0
     rejected: Counter[str] = Counter()
-    for rows, num_bytes, reasons in in_parallel(lambda shard: _count(output, shard), shards):
+    for rows, num_bytes, reasons in in_parallel(
+        lambda shard: _count(output, shard, superseded.get(shard, set())), shards
+    ):
         latents += rows
         latent_bytes += num_bytes
         rejected.update(reasons)
@@ -58,10 +64,16 @@ def in_parallel(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
             yield from pool.map(function, batch)
 
 
-def _count(output: Storage, shard: str) -> tuple[int, int, list[str]]:
+def _count(output: Storage, shard: str, superseded: set[Target]) -> tuple[int, int, list[str]]:
     lengths = pq.read_table(io.BytesIO(output.read(f"index/{shard}.parquet")), columns=["byte_length"])["byte_length"]
     try:
         lines = output.read(f"rejected/{shard}.jsonl").splitlines()
     except NotFoundError:
         lines = []
-    return len(lengths), pc.sum(lengths).as_py() or 0, [json.loads(line)["reason"] for line in lines]
+    rejections = [rejection for line in lines if target(rejection := json.loads(line)) not in superseded]
+    return len(lengths), pc.sum(lengths).as_py() or 0, [rejection["reason"] for rejection in rejections]
+
+
+def target(rejection: dict[str, Any]) -> Target:
+    """A clip has a start; what has none is a whole video, or the rest of a tar."""
+    return rejection["video"], None if rejection["start"] is None else rejection["clip"]

@@ -35,7 +35,8 @@ def test_the_demos_sources_give_what_the_demo_shows(tmp_path: Path, monkeypatch:
     for argv, latents, rejected in expected:
         job = encode.parse(argv)
         output = make_output(job.source[0], job.output, job.clip, job.latent)
-        counts = tally(output, sorted(read_plan(output).done))
+        plan = read_plan(output)
+        counts = tally(output, sorted(plan.done), plan.superseded(plan.done))
         assert (counts.latents, counts.rejected) == (latents, rejected)
         assert [str(problem) for checked in verify(output) for problem in checked.problems] == []
     rows = pq.read_table(tmp_path / "demo/latents/tars/data").to_pylist()

@@ -37,6 +37,7 @@ from pipeline.sources.samples import Sample, refuse
 from pipeline.spec import LatentRule, settle
 from pipeline.stop import Stop
 from pipeline.storage import Storage
+from pipeline.tally import tally
 from pipeline.verify import verify
 from tests.deadly import dies_alone
 from tests.small import CLIP, spec
@@ -225,7 +226,10 @@ def test_what_is_rejected_again_can_be_tried_again(output: Storage, stages: Stag
     assert ends(output, names[0]) == corrupt
     assert [end for end in ends(output, names[1]) if end not in corrupt] == [("a", 1, "latent"), ("b", 1, "latent")]
     assert ends(output, names[2]) == [("a", 2, "latent"), ("b", 2, "latent")]
-    assert len(retried(retry(output, "corrupt"))) == 3
+    plan = retry(output, "corrupt")
+    assert len(retried(plan)) == 3
+    counts = tally(output, sorted(plan.done), plan.superseded(plan.done))
+    assert (counts.latents, counts.rejected) == (6, {"unreadable": 1, "tar_damaged": 1}), "a clip counts once: as what became of it at last"
 
 
 def test_who_takes_up_open_retries_tries_no_clip_a_second_time(

@@ -102,7 +102,8 @@ class _Tally:
         self.keyframes: list[int] = []
         self.first_key: tuple[int, int] | None = None
         self.num_packets = self.num_untimed = 0
-        self.all_ends = Fraction(0)
+        self.ends: dict[int, int] = {}
+        """Where each stream ends, in its ticks. (A Fraction for every packet would double the time of this loop.)"""
         reader = PictureReader(container, stream, feed)
         last_dts: int | None = None
         for packet in _every_packet(reader, container):
@@ -192,9 +193,9 @@ class _Tally:
         return shown
 
     def _note_end(self, packet: Any) -> None:
-        ticks = packet_ticks(packet)
-        if ticks is not None and packet.time_base:
-            self.all_ends = max(self.all_ends, (ticks + int(packet.duration or 0)) * Fraction(packet.time_base))
+        if (ticks := packet_ticks(packet)) is not None:
+            end = ticks + int(packet.duration or 0)
+            self.ends[packet.stream_index] = max(self.ends.get(packet.stream_index, end), end)
 
     def _promise(self, end: int) -> tuple[Fraction, bool]:
         """Seconds on the stream's clock that the header promises, and whether the file falls short of them."""
@@ -205,7 +206,9 @@ class _Tally:
             # Matroska counts from 0, not from the first frame; where another counts otherwise, this asks too little.
             promised = max(seen, Fraction(self.container.duration, 1_000_000))
         slack = max(_SLACK_SECONDS, promised * _SLACK_SHARE)
-        short = promised - max(seen, self.all_ends) > slack
+        bases = {index: self.container.streams[index].time_base for index in self.ends}
+        ends = [end * Fraction(bases[index]) for index, end in self.ends.items() if bases[index]]
+        short = promised - max([seen, *ends]) > slack
         if "mov" in formats and self.stream.frames > self.num_packets:
             short = True
             promised = seen * self.stream.frames / self.num_packets

@@ -26,10 +26,7 @@ from pipeline.records import Rejection, Shard, canonical_json, shard_name
 from pipeline.sources.samples import Sample, refuse
 from pipeline.storage import Storage
 from pipeline.storage.addresses import folder_of
-from pipeline.tally import in_parallel
-
-Target = tuple[int, int | None]
-"""(video ordinal, clip index, or None for the video as a whole)"""
+from pipeline.tally import Target, in_parallel, target
 
 _REST = frozenset({"tar_damaged", "limit_exceeded"})
 """Why the rest of a tar is refused, then without a key."""
@@ -43,7 +40,7 @@ def retry_shards(
     Rejections by a retry come up only when no retry is open: a run that takes up another one's retries tries each clip
     once, as that one would have done.
     """
-    tried = _tried(files)
+    tried = tried_again(files)
     paths = (entry.path for entry in output.list("rejected/"))
     rejected = done & {path.removeprefix("rejected/").removesuffix(".jsonl") for path in paths}
     is_retrying = any(shard.kind == "retry" and shard.name not in done for file in files for shard in file.shards())
@@ -54,9 +51,9 @@ def retry_shards(
         if shard.name in rejected and not (shard.kind == "retry" and is_retrying)
     )
     for shard, rejections in in_parallel(lambda shard: (shard, _rejections(output, shard.name)), committed):
-        wanted = {_target(rejection): rejection for rejection in rejections if rejection["reason"] in reasons}
-        for target in tried[shard.name] & wanted.keys():
-            del wanted[target]
+        wanted = {target(rejection): rejection for rejection in rejections if rejection["reason"] in reasons}
+        for seen in tried[shard.name] & wanted.keys():
+            del wanted[seen]
         if wanted:
             yield _retry_of(shard, wanted)
 
@@ -90,11 +87,13 @@ def _narrowed(sample: Sample | Rejection, clips: list[int] | None) -> Sample | R
     return replace(sample, only=tuple(clips))
 
 
-def _tried(files: Sequence[PlanFile]) -> defaultdict[str, set[Target]]:
-    """What is in a retry already, by the name of the shard before."""
+def tried_again(files: Sequence[PlanFile], done: set[str] | None = None) -> defaultdict[str, set[Target]]:
+    """What is in a retry already (of these that are done), by the name of the shard before."""
     tried: defaultdict[str, set[Target]] = defaultdict(set)
     for file in files:
-        for members in file.retries():
+        for name, members in file.retries():
+            if done is not None and name not in done:
+                continue
             known = tried[members["of"]["name"]]
             for video, clips in members["videos"]:
                 known.update((video, clip) for clip in ([None] if clips is None else clips))
@@ -109,11 +108,6 @@ def _rejections(output: Storage, shard: str) -> list[dict[str, Any]]:
         return [json.loads(line) for line in output.read(f"rejected/{shard}.jsonl").splitlines()]
     except NotFoundError:
         return []
-
-
-def _target(rejection: dict[str, Any]) -> Target:
-    """A clip has a start; what has none is a whole video, or the rest of a tar."""
-    return rejection["video"], None if rejection["start"] is None else rejection["clip"]
 
 
 def _is_rest(rejection: dict[str, Any]) -> bool:
