@@ -229,7 +229,8 @@ def test_what_is_rejected_again_can_be_tried_again(output: Storage, stages: Stag
     plan = retry(output, "corrupt")
     assert len(retried(plan)) == 3
     counts = tally(output, sorted(plan.done), plan.superseded(plan.done))
-    assert (counts.latents, counts.rejected) == (6, {"unreadable": 1, "tar_damaged": 1}), "a clip counts once: as what became of it at last"
+    unasked = {"unreadable": 1, "tar_damaged": 1}
+    assert (counts.latents, counts.rejected) == (6, unasked), "a clip counts once: as what became of it at last"
 
 
 def test_who_takes_up_open_retries_tries_no_clip_a_second_time(
