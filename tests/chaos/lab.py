@@ -122,6 +122,11 @@ class Run:
     def alive(self) -> bool:
         return self._process.poll() is None
 
+    @property
+    def noted(self) -> int:
+        """Bytes that the encoders of this output have noted so far."""
+        return self.diary.stat().st_size if self.diary.exists() else 0
+
     def signal(self, number: signal.Signals) -> bool:
         """Send the driver a signal; False if it had ended."""
         if not self.alive:

@@ -123,7 +123,8 @@ def kill_workers(stage: str) -> Scenario:
                     end = time.monotonic() + rng.expovariate(1.0)
                     if not run.wait(lambda end=end: time.monotonic() > end):
                         break
-                    if rng.random() < 0.7 and not run.wait(lambda run=run: _busy(run, stage)):
+                    seen = run.noted
+                    if rng.random() < 0.7 and not run.wait(lambda run=run, seen=seen: _busy(run, stage, seen)):
                         break
                     result.kills += any(process.kill() for process in run.workers(stage)[:1])
                 if run.expect(OK, LEFT) == LEFT:
@@ -134,9 +135,9 @@ def kill_workers(stage: str) -> Scenario:
     return scenario
 
 
-def _busy(run: Run, stage: str) -> bool:
-    """Whether a worker of the stage is at work: tasks exist only then, an actor says `submit`."""
-    return any(stage != "Encode" or ".submit" in process.title for process in run.workers(stage))
+def _busy(run: Run, stage: str, seen: int) -> bool:
+    """Whether work is under way: a decode task exists only then, an encoder has just noted the chunk that it begins."""
+    return run.noted > seen if stage == "Encode" else bool(run.workers(stage))
 
 
 def poisoned_decoder(lab: Lab, result: Result, kills: int) -> None:
