@@ -91,8 +91,14 @@ class Pools:
     encoder_gpus: float
 
 
-def pools(workers: Workers, chunk_bytes: int, *, cpus: float, gpus: float, object_store: float) -> Pools:
+def pools(
+    workers: Workers, chunk_bytes: int, *, cpus: float, gpus: float, object_store: float, largest_node: float = 0
+) -> Pools:
     """Size the pools, refusing what would stand still in silence.
+
+    Encoders on CPUs leave room for decode even when the largest node is lost (`largest_node` CPUs, 0 if there is only
+    one): an actor keeps its CPU while it waits for frames that only a decode task could make again (seen: two encoders
+    on the two CPUs that were left, for ever).
 
     Raises:
         ConfigError: the encoders leave no CPU for a decode task, want more GPUs than there are, or the object store
@@ -114,7 +120,7 @@ def pools(workers: Workers, chunk_bytes: int, *, cpus: float, gpus: float, objec
             f"of that must hold {BLOCKS_IN_FLIGHT} chunks. Lower chunk-windows or raise object-store-gb"
         )
     if encoder_cpus:
-        most = min(most, int((cpus - workers.decode_cpus) / encoder_cpus))
+        most = max(least, min(most, int((cpus - largest_node - workers.decode_cpus) / encoder_cpus)))
     waiting = max(2, int(cpus) // 2)
     return Pools(
         readers=waiting,

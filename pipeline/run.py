@@ -236,12 +236,14 @@ def _ray(workers: Workers, chunk_bytes: int) -> Iterator[preflight.Pools]:
             ray.init(**options)
     try:
         has = ray.cluster_resources()
+        nodes = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
         pools = preflight.pools(
             workers,
             chunk_bytes,
             cpus=has.get("CPU", 0.0),
             gpus=has.get("GPU", 0.0),
             object_store=has.get("object_store_memory", 0.0),
+            largest_node=max(nodes) if len(nodes) > 1 else 0.0,
         )
         context = DataContext.get_current()
         context.target_max_block_size = preflight.block_bytes(chunk_bytes)
