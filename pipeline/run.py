@@ -55,6 +55,8 @@ DECODES_PER_WORKER = 256
 which keeps decode apart from encode even where both reserve one CPU."""
 
 
+LOWEST_PRIORITY = 19
+
 IDLE_WORKERS_PER_CPU = 8
 """Worker processes that a Ray of our own keeps. By default it ends idle ones beyond one per CPU after a second, and the
 next task waits for a new one, 1.5 s of CPU each (measured: 22 started in 40 s on 2 cores, a third of all the work)."""
@@ -173,6 +175,8 @@ def _read(table: pa.Table, read: Callable[[Shard], Iterator[Video | Receipt]], c
 
 
 def _decode(table: pa.Table, decoder: Decoder, guard: Any) -> Iterator[pa.Table]:
+    if hasattr(os, "setpriority"):  # decode tasks outnumber the cores, and an encoder that waits for a core is dear
+        os.setpriority(os.PRIO_PROCESS, 0, LOWEST_PRIORITY)
     for record in from_table(table):
         yield from map(to_table, decoder(record, guard) if isinstance(record, Video) else [record])
 
@@ -225,6 +229,9 @@ def _ray(workers: Workers, chunk_bytes: int) -> Iterator[preflight.Pools]:
     ours = workers.ray_address == "local"
     options: dict[str, Any] = {"address": workers.ray_address, "logging_level": "ERROR", "log_to_driver": False}
     if ours:
+        # Ray Data's default autoscaler drops fractions of a CPU when it shares them out (2 - 1 - 0.5 leaves 0, seen in
+        # Ray 2.60: one decode task on a core instead of two). Our own Ray never grows; V2 asks for nothing there.
+        os.environ.setdefault("RAY_DATA_CLUSTER_AUTOSCALER", "V2")
         cpus = max(local_cpus(), 2)  # an encoder and the decoding beside it
         options |= {"num_cpus": cpus, "include_dashboard": False}
         options |= {"_system_config": {"num_workers_soft_limit": IDLE_WORKERS_PER_CPU * cpus}}
