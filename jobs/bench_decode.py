@@ -188,10 +188,11 @@ def _torchcodec(path: Path, frames: Callable[[Any], Iterator[Any]]) -> dict[str,
     except (ImportError, OSError, RuntimeError):
         return {}
 
+    info = decoders.VideoDecoder(str(path)).metadata
+    resize = transforms.Resize((OUT_HEIGHT, round(info.width * OUT_HEIGHT / info.height)))
+    crop = transforms.CenterCrop((OUT_HEIGHT, OUT_WIDTH))
+
     def run() -> int:
-        info = decoders.VideoDecoder(str(path)).metadata
-        resize = transforms.Resize((OUT_HEIGHT, round(info.width * OUT_HEIGHT / info.height)))
-        crop = transforms.CenterCrop((OUT_HEIGHT, OUT_WIDTH))
         decoder = decoders.VideoDecoder(str(path), num_ffmpeg_threads=1, transforms=[resize, crop])
         return sum(len(batch) for batch in frames(decoder))
 

@@ -5,8 +5,7 @@ The listings are made up, so what is measured is this program and not a store: a
 
     tars     every shard is a tar
     files    every shard is a group of 100 loose videos: 100,000 shards are 10 million listed files
-
-Last, the indexes of as many shards of 100 clips each become one: `index.parquet` of 10 million rows.
+    seal     the indexes of as many shards of 100 clips become one: `index.parquet` of 10 million rows
 """
 
 from __future__ import annotations
@@ -60,12 +59,15 @@ class Measured:
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="bench plan", description="planning and resuming against made-up listings")
     parser.add_argument("--shards", type=int, default=100_000, help="of the largest case; a quarter and a half run too")
-    parser.add_argument("--kinds", nargs="*", choices=["tars", "files"], default=["tars", "files"])
-    parser.add_argument("--seal", action=argparse.BooleanOptionalAction, default=True, help="seal an index as well")
+    kinds = ["tars", "files", "seal"]
+    parser.add_argument("--kinds", nargs="+", choices=kinds, default=kinds)
     args = parser.parse_args(argv)
     print(f"{'source':8}{'shards':>9}{'clips':>10}{'plan s':>8}{'(cpu)':>7}{'resume s':>10}{'(cpu)':>7}{'peak MB':>9}")
     failed = False
     for kind in args.kinds:
+        if kind == "seal":
+            failed |= _seal(args.shards)
+            continue
         for num_shards in (args.shards // 4, args.shards // 2, args.shards):
             with multiprocessing.get_context("spawn").Pool(1) as pool:
                 got = pool.apply(measure, (kind, num_shards))
@@ -77,8 +79,6 @@ def main(argv: list[str]) -> int:
         # By CPU seconds: nothing here waits, and other work on the machine does not change them.
         slowest = max(got.plan_cpu_seconds, got.resume_cpu_seconds)
         failed |= slowest > TARGET_SECONDS or got.peak_bytes > TARGET_BYTES
-    if args.seal:
-        failed |= _seal(args.shards)
     verdict = "missed" if failed else "met"
     print(f"target for the largest of each: {TARGET_SECONDS:.0f} CPU s and {TARGET_BYTES / 1e6:.0f} MB, {verdict}")
     return int(failed)

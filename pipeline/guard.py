@@ -5,8 +5,8 @@ process (a segfault, memory) or never returns. Ray would retry it for ever, so:
 
 1. A hang becomes a crash: `deadline` ends the process from a C thread that needs no GIL.
 2. Every attempt at a video begins with a strike, taken back when the attempt ends; where one is left standing, every
-   clip of that video is an attempt of its own (a question to the counter costs 2 ms of CPU, so only then). Strikes
-   only raise suspicion, since a lost machine strikes healthy clips too.
+   clip of that video is an attempt of its own (only then: the counter is in another process). Strikes only raise
+   suspicion, since a lost machine strikes healthy clips too.
 3. After MAX_STRIKES of its own that one clip runs `alone` in a child process under the same deadline. Only its own
    death there rejects it, and that verdict is kept in staging, so that a rerun does not start over.
 """

@@ -103,7 +103,7 @@ class _Tally:
         self.first_key: tuple[int, int] | None = None
         self.num_packets = self.num_untimed = 0
         self.ends: dict[int, int] = {}
-        """Where each stream ends, in its ticks. (A Fraction for every packet would double the time of this loop.)"""
+        """Where each stream ends, in its ticks."""
         reader = PictureReader(container, stream, feed)
         last_dts: int | None = None
         for packet in _every_packet(reader, container):
