@@ -58,7 +58,7 @@ def probe(src: Source, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> VideoInfo:
         OpenError, NoVideoStreamError, UnsupportedCodecError
         OSError: as the storage raised it.
     """
-    with open_feed(src) as feed, open_container(feed) as container:
+    with open_feed(src) as feed, open_container(feed, with_trial=False) as container:
         stream = choose_stream(container)
         discard_others(container, stream)
         kind = _header_kind(stream)

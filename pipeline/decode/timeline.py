@@ -90,7 +90,7 @@ def measure(src: Source) -> Timeline:
 
 def measure_feed(feed: Feed) -> Timeline:
     """`measure` for a source that is already open; another container may be reading it."""
-    with open_container(feed) as container:
+    with open_container(feed, with_trial=False) as container:
         return _Tally(container, choose_stream(container), feed).timeline()
 
 
