@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
+from pipeline.stop import leave
+
 COMMANDS = {
     "encode": "video shards in, scaled latents out; running it again resumes",
     "status": "what stands in an output, also while a run is going",
@@ -18,7 +20,7 @@ USAGE = (
 
 
 def main() -> int:
-    """Run a command; the exit code is the command's own."""
+    """Run a command and leave with its own exit code."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
         print(USAGE)
@@ -26,8 +28,7 @@ def main() -> int:
     if name not in COMMANDS:
         print(f"latentmill: no command {name!r}\n{USAGE}", file=sys.stderr)
         return 2
-    code: int = import_module(f"jobs.{name}").main(sys.argv[2:])
-    return code
+    return leave(import_module(f"jobs.{name}").main(sys.argv[2:]))
 
 
 if __name__ == "__main__":

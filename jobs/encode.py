@@ -16,6 +16,7 @@ from pipeline.errors import ConfigError, StorageError
 from pipeline.job import Job
 from pipeline.progress import Summary
 from pipeline.shard_file import data_path
+from pipeline.stop import leave
 
 OK, LEFT, CONFIG, REJECTED, STOPPED = 0, 1, 2, 3, 75
 
@@ -86,4 +87,4 @@ def _append(line: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import NotFoundError
 from pipeline.records import canonical_json
+from pipeline.shard_file import data_path
 
 if TYPE_CHECKING:
     from pipeline.storage import Storage
@@ -62,7 +63,7 @@ class Claims:
     def take(self, shard: str) -> bool:
         """Whether this run processes the shard. The answer is sticky: a retried task must do what the first one did."""
         if shard not in self._answers:
-            self._answers[shard] = not self._stopped and self._claim(f"{CLAIMS}/{shard}")
+            self._answers[shard] = not self._stopped and self._claim(f"{CLAIMS}/{shard}") and self._is_open(shard)
         return self._answers[shard]
 
     def stop(self) -> None:
@@ -84,6 +85,13 @@ class Claims:
         """The end of the run, or of one of its passes."""
         for shard in list(self._answers):
             self.release(shard)
+
+    def _is_open(self, shard: str) -> bool:
+        """Whether the shard is still to be done: another run lets go of its claim once it has committed."""
+        if self._output.exists(data_path(shard)):
+            self._output.delete(f"{CLAIMS}/{shard}")
+            return False
+        return True
 
     def _claim(self, path: str) -> bool:
         if self._output.create(path, self._owner):

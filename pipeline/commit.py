@@ -62,6 +62,7 @@ def commit(output: Storage, spec: str, shard: CompleteShard) -> Committed:
             if not output.exists(path):
                 return Committed(shard=shard.name, missing=error.clips)
             derive(output, shard.name)
+            sweep(output, [shard.name])
             return Committed(shard=shard.name, adopted=True, num_bytes=output.size(path))
         num_bytes = sink.seek(0, io.SEEK_END)
         data = sink.getvalue() if isinstance(sink, io.BytesIO) else Path(sink.name)
@@ -69,7 +70,7 @@ def commit(output: Storage, spec: str, shard: CompleteShard) -> Committed:
         if not ours:
             _compare(output, path, sink)
     derive(output, shard.name)
-    output.delete(f"{STAGING}/{shard.name}/")
+    sweep(output, [shard.name])
     return Committed(shard=shard.name, adopted=not ours, num_bytes=num_bytes)
 
 
@@ -96,7 +97,12 @@ def tidy(output: Storage, done: Iterable[str], leftovers: Iterable[str]) -> None
     indexed = {entry.path.removeprefix("index/").removesuffix(".parquet") for entry in output.list("index/")}
     for shard in sorted(set(done) - indexed):
         derive(output, shard)
-    for shard in leftovers:
+    sweep(output, leftovers)
+
+
+def sweep(output: Storage, shards: Iterable[str]) -> None:
+    """Delete what is staged of committed shards: a task that was tried again, or another run, may have come late."""
+    for shard in shards:
         output.delete(f"{STAGING}/{shard}/")
 
 

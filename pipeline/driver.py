@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 from pipeline.claims import RENEW_SECONDS
-from pipeline.commit import Committed
+from pipeline.commit import Committed, sweep
 from pipeline.errors import StorageError
 from pipeline.ledger import CompleteShard, Ledger
 from pipeline.parts import read_verdict
@@ -62,7 +62,6 @@ class Driver:
         self._ledger = Ledger()
         self._elsewhere: set[str] = set()
         self._commits: dict[Future[Committed], str] = {}
-        self._stopped = False
 
     def drive(
         self,
@@ -86,7 +85,6 @@ class Driver:
                         break
             finally:
                 claims.release_all()
-                self._stopped = stop.asked
         self._echo(self.progress.line())
 
     def _one_pass(
@@ -148,6 +146,7 @@ class Driver:
         before = len(self.todo)
         claims.release_all()
         now, mine = read_plan(self._output), {shard.name for shard in self.todo}
+        sweep(self._output, now.leftovers)
         self.done |= mine & now.done
         self.todo = [shard for shard in now.remaining() if shard.name in mine]
         held = [shard.name for shard in self.todo if shard.name in self._elsewhere]
@@ -157,7 +156,7 @@ class Driver:
             return True
         return len(self.todo) < before
 
-    def finish(self) -> Summary:
+    def finish(self, *, stopped: bool) -> Summary:
         """The end of the run: what stands on disk, and what this run did for it."""
         counts = tally(self._output, sorted(self.done), self._plan.superseded(self.done))
         waiting = self._ledger.still_open()
@@ -168,7 +167,7 @@ class Driver:
             latents=counts.latents,
             rejected=counts.rejected,
             latent_bytes=counts.latent_bytes,
-            stopped=self._stopped,
+            stopped=stopped,
             parts_staged=self.progress.parts,
             wall_seconds=self.progress.elapsed,
             busy_seconds=dict(self.progress.seconds),

@@ -20,6 +20,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,9 +45,10 @@ from pipeline.progress import Summary
 from pipeline.records import Chunk, Latent, Receipt, Shard, Video
 from pipeline.rows import from_table, to_table
 from pipeline.sources import read_shard
-from pipeline.spec import settle
-from pipeline.stop import GraceOverError, Stop
+from pipeline.spec import Spec, settle
+from pipeline.stop import Stop
 from pipeline.storage import Storage
+from vae.info import VAEInfo
 
 log = logging.getLogger(__name__)
 
@@ -121,45 +123,61 @@ def run(
     if job.retry_rejected:
         plan = plan_retries(output, job.retry_reasons)
     driver = Driver(output, plan, echo)
-    here: dict[str, Any] = {}
-    if driver.todo:
-        chunk_bytes = preflight.largest_chunk_bytes(job.clip, job.latent, info)
-        # Ray takes SIGTERM for itself when it starts, so Stop comes after it.
-        with _ray(job.workers, chunk_bytes) as pools, Stop(job.grace) as stop, contextlib.suppress(GraceOverError):
-            device = "cuda" if pools.encoder_gpus else "cpu"
-            here = runs.environment(device, job.workers.threads_per_encoder)
-            runs.warn_of_differences(output, here)
-            driver.progress.slots = {"decode": pools.decoders, "encode": pools.encoders[1]}
-            guard, claims = _Remote(Strikes, told=("end",)), _Remote(Claims, output, Owner.this_process(driver.run_id))
-            decoder = Decoder(
-                clip=job.clip, latent=job.latent, info=info, deadline=job.workers.decode_deadline, decode=decode
-            )
-            make_encoder = partial(
-                encode,
-                job.vae,
-                spec,
-                device=device,
-                threads=job.workers.threads_per_encoder,
-                largest=preflight.largest_clip(job.clip),
-            )
-            stages: dict[str, tuple[Any, dict[str, Any]]] = {
-                "read": (_read, {"read": read, "claims": claims}),
-                "decode": (_decode, {"decoder": decoder, "guard": guard}),
-                "encode": (_Encode, {"make": make_encoder, "guard": guard, "deadline": job.workers.encode_deadline}),
-                "stage": (_stage, {"output": output}),
-            }
-            remote_commit = ray.remote(num_cpus=0, max_retries=-1)(commit).remote
-            driver.drive(
-                lambda shards: _receipts(graph(shards, pools, **stages)),
-                lambda shard: ray.get(remote_commit(output, spec.to_json(), shard)),
-                claims,
-                stop,
-                echo_seconds,
-            )
-    seal(output, sorted(driver.done))
-    summary = driver.finish()
-    runs.record(output, driver.run_id, spec.digest, here, summary)
+    with Stop(job.grace) as stop:
+        here = _drive(driver, stop, job, spec, info, output, read, decode, encode, echo_seconds) if driver.todo else {}
+        with stop.limited():
+            seal(output, sorted(driver.done))
+        summary = driver.finish(stopped=stop.asked)
+        runs.record(output, driver.run_id, spec.digest, here, summary)
     return summary
+
+
+def _drive(
+    driver: Driver,
+    stop: Stop,
+    job: Job,
+    spec: Spec,
+    info: VAEInfo,
+    output: Storage,
+    read: Callable[[Shard], Iterator[Video | Receipt]],
+    decode: Decode,
+    encode: Callable[..., Callable[[Chunk], Latent]],
+    echo_seconds: float,
+) -> dict[str, Any]:
+    """Start Ray and let the driver drive; return what the run ran on."""
+    with _ray(job.workers, preflight.largest_chunk_bytes(job.clip, job.latent, info)) as pools, stop.limited():
+        device = "cuda" if pools.encoder_gpus else "cpu"
+        here = runs.environment(device, job.workers.threads_per_encoder)
+        runs.warn_of_differences(output, here)
+        driver.progress.slots = {"decode": pools.decoders, "encode": pools.encoders[1]}
+        guard = _Remote(Strikes, told=("end",))
+        claims = _Remote(Claims, output, Owner.this_process(driver.run_id))
+        decoder = Decoder(
+            clip=job.clip, latent=job.latent, info=info, deadline=job.workers.decode_deadline, decode=decode
+        )
+        make_encoder = partial(
+            encode,
+            job.vae,
+            spec,
+            device=device,
+            threads=job.workers.threads_per_encoder,
+            largest=preflight.largest_clip(job.clip),
+        )
+        stages: dict[str, tuple[Any, dict[str, Any]]] = {
+            "read": (_read, {"read": read, "claims": claims}),
+            "decode": (_decode, {"decoder": decoder, "guard": guard}),
+            "encode": (_Encode, {"make": make_encoder, "guard": guard, "deadline": job.workers.encode_deadline}),
+            "stage": (_stage, {"output": output}),
+        }
+        remote_commit = ray.remote(num_cpus=0, max_retries=-1)(commit).remote
+        driver.drive(
+            lambda shards: _receipts(graph(shards, pools, **stages)),
+            lambda shard: ray.get(remote_commit(output, spec.to_json(), shard)),
+            claims,
+            stop,
+            echo_seconds,
+        )
+    return here
 
 
 def _read(table: pa.Table, read: Callable[[Shard], Iterator[Video | Receipt]], claims: Any) -> Iterator[pa.Table]:
@@ -238,9 +256,12 @@ def _ray(workers: Workers, chunk_bytes: int) -> Iterator[preflight.Pools]:
         if workers.object_store_gb:
             options["object_store_memory"] = int(workers.object_store_gb * 1e9)
     joined = ray.is_initialized()
+    # In the main thread Ray would take SIGTERM for itself, and one that came meanwhile would end in an abort. What it
+    # starts lives as long as the thread.
+    starter = ThreadPoolExecutor(1)
     if not joined:
         with _quiet():
-            ray.init(**options)
+            starter.submit(ray.init, **options).result()
     try:
         has = ray.cluster_resources()
         nodes = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
@@ -261,6 +282,7 @@ def _ray(workers: Workers, chunk_bytes: int) -> Iterator[preflight.Pools]:
     finally:
         if not joined:
             ray.shutdown()
+        starter.shutdown()
 
 
 @contextlib.contextmanager

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import signal
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 from pipeline.errors import StorageError
 
@@ -20,7 +23,7 @@ class GraceOverError(BaseException):
 
 
 class Stop:
-    """SIGTERM as a flag, and as GraceOverError in the main thread once `grace` seconds have passed.
+    """SIGTERM as a flag, and as the end of what is `limited` once `grace` seconds have passed.
 
     Outside the main thread, where Python takes no signals, it never asks.
     """
@@ -28,8 +31,10 @@ class Stop:
     def __init__(self, grace: float) -> None:
         self._grace = grace
         self._event = threading.Event()
+        self._deadline = math.inf
         self._calls: list[Callable[[], None]] = []
         self._before: list[tuple[int, Any]] = []
+        self._is_limited = False
 
     @property
     def asked(self) -> bool:
@@ -47,6 +52,19 @@ class Stop:
         yield
         self._calls.remove(function)
 
+    @contextlib.contextmanager
+    def limited(self) -> Iterator[None]:
+        """Abandon the body when the grace period is over."""
+        try:
+            self._is_limited = True
+            self._set_alarm()
+            yield
+        except GraceOverError:
+            pass
+        finally:
+            self._is_limited = False
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             handlers = ((signal.SIGTERM, self._ask), (signal.SIGALRM, self._give_up))
@@ -54,19 +72,30 @@ class Stop:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self._before:
             signal.signal(number, handler)
 
     def _ask(self, _number: int, _frame: FrameType | None) -> None:
         log.warning("stop asked for: finishing what is open, at most %g s", self._grace)
+        self._deadline = min(self._deadline, time.monotonic() + self._grace)
         self._event.set()
-        signal.setitimer(signal.ITIMER_REAL, self._grace)
+        self._set_alarm()
         for call in self._calls:
             call()
 
+    def _set_alarm(self) -> None:
+        if self._is_limited and self._deadline < math.inf:
+            signal.setitimer(signal.ITIMER_REAL, max(self._deadline - time.monotonic(), 0.001))
+
     def _give_up(self, _number: int, _frame: FrameType | None) -> None:
-        raise GraceOverError
+        if self._is_limited:
+            raise GraceOverError
+
+
+def leave(code: int) -> NoReturn:
+    """End this process with an exit code that a stop, asked for on the way out, does not replace."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(code)
 
 
 @contextlib.contextmanager

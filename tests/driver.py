@@ -26,9 +26,7 @@ class Driver:
 
     def kill_when(self, moment: Callable[[], bool]) -> None:
         """SIGKILL the driver as soon as `moment` is true, and wait until every worker that it started is gone."""
-        while not moment():
-            assert self._process.poll() is None, f"ended before the moment came:\n{self._output()}"
-            select.select([], [], [], 0.02)
+        self._wait_until(moment)
         descendants = [os.pidfd_open(pid) for pid in _descendants(self._process.pid) if not _is_agent(pid)]
         self._process.send_signal(signal.SIGKILL)
         self._process.communicate()
@@ -38,12 +36,22 @@ class Driver:
             assert gone, "a worker outlived its driver by a minute"
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def finish(self) -> str:
-        """Wait for the end, demand exit code 0, return what it printed."""
+    def stop_while_ray_starts(self) -> None:
+        """SIGTERM the driver as soon as it has started a process."""
+        self._wait_until(lambda: bool(_descendants(self._process.pid)))
+        self._process.send_signal(signal.SIGTERM)
+
+    def finish(self, code: int = 0) -> str:
+        """Wait for the end, demand this exit code, return what it printed."""
         output = self._output()
-        assert self._process.returncode == 0, output
+        assert self._process.returncode == code, output
         shutil.rmtree(self._folder, ignore_errors=True)
         return output
+
+    def _wait_until(self, moment: Callable[[], bool]) -> None:
+        while not moment():
+            assert self._process.poll() is None, f"ended before the moment came:\n{self._output()}"
+            select.select([], [], [], 0.02)
 
     def _output(self) -> str:
         return self._process.communicate(timeout=300)[0].decode()

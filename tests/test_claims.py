@@ -47,6 +47,15 @@ def test_a_claim_that_nobody_renewed_is_taken_over(output: Storage, tmp_path: Pa
     assert b'"here"' in path.read_bytes()
 
 
+def test_a_shard_that_another_run_has_committed_and_let_go_of_is_not_taken(output: Storage) -> None:
+    theirs, ours = Claims(output, FAR), Claims(output, HERE)
+    assert theirs.take("s")
+    output.put("data/s.parquet", b"theirs")
+    theirs.release("s")
+    assert not ours.take("s")
+    assert not output.exists("_claims/s")
+
+
 def test_renewing_keeps_a_claim_fresh(output: Storage, tmp_path: Path) -> None:
     holder = Claims(output, FAR)
     assert holder.take("s")

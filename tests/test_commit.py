@@ -143,6 +143,16 @@ def test_a_loser_adopts_the_winners_file(output: Storage, caplog: pytest.LogCapt
     assert output.read("data/s.parquet") == before
 
 
+def test_a_run_whose_parts_another_run_swept_adopts_its_file_and_sweeps_the_rest(output: Storage) -> None:
+    put_parts(output)
+    commit(output, SPEC, SHARD)
+    theirs = output.read("data/s.parquet")
+    put_parts(output, PARTS[:1])
+    assert commit(output, SPEC, SHARD).adopted
+    assert output.read("data/s.parquet") == theirs
+    assert not list(output.list("_staging/"))
+
+
 def test_tidy_makes_what_a_killed_run_left_undone(output: Storage) -> None:
     put_parts(output)
     commit(output, SPEC, SHARD)

@@ -1,5 +1,6 @@
 """Laws: SIGKILL the driver at any moment and run the same command again: the same bytes as one undisturbed run, nothing
 left in staging, no row twice or missing, and what was staged is not encoded again. On a disk, and over the S3 protocol.
+SIGTERM ends a run with the code that says "resume me", at whatever moment it comes.
 
 More moments, and kills of workers, actors and nodes: tests/chaos.
 """
@@ -10,6 +11,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jobs.encode import STOPPED
 from tests.driver import Driver
 from tests.test_run import make_tar
 from tests.videos import make_video
@@ -63,6 +65,18 @@ def test_a_driver_killed_twice_ends_like_an_undisturbed_one(tmp_path: Path) -> N
     left = NUM_SHARDS * CLIPS_PER_SHARD - CLIPS_PER_SHARD * len(committed) - staged_later
     assert json.loads(last_run.read_text())["summary"]["parts_staged"] == left
     assert staged >= 1
+
+
+def test_a_stop_while_ray_starts_says_resume_me(tmp_path: Path) -> None:
+    make_sources(tmp_path)
+    command = ["--source", f"{tmp_path}/*.tar", "--output", str(tmp_path / "out"), *FLAGS]
+    early = Driver(command)
+    early.stop_while_ray_starts()
+    early.finish(STOPPED)
+    assert not files(tmp_path, "out/data/*")
+    Driver(command).finish()
+    assert len(files(tmp_path, "out/data/*")) == NUM_SHARDS
+    assert not files(tmp_path, "out/_claims/*")
 
 
 def test_s3_in_and_out_and_resumed_after_a_kill(tmp_path: Path, s3: S3) -> None:

@@ -15,6 +15,7 @@ from pipeline.errors import ConfigError, StorageError
 from pipeline.job import Job, Workers
 from pipeline.run import run
 from pipeline.spec import LatentRule
+from pipeline.stop import leave
 from tests.chaos import stages
 
 CLIP = ClipRule(num_frames=17, height=32, width=48, fps="24", clips="all")
@@ -48,4 +49,4 @@ def main(order: dict[str, object]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(json.loads(sys.argv[1])))
+    leave(main(json.loads(sys.argv[1])))
