@@ -26,9 +26,11 @@ class ClipBuilder:
         self._codec, self._sar, self._base, self._origin = codec, sar, time_base, origin
         self.result: DecodedClip | VideoError | None = None
         self.first = origin + math.ceil(spec.start / time_base)
+        self.needs: list[int] = []
+        """Ticks that each frame stands for; none with native frames, which are counted."""
         if spec.fps is not None:
-            self._needs = [origin + math.floor(spec.target(i) / time_base) for i in range(spec.num_frames)]
-            self.first = self._needs[0]
+            self.needs = [origin + math.floor(spec.target(i) / time_base) for i in range(spec.num_frames)]
+            self.first = self.needs[0]
         self._converters: dict[FrameKind, Converter] = {}
         self._frames: np.ndarray | None = None
         self.restart()
@@ -64,8 +66,8 @@ class ClipBuilder:
             if self.spec.fps is None:
                 self._offer_native(shown, reader)
             else:
-                while not self.is_complete and shown.ticks <= self._needs[self._done] < until:
-                    self._take(shown, self._needs[self._done], reader)
+                while not self.is_complete and shown.ticks <= self.needs[self._done] < until:
+                    self._take(shown, self.needs[self._done], reader)
             if self._done and not self.is_complete:
                 self._span += 1
                 if self._span > self.spec.max_decoded_frames:

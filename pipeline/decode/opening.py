@@ -33,7 +33,7 @@ can tell."""
 _AV_OPTIONS = {"protocol_whitelist": "none", "probesize": "5000000"}
 _NO_TRIAL = {"skip_frame": "all"}
 """For the decoder that FFmpeg opens a file with: it tries some frames, 7 of H.264, which is 18 ms at 720p and 42 ms at
-1080p. They tell how far a stream reorders its frames where its header does not, so a pass needs them; others don't."""
+1080p. They tell how far a stream reorders its frames, where no header does."""
 
 
 class Feed:
@@ -110,14 +110,16 @@ def open_feed(src: Source) -> Iterator[Feed]:
 def open_container(feed: Feed, *, with_trial: bool = True) -> Iterator[Any]:
     """An open container; closed on the way out, or threads and descriptors stay behind.
 
-    Without a trial, some properties of the streams are unknown, and their frames may come in the wrong order.
+    Without a trial, some properties of the streams are unknown, and frames may come in the wrong order. So it is left
+    out for MP4 only, which states when packets are decoded; where FFmpeg must guess that, it needs the trial, too.
 
     Raises:
         OpenError: FFmpeg can't make anything of the content.
         CorruptVideoError: in place of an FFmpeg error that the body of the `with` lets through.
         OSError: as the storage raised it.
     """
-    container = _open(feed, _AV_OPTIONS if with_trial else _AV_OPTIONS | _NO_TRIAL)
+    is_mp4 = feed.read_at(4, 4) == b"ftyp"
+    container = _open(feed, _AV_OPTIONS | _NO_TRIAL if is_mp4 and not with_trial else _AV_OPTIONS)
     with container:
         feed.check()
         try:

@@ -14,6 +14,7 @@ from typing import Any
 import av
 from av.video.frame import PictureType
 
+from pipeline.decode.disposable import is_disposable, nal_length_size
 from pipeline.decode.opening import Feed
 from pipeline.errors import UnsupportedCodecError
 
@@ -55,6 +56,8 @@ class _Damage:
     """Its place in decoding order."""
     ticks: int | None
     """When its frame should have been shown; None if a frame is there, or nobody knows."""
+    spreads: bool
+    """Other frames may be predicted from it."""
 
 
 class PictureReader:
@@ -72,13 +75,18 @@ class PictureReader:
         self.first_error: str | None = None
         self.is_cut = False
         """The demuxer ran into a fault: the file goes on by its own account, but can't be read."""
+        self.unwanted: frozenset[int] = frozenset()
+        """Timestamps of frames that need not come."""
+        self.skipped: set[int] = set()
+        """Those of them that were left out, as nothing is predicted from them."""
+        self._length_size = nal_length_size(stream)
         self._ranked = uses_ranked_times(container, stream)
         self._step = nominal_step(stream)
         self._reset()
 
     def _reset(self) -> None:
         self._pending: list[int] = []
-        self._orders: dict[int, tuple[int, int]] = {}
+        self._orders: dict[int, tuple[int, bool]] = {}
         self._order = 0
         self._last: int | None = None
         self._damage: list[_Damage] = []
@@ -96,7 +104,11 @@ class PictureReader:
         for packet in self.packets():
             is_flush = packet.size == 0 and packet.pts is None and packet.dts is None
             if not is_flush:
-                self._submit(packet)
+                disposable = self._is_disposable(packet)
+                if disposable and packet.pts in self.unwanted:
+                    self.skipped.add(packet.pts)
+                    continue
+                self._submit(packet, disposable)
             try:
                 frames = packet.decode()
             except av.error.DecoderNotFoundError as error:
@@ -146,16 +158,24 @@ class PictureReader:
         return any(d.ticks is not None and d.ticks > ticks for d in self._damage)
 
     @property
+    def can_skip(self) -> bool:
+        """Whether `unwanted` has any effect."""
+        return self._length_size is not None
+
+    @property
     def has_damage(self) -> bool:
         return bool(self._damage) or self.is_cut
 
-    def _submit(self, packet: Any) -> None:
+    def _is_disposable(self, packet: Any) -> bool:
+        return self._length_size is not None and not packet.is_discard and is_disposable(packet, self._length_size)
+
+    def _submit(self, packet: Any, disposable: bool) -> None:
         self._order += 1
         ticks = packet_ticks(packet)
         if ticks is None or packet.is_discard:
             return
         heapq.heappush(self._pending, ticks)
-        self._orders[ticks] = (self._order, ticks)
+        self._orders[ticks] = (self._order, disposable)
         if packet.is_keyframe:
             self._keyframes.append((self._order, ticks))
 
@@ -163,7 +183,7 @@ class PictureReader:
         self._note(error)
         self._barren += 1
         if not packet.is_discard:
-            self._damage.append(_Damage(self._order, packet_ticks(packet)))
+            self._damage.append(_Damage(self._order, packet_ticks(packet), spreads=not self._is_disposable(packet)))
 
     def _note(self, error: Exception) -> None:
         self.errors += 1
@@ -178,10 +198,10 @@ class PictureReader:
             ticks = own
         else:
             ticks = self._next_pending(own)
-        order = self._orders.get(own if own is not None else ticks, (self._order, ticks))[0]
+        order, disposable = self._orders.get(own if own is not None else ticks, (self._order, False))
         tainted = self._is_tainted(order, ticks)
-        if frame.is_corrupt and not self._is_never_referred_to(frame):
-            self._damage.append(_Damage(order, None))
+        if frame.is_corrupt and not disposable and not self._is_never_referred_to(frame):
+            self._damage.append(_Damage(order, None, spreads=True))
         while self._pending and self._pending[0] <= ticks:
             self._orders.pop(heapq.heappop(self._pending), None)
         self._last = ticks
@@ -205,7 +225,7 @@ class PictureReader:
         """Whether damage precedes this frame in decoding order, with no keyframe between that both orders agree on."""
         if not self._damage:
             return False
-        before = [d.order for d in self._damage if d.order < order]
+        before = [d.order for d in self._damage if d.order < order and d.spreads]
         if not before:
             return False
         return not any(max(before) < key_order <= order and key <= ticks for key_order, key in self._keyframes)

@@ -1,9 +1,10 @@
-"""Jumping ahead without being lied to: where a seek lands is held against the packets' timestamps, frame by frame.
+"""Skipping ahead without being lied to: what follows is held against the packets' timestamps, frame by frame.
 
 Seeking lies in many ways (of 67 real files 8 disagreed with linear decoding): it lands late, past the data, or on
 frames whose timestamps are off by a tick or two. So it is tried only where the packets' timestamps can be trusted, the
 first picture taken is a keyframe at or before the target, every later one must be the one that the packets foretell,
-and at the first disagreement `DistrustError` sends the whole pass back to decode from the start.
+and at the first disagreement `DistrustError` sends the whole pass back to decode from the start. Frames that nobody
+wants and nothing is predicted from are left out on the same terms.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class DistrustError(Exception):
 
 
 class Seeker:
-    """Decides on seeks in one pass, does them, and checks what follows."""
+    """Decides on seeks in one pass, does them, and checks what follows them and what was left out."""
 
     def __init__(self, reader: PictureReader, feed: Feed, time_base: Fraction, origin: int) -> None:
         self._reader, self._feed, self._base, self._origin = reader, feed, time_base, origin
@@ -51,8 +52,7 @@ class Seeker:
             return None
         self._sought = target
         timeline = measured()
-        begins_as_told = self._origin in timeline.ticks[:_MAX_LEADING]
-        if not timeline.is_trusted or self._reader.has_damage or not begins_as_told:
+        if not self._trusts(timeline):
             return None
         key = timeline.keyframe_before(target)
         if key is None or key <= shown.ticks:
@@ -67,8 +67,14 @@ class Seeker:
                 return found
         raise DistrustError
 
+    def leave_out(self, unwanted: frozenset[int], shown: Picture, timeline: Timeline) -> None:
+        """From `shown` on, do not decode the frames of these timestamps, unless others are predicted from them."""
+        if self._trusts(timeline):
+            self._reader.unwanted = unwanted
+            self._follow(timeline, shown)
+
     def check(self, picture: Picture | None) -> None:
-        """Compare the next picture (None: the end) with the packets; without a seek before it there is nothing to do.
+        """Compare the next picture (None: the end) with the packets, if anything was skipped.
 
         Raises:
             DistrustError
@@ -77,8 +83,20 @@ class Seeker:
             return
         if self._reader.has_damage or (picture is not None and (picture.corrupt or picture.repaired)):
             raise DistrustError
-        if next(self._foretold, None) != (None if picture is None else picture.ticks):
+        if picture is not None and picture.frame.interlaced_frame and self._reader.skipped:
+            raise DistrustError  # half of a frame may have been left out
+        foretold = next((ticks for ticks in self._foretold if ticks not in self._reader.skipped), None)
+        if foretold != (None if picture is None else picture.ticks):
             raise DistrustError
+
+    def _trusts(self, timeline: Timeline) -> bool:
+        begins_as_told = self._origin in timeline.ticks[:_MAX_LEADING]
+        return timeline.is_trusted and begins_as_told and not self._reader.has_damage
+
+    def _follow(self, timeline: Timeline, shown: Picture) -> None:
+        """Hold every picture from `shown` on against the timeline."""
+        self._foretold = iter(timeline.ticks[bisect_left(timeline.ticks, shown.ticks) :])
+        self.check(shown)
 
     def _land(self, key: int, target: int, timeline: Timeline) -> tuple[Picture, Iterator[Picture]] | None:
         """Seek to a keyframe; the first keyframe picture that comes out, if it does so in time."""
@@ -92,8 +110,6 @@ class Seeker:
             if picture.ticks > target or picture.corrupt or picture.repaired or self._reader.has_damage:
                 return None
             if picture.frame.key_frame:
-                index = bisect_left(timeline.ticks, picture.ticks)
-                self._foretold = iter(timeline.ticks[index:])
-                self.check(picture)
+                self._follow(timeline, picture)
                 return picture, pictures
         return None

@@ -70,6 +70,14 @@ class Timeline:
         """When frame `index` appears, in seconds after the first."""
         return (self.ticks[index] - self.origin) * self.time_base
 
+    def shown_at(self, ticks: int) -> int:
+        """The timestamp of the frame that is on screen at `ticks`; the first one's before that."""
+        return self.ticks[max(bisect_right(self.ticks, ticks) - 1, 0)]
+
+    def num_between(self, first: int, last: int) -> int:
+        """How many frames are on screen at some time from `first` to `last`."""
+        return bisect_right(self.ticks, last) - bisect_right(self.ticks, first) + 1
+
     def keyframe_before(self, ticks: int) -> int | None:
         """The last keyframe at or before `ticks`."""
         index = bisect_right(self.keyframes, ticks)
