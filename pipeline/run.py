@@ -144,7 +144,8 @@ def _drive(
     encode: Callable[..., Callable[[Chunk], Latent]],
     echo_seconds: float,
 ) -> dict[str, Any]:
-    """Start Ray and let the driver drive; return what the run ran on."""
+    """Start Ray and let the driver drive; return what the run ran on, if it came to that."""
+    here: dict[str, Any] = {}
     with _ray(job.workers, preflight.largest_chunk_bytes(job.clip, job.latent, info)) as pools, stop.limited():
         device = "cuda" if pools.encoder_gpus else "cpu"
         here = runs.environment(device, job.workers.threads_per_encoder)

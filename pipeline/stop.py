@@ -55,6 +55,7 @@ class Stop:
     @contextlib.contextmanager
     def limited(self) -> Iterator[None]:
         """Abandon the body when the grace period is over."""
+        self._listen()  # Ray's C++ side took both signals when it started: its SIGALRM aborts
         try:
             self._is_limited = True
             self._set_alarm()
@@ -66,14 +67,19 @@ class Stop:
             signal.setitimer(signal.ITIMER_REAL, 0)
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            handlers = ((signal.SIGTERM, self._ask), (signal.SIGALRM, self._give_up))
-            self._before = [(number, signal.signal(number, handler)) for number, handler in handlers]
+        self._before = self._listen()
         return self
 
     def __exit__(self, *exc: object) -> None:
         for number, handler in self._before:
             signal.signal(number, handler)
+
+    def _listen(self) -> list[tuple[int, Any]]:
+        """Take the signals; return who had them before."""
+        if threading.current_thread() is not threading.main_thread():
+            return []
+        handlers = ((signal.SIGTERM, self._ask), (signal.SIGALRM, self._give_up))
+        return [(number, signal.signal(number, handler)) for number, handler in handlers]
 
     def _ask(self, _number: int, _frame: FrameType | None) -> None:
         log.warning("stop asked for: finishing what is open, at most %g s", self._grace)

@@ -36,9 +36,13 @@ class Driver:
             assert gone, "a worker outlived its driver by a minute"
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def stop_while_ray_starts(self) -> None:
-        """SIGTERM the driver as soon as it has started a process."""
-        self._wait_until(lambda: bool(_descendants(self._process.pid)))
+    def starts_processes(self) -> bool:
+        """Whether Ray is starting."""
+        return bool(_descendants(self._process.pid))
+
+    def stop_when(self, moment: Callable[[], bool]) -> None:
+        """SIGTERM the driver as soon as `moment` is true."""
+        self._wait_until(moment)
         self._process.send_signal(signal.SIGTERM)
 
     def finish(self, code: int = 0) -> str:

@@ -67,13 +67,17 @@ def test_a_driver_killed_twice_ends_like_an_undisturbed_one(tmp_path: Path) -> N
     assert staged >= 1
 
 
-def test_a_stop_while_ray_starts_says_resume_me(tmp_path: Path) -> None:
+def test_a_stop_while_ray_starts_and_one_without_grace_say_resume_me(tmp_path: Path) -> None:
     make_sources(tmp_path)
-    command = ["--source", f"{tmp_path}/*.tar", "--output", str(tmp_path / "out"), *FLAGS]
+    output = tmp_path / "out"
+    command = ["--source", f"{tmp_path}/*.tar", "--output", str(output), *FLAGS, "--grace", "0.1"]
     early = Driver(command)
-    early.stop_while_ray_starts()
+    early.stop_when(early.starts_processes)
     early.finish(STOPPED)
-    assert not files(tmp_path, "out/data/*")
+    assert not files(output, "data/*")
+    late = Driver(command)
+    late.stop_when(lambda: bool(files(output, "_staging/*/*.part")))
+    late.finish(STOPPED)
     Driver(command).finish()
     assert len(files(tmp_path, "out/data/*")) == NUM_SHARDS
     assert not files(tmp_path, "out/_claims/*")
