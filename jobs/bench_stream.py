@@ -6,7 +6,8 @@
 
 The job is timed after start-up: from the latent that completes the first quarter, by when every kind of worker has
 started, to the last one. The bare loop's seconds per decode and encode count for those that fall into that time. 1.0 is
-a stream that costs nothing.
+a stream that costs nothing. Printed beside it: the CPU time of the processes that decode, as a multiple of the bare
+loop's; what it exceeds 1 by is the stage's own (tables, object store, guard, and the small tasks in the same process).
 `memory` runs one shard of many clips in a small object store and prints the store's peak.
 """
 
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 import tyro
@@ -94,13 +95,15 @@ def _ratio(folder: Path, name: str, case: Case, rounds: int) -> str:
     os.sched_setaffinity(0, set(sorted(before)[: case.cores]))  # Ray and all its workers inherit it
     ideals: list[float] = []
     jobs: list[float] = []
+    stages: list[float] = []
     try:
         for round_ in range(rounds):
-            decode, encode = _bare(source, case, folder / f"bare{round_}")
-            seconds, decodes, encodes = _job(source, case, folder / f"job{round_}", folder / f"stamps{round_}")
-            both = decodes * decode, encodes * encode
+            decode, encode, decode_cpu = _bare(source, case, folder / f"bare{round_}")
+            did = _job(source, case, folder / f"job{round_}", folder / f"stamps{round_}")
+            both = did.decodes * decode, did.encodes * encode
+            stages.append(did.decode_cpu / decode_cpu)
             ideals.append(sum(both) if case.cores == 1 else max(both))
-            jobs.append(seconds)
+            jobs.append(did.seconds)
     finally:
         os.sched_setaffinity(0, before)
     ratios = [ideal / job for ideal, job in zip(ideals, jobs, strict=True)]
@@ -108,44 +111,65 @@ def _ratio(folder: Path, name: str, case: Case, rounds: int) -> str:
     return (
         f"{name:<14}{median(ratios):.2f}  of {against}  ({', '.join(f'{ratio:.2f}' for ratio in ratios)})  "
         f"{case.num_clips} clips, {case.cores} core(s): {against} {median(ideals):.1f} s, job {median(jobs):.1f} s; "
-        f"a clip: decode {decode:.3f} s, encode {encode:.3f} s"
+        f"a clip: decode {decode:.3f} s, encode {encode:.3f} s; CPU of the decode stage {median(stages):.2f}x"
     )
 
 
-def _bare(source: str, case: Case, output: Path) -> tuple[float, float]:
-    """Seconds per clip of (read and decode, encode and stage), in one process that calls the stages in turn."""
+def _bare(source: str, case: Case, output: Path) -> tuple[float, float, float]:
+    """Seconds per clip of (read and decode, encode and stage, CPU time of the former), calling the stages in turn."""
     spec, info = _spec(case)
     encoder = Encoder("tiny", spec)
     decoder = Decoder(clip=case.clip, latent=spec.latent, info=info, deadline=600)
     storage, guard = Storage(str(output)), Strikes()
     start, encode_seconds = time.perf_counter(), 0.0
+    cpu_start, encode_cpu = time.process_time(), 0.0
     for shard in list_source(source, shard_size=64):
         for video in read_shard(shard):
             for record in decoder(video, guard) if isinstance(video, Video) else ():
                 if isinstance(record, Chunk):
-                    began = time.perf_counter()
+                    began, cpu_began = time.perf_counter(), time.process_time()
                     stage(encoder(record), storage)
                     encode_seconds += time.perf_counter() - began
+                    encode_cpu += time.process_time() - cpu_began
     decode_seconds = time.perf_counter() - start - encode_seconds
-    return decode_seconds / case.num_clips, encode_seconds / case.num_clips
+    decode_cpu = time.process_time() - cpu_start - encode_cpu
+    return decode_seconds / case.num_clips, encode_seconds / case.num_clips, decode_cpu / case.num_clips
 
 
-def _job(source: str, case: Case, output: Path, stamps: Path) -> tuple[float, int, int]:
-    """Seconds from a quarter of the real job's latents to the last, and the decodes and encodes that ended in them."""
+class _Done(NamedTuple):
+    """What the job did from a quarter of its latents to the last."""
+
+    seconds: float
+    decodes: int
+    encodes: int
+    decode_cpu: float
+    """CPU seconds a clip of the processes that decode, between their first clip and their last."""
+
+
+def _job(source: str, case: Case, output: Path, stamps: Path) -> _Done:
+    """Run the real job."""
     stamps.mkdir()
     workers = Workers(encoders="1", object_store_gb=STORE_GB)
     job = Job(source=(source,), output=str(output), vae="tiny", clip=case.clip, workers=workers)
     run(job, decode=partial(_stamped_decode, stamps), encode=partial(_Stamped, stamps))
-    lines = [line.split() for path in stamps.iterdir() for line in path.read_text().splitlines()]
-    ends = {stage: sorted(float(at) for what, at in lines if what == stage) for stage in ("decode", "encode")}
+    processes = [[line.split() for line in path.read_text().splitlines()] for path in stamps.iterdir()]
+    ends = {
+        stage: sorted(float(at) for lines in processes for what, at, _ in lines if what == stage)
+        for stage in ("decode", "encode")
+    }
     first, last = ends["encode"][case.num_clips // 4], ends["encode"][-1]
-    decodes, encodes = (sum(first < at <= last for at in ends[stage]) for stage in ("decode", "encode"))
-    return last - first, decodes, encodes
+    decoders = [[float(cpu) for what, _, cpu in lines if what == "decode"] for lines in processes]
+    return _Done(
+        seconds=last - first,
+        decodes=sum(first < at <= last for at in ends["decode"]),
+        encodes=sum(first < at <= last for at in ends["encode"]),
+        decode_cpu=sum(cpu[-1] - cpu[0] for cpu in decoders if cpu) / sum(len(cpu) - 1 for cpu in decoders if cpu),
+    )
 
 
 def _stamp(folder: Path, what: str) -> None:
     with (folder / str(os.getpid())).open("a") as file:
-        file.write(f"{what} {time.time()}\n")
+        file.write(f"{what} {time.time()} {time.process_time()}\n")
 
 
 def _stamped_decode(
