@@ -57,8 +57,6 @@ DECODES_PER_WORKER = 256
 which keeps decode apart from encode even where both reserve one CPU."""
 
 
-LOWEST_PRIORITY = 19
-
 IDLE_WORKERS_PER_CPU = 8
 """Worker processes that a Ray of our own keeps. By default it ends idle ones beyond one per CPU after a second, and the
 next task waits for a new one (measured: 22 started in a run of 40 s on 2 cores, 11 with this)."""
@@ -194,8 +192,8 @@ def _read(table: pa.Table, read: Callable[[Shard], Iterator[Video | Receipt]], c
 
 
 def _decode(table: pa.Table, decoder: Decoder, guard: Any) -> Iterator[pa.Table]:
-    if hasattr(os, "setpriority"):  # decode tasks outnumber the cores, and an encoder that waits for a core is dear
-        os.setpriority(os.PRIO_PROCESS, 0, LOWEST_PRIORITY)
+    if hasattr(os, "SCHED_IDLE"):  # decode tasks outnumber the cores, and an encoder that waits for a core is dear
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     for record in from_table(table):
         yield from map(to_table, decoder(record, guard) if isinstance(record, Video) else [record])
 
