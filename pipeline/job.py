@@ -21,11 +21,11 @@ class Workers:
     each time, for Ray Data's next look (`python -m jobs.bench stream`, balanced on 2 cores: 0.85 of the ideal overlap,
     0.78 where only one of the two ran). 1 means half as many decode processes."""
     encoders: str = "auto"
-    """Encode actors, `min:max` or one number. auto: one per GPU; without GPUs up to one per CPU."""
+    """Encode actors, `min:max` or one number. auto: one per GPU; without GPUs one per CPU but one."""
     gpus_per_encoder: float | None = None
     """GPUs per encode actor; default 1 if the cluster has any, else 0."""
     threads_per_encoder: int = 1
-    """torch threads of an encoder on a CPU."""
+    """torch threads (and CPUs reserved) of an encoder on a CPU."""
     ray_address: str = "local"
     """`local` starts a Ray of its own that joins no other; `auto` or an address joins a cluster."""
     object_store_gb: float | None = None
@@ -52,7 +52,7 @@ class Workers:
         """
         if self.encoders == "auto":
             per_encoder = self.gpus_per_encoder or 1.0
-            most = int(gpus / per_encoder) if gpus else int(cpus / self.threads_per_encoder)
+            most = int(gpus / per_encoder) if gpus else int((cpus - self.decode_cpus) / self.threads_per_encoder)
             return 1, max(most, 1)
         low, _, high = self.encoders.partition(":")
         if not low.isdecimal() or not (high or low).isdecimal() or not 1 <= int(low) <= int(high or low):

@@ -96,10 +96,9 @@ def pools(
 ) -> Pools:
     """Size the pools, refusing what would stand still in silence.
 
-    On a single node, encoders on CPUs reserve a little less than they use: one for every core leaves room for a decode
-    task, which yields to them. On several, they leave room for decode even when the largest is lost (`largest_node`
-    CPUs, 0 if there is only one): an actor keeps its CPU while it waits for frames that only a decode task could make
-    again (seen: two encoders on the two CPUs that were left, for ever).
+    Encoders on CPUs leave room for decode even when the largest node is lost (`largest_node` CPUs, 0 if there is only
+    one): an actor keeps its CPU while it waits for frames that only a decode task could make again (seen: two encoders
+    on the two CPUs that were left, for ever).
 
     Raises:
         ConfigError: the encoders leave no CPU for a decode task, want more GPUs than there are, or the object store
@@ -107,8 +106,6 @@ def pools(
     """
     per_encoder = workers.gpus_per_encoder if workers.gpus_per_encoder is not None else float(gpus > 0)
     encoder_cpus = 0.0 if per_encoder else float(workers.threads_per_encoder)
-    if not largest_node:
-        encoder_cpus = int(encoder_cpus * max(1 - workers.decode_cpus / cpus, 0) * 1e4) / 1e4  # Ray's precision
     least, most = workers.pool_size(cpus, gpus if per_encoder else 0)
     if (wanted := least * encoder_cpus + workers.decode_cpus) > cpus:
         raise ConfigError(

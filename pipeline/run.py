@@ -249,7 +249,8 @@ def _ray(workers: Workers, chunk_bytes: int) -> Iterator[preflight.Pools]:
         # Ray Data's default autoscaler drops fractions of a CPU when it shares them out (2 - 1 - 0.5 leaves 0, seen in
         # Ray 2.60: one decode task on a core instead of two). Our own Ray never grows; V2 asks for nothing there.
         os.environ.setdefault("RAY_DATA_CLUSTER_AUTOSCALER", "V2")
-        cpus = max(local_cpus(), 2)  # an encoder and the decoding beside it
+        # One more than there are: an encoder for every core, and the decoding, which yields to them, beside.
+        cpus = local_cpus() + 1
         options |= {"num_cpus": cpus, "include_dashboard": False}
         options |= {"_system_config": {"num_workers_soft_limit": IDLE_WORKERS_PER_CPU * cpus}}
         if workers.object_store_gb:

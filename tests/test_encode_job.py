@@ -120,15 +120,13 @@ def test_exit_codes(end: Summary, max_rejected: float, code: int) -> None:
 
 def test_pools_that_would_stand_still_are_refused() -> None:
     sizes = {"cpus": 2.0, "gpus": 0.0, "object_store": 1e9}
-    for cpus in range(2, 129):
-        sized = pools(Workers(), 1000, **sizes | {"cpus": float(cpus)})
-        assert sized.encoders == (1, cpus), "an encoder for every core"
-        assert cpus * sized.encoder_cpus + sized.decode_cpus <= cpus, "and a decode task beside"
-    assert pools(Workers(encoders="1:8"), 1000, **sizes).encoders == (1, 2)
+    assert pools(Workers(), 1000, **sizes).encoders == (1, 1)
+    assert pools(Workers(encoders="1:8"), 1000, **sizes).encoders == (1, 1)
     three = sizes | {"cpus": 3.0}
+    assert pools(Workers(), 1000, **three).encoders == (1, 2)
     assert pools(Workers(), 1000, **three, largest_node=1.0).encoders == (1, 1), "one of three nodes may be lost"
     with pytest.raises(ConfigError, match="nothing would ever be produced"):
-        pools(Workers(encoders="3"), 1000, **sizes)
+        pools(Workers(encoders="2"), 1000, **sizes)
     with pytest.raises(ConfigError, match="largest chunk is 100 MB"):
         pools(Workers(), 100_000_000, **sizes)
     with pytest.raises(ConfigError, match="do not fit on the 1 GPUs"):
