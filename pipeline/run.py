@@ -57,6 +57,9 @@ DECODES_PER_WORKER = 256
 which keeps decode apart from encode even where both reserve one CPU."""
 
 
+SPARE_CPUS = 1
+"""CPUs that a Ray of our own has beyond those of the machine."""
+
 IDLE_WORKERS_PER_CPU = 8
 """Worker processes that a Ray of our own keeps. By default it ends idle ones beyond one per CPU after a second, and the
 next task waits for a new one (measured: 22 started in a run of 40 s on 2 cores, 11 with this)."""
@@ -67,13 +70,20 @@ def graph(shards: list[Shard], pools: preflight.Pools, **stages: tuple[Any, dict
     (read, reading), (decode, decoding) = stages["read"], stages["decode"]
     (encode, encoding), (stage, staging) = stages["encode"], stages["stage"]
     tables: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": None}
-    readers, stagers = TaskPoolStrategy(size=pools.readers), TaskPoolStrategy(size=pools.stagers)
+    readers, decoders, stagers = (TaskPoolStrategy(n) for n in (pools.readers, pools.max_decoders, pools.stagers))
     encoders = ActorPoolStrategy(min_size=pools.encoders[0], max_size=pools.encoders[1])
     return (
         ray.data.from_items([shard.to_row() for shard in shards], override_num_blocks=1)
         .repartition(target_num_rows_per_block=1)  # a task a shard, made lazily: 100,000 shards cost 27 MB
         .map_batches(read, fn_kwargs=reading, num_cpus=0, compute=readers, **tables)
-        .map_batches(decode, fn_kwargs=decoding, num_cpus=pools.decode_cpus, max_calls=DECODES_PER_WORKER, **tables)
+        .map_batches(
+            decode,
+            fn_kwargs=decoding,
+            num_cpus=pools.decode_cpus,
+            max_calls=DECODES_PER_WORKER,
+            compute=decoders,
+            **tables,
+        )
         .map_batches(
             encode,
             fn_constructor_kwargs=encoding,
@@ -250,7 +260,7 @@ def _ray(workers: Workers, chunk_bytes: int) -> Iterator[preflight.Pools]:
         # Ray 2.60: one decode task on a core instead of two). Our own Ray never grows; V2 asks for nothing there.
         os.environ.setdefault("RAY_DATA_CLUSTER_AUTOSCALER", "V2")
         # One more than there are: an encoder for every core, and the decoding, which yields to them, beside.
-        cpus = local_cpus() + 1
+        cpus = local_cpus() + SPARE_CPUS
         options |= {"num_cpus": cpus, "include_dashboard": False}
         options |= {"_system_config": {"num_workers_soft_limit": IDLE_WORKERS_PER_CPU * cpus}}
         if workers.object_store_gb:
@@ -272,6 +282,7 @@ def _ray(workers: Workers, chunk_bytes: int) -> Iterator[preflight.Pools]:
             gpus=has.get("GPU", 0.0),
             object_store=has.get("object_store_memory", 0.0),
             largest_node=max(nodes) if len(nodes) > 1 else 0.0,
+            spare_cpus=SPARE_CPUS if ours and not joined else 0,
         )
         context = DataContext.get_current()
         context.target_max_block_size = preflight.block_bytes(chunk_bytes)
