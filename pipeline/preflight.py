@@ -105,9 +105,9 @@ def pools(
 ) -> Pools:
     """Size the pools, refusing what would stand still in silence.
 
-    `spare_cpus` of the CPUs are not there: they let an encoder stand on every core, and the decoding beside. Where there
-    are few encoders, decode tasks must not fill them (balanced load, 2 cores: four slowed the one encoder, to 0.81 of
-    the ideal overlap; two 0.87).
+    `spare_cpus` of the CPUs are not there: they let an encoder stand on every core, and the decoding beside. Where
+    there are few encoders, decode tasks must not fill them (balanced load, 2 cores: four slowed the one encoder, to
+    0.81 of the ideal overlap; two 0.83 and 0.87).
 
     Encoders on CPUs leave room for decode even when the largest node is lost (`largest_node` CPUs, 0 if there is only
     one): an actor keeps its CPU while it waits for frames that only a decode task could make again (seen: two encoders
