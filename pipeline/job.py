@@ -21,7 +21,8 @@ class Workers:
     each time, for Ray Data's next look (`python -m jobs.bench stream`, balanced on 2 cores: 0.85 of the ideal overlap,
     0.78 where only one of the two ran). 1 means half as many decode processes."""
     encoders: str = "auto"
-    """Encode actors, `min:max` or one number. auto: one per GPU; without GPUs up to one per CPU."""
+    """Encode actors, `min:max` or one number. auto: one per GPU; without GPUs one per CPU but one. (Where encoding is
+    the bottleneck, one for each is faster, and each costs seconds to start.)"""
     gpus_per_encoder: float | None = None
     """GPUs per encode actor; default 1 if the cluster has any, else 0."""
     threads_per_encoder: int = 1

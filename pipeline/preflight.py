@@ -119,7 +119,7 @@ def pools(
     """
     per_encoder = workers.gpus_per_encoder if workers.gpus_per_encoder is not None else float(gpus > 0)
     encoder_cpus = 0.0 if per_encoder else float(workers.threads_per_encoder)
-    least, most = workers.pool_size(cpus, gpus if per_encoder else 0)
+    least, most = workers.pool_size(cpus - spare_cpus, gpus if per_encoder else 0)
     if (wanted := least * encoder_cpus + workers.decode_cpus) > cpus:
         raise ConfigError(
             f"{least} encoders of {encoder_cpus:g} CPUs and one decode task of {workers.decode_cpus:g} need {wanted:g} "
