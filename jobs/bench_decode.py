@@ -103,10 +103,12 @@ def _full(folder: Path, case: str, seconds: int) -> dict[str, Method]:
     spec = DecodeSpec(num_frames=CHUNK, fps=None, height=OUT_HEIGHT, width=OUT_WIDTH)
     specs = [replace(spec, offset=offset) for offset in range(0, num_frames, CHUNK)]
     chain = _chain(data, spec)
+    straight = chain.replace("format=pix_fmts=gbrp,", "")
     methods = {
         "latentmill": lambda: _ours(data, specs),
         "ffmpeg pipe, same filters": lambda: _ffmpeg(path, chain),
-        "ffmpeg pipe, bicubic only": lambda: _ffmpeg(path, chain.replace("+accurate_rnd+full_chroma_int", "")),
+        "ffmpeg pipe, straight to RGB": lambda: _ffmpeg(path, straight),
+        "ffmpeg pipe, bicubic only": lambda: _ffmpeg(path, straight.replace("+accurate_rnd+full_chroma_int", "")),
         "ffmpeg decode only": lambda: _ffmpeg(path, None),
         "PyAV decode only": lambda: _pyav(path, convert=False),
         "PyAV + torch resize": lambda: _pyav(path, convert=True),

@@ -1,8 +1,12 @@
 """One filter graph per kind of frame: crop -> scale -> RGB -> turn upright. Only chosen frames are put in.
 
 The flags matter: without `full_chroma_int`, swscale's fast path darkens by 1.7 levels and shares chroma between pixel
-pairs, 9 dB worse against a float reference (measured on 720p to 720x480). A graph that meets a frame of another size
-goes on silently with the wrong window, so graphs are keyed by every property that they were built for.
+pairs, 9 dB worse against a float reference (measured on 720p to 720x480). With it, swscale has vector code for planar
+RGB only. So frames go through that: the bytes are the same (but for `bilinear` and `area` scaling up, which may be off
+by one), in 2.4 ms instead of 6.1 for 1080p to 720x480, 1.3 instead of 3.9 for 720p.
+
+A graph that meets a frame of another size goes on silently with the wrong window, so graphs are keyed by every property
+that they were built for.
 """
 
 from __future__ import annotations
@@ -144,7 +148,7 @@ def filters(kind: FrameKind, spec: DecodeSpec, where: Placement) -> list[tuple[s
     flags = f"{spec.filter}+accurate_rnd+full_chroma_int"
     matrix = ":in_color_matrix=bt709" if _assumes_bt709(kind, spec) else ""
     chain.append(("scale", f"{where.scaled[0]}:{where.scaled[1]}:flags={flags}{matrix}"))
-    chain.append(("format", "pix_fmts=rgb24"))
+    chain += [("format", "pix_fmts=gbrp"), ("format", "pix_fmts=rgb24")]
     if turn.transpose:
         chain.append(("transpose", f"dir={_TRANSPOSE[turn.hflip, turn.vflip]}"))
     else:
