@@ -46,9 +46,10 @@ class Holder(Protocol):
 class Driver:
     """One run's account of what is left, under way and done."""
 
-    def __init__(self, output: Storage, plan: Plan, echo: Callable[[str], None]) -> None:
+    def __init__(self, output: Storage, plan: Plan, echo: Callable[[str], None], echo_seconds: float) -> None:
         self.run_id = uuid.uuid4().hex[:12]
-        self._output, self._echo = output, echo
+        self._output = output
+        self._echo, self._echo_seconds = echo, echo_seconds
         self._plan = plan
         self.todo = list(plan.remaining())
         self.progress = Progress(
@@ -69,12 +70,11 @@ class Driver:
         commit: Callable[[CompleteShard], Committed],
         claims: Holder,
         stop: Stop,
-        echo_seconds: float,
     ) -> None:
         """Pass after pass, until everything is committed, nothing moves any more, or a stop is asked for."""
         with (
             ThreadPoolExecutor(COMMITS_IN_FLIGHT) as self._committers,
-            every(echo_seconds, lambda: self._echo(self.progress.line())),
+            every(self._echo_seconds, lambda: self._echo(self.progress.line())),
             every(RENEW_SECONDS, claims.renew),
             stop.calling(claims.stop),
         ):

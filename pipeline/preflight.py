@@ -84,11 +84,10 @@ class Pools:
     readers: int
     stagers: int
     decode_cpus: float
-    decoders: int
-    """Decode tasks that fit beside all the encoders, for the progress line only."""
-    max_decoders: int
-    """Decode tasks at a time, whatever Ray has room for."""
+    decoders: tuple[int, int]
+    """Decode tasks at a time: that fit beside all the encoders, and at most."""
     encoders: tuple[int, int]
+    """Encode actors, fewest and most."""
     encoder_cpus: float
     encoder_gpus: float
 
@@ -134,13 +133,14 @@ def pools(
         )
     if encoder_cpus:
         most = max(least, min(most, int((cpus - largest_node - workers.decode_cpus) / encoder_cpus)))
+    most_decoders = max(2, int((cpus - spare_cpus - encoder_cpus) / workers.decode_cpus))
+    beside_all = max(1, int((cpus - most * encoder_cpus) / workers.decode_cpus))
     waiting = max(2, int(cpus) // 2)
     return Pools(
         readers=waiting,
         stagers=waiting,
         decode_cpus=workers.decode_cpus,
-        decoders=max(1, int((cpus - most * encoder_cpus) / workers.decode_cpus)),
-        max_decoders=max(2, int((cpus - spare_cpus - (encoder_cpus if spare_cpus else 0)) / workers.decode_cpus)),
+        decoders=(min(beside_all, most_decoders), most_decoders),
         encoders=(least, max(most, least)),
         encoder_cpus=encoder_cpus,
         encoder_gpus=per_encoder,

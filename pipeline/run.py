@@ -48,7 +48,6 @@ from pipeline.sources import read_shard
 from pipeline.spec import Spec, settle
 from pipeline.stop import Stop
 from pipeline.storage import Storage
-from vae.info import VAEInfo
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +55,9 @@ DECODES_PER_WORKER = 256
 """Decode tasks after which a worker process is replaced: what FFmpeg may leak does not add up. No other stage has it,
 which keeps decode apart from encode even where both reserve one CPU."""
 
-
 SPARE_CPUS = 1
-"""CPUs that a Ray of our own has beyond those of the machine."""
+"""CPUs that a Ray of our own has beyond those of the machine, so that `--encoders` may ask for one on every core and
+the decoding, which yields to them, still runs."""
 
 IDLE_WORKERS_PER_CPU = 8
 """Worker processes that a Ray of our own keeps. By default it ends idle ones beyond one per CPU after a second, and the
@@ -70,7 +69,7 @@ def graph(shards: list[Shard], pools: preflight.Pools, **stages: tuple[Any, dict
     (read, reading), (decode, decoding) = stages["read"], stages["decode"]
     (encode, encoding), (stage, staging) = stages["encode"], stages["stage"]
     tables: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": None}
-    readers, decoders, stagers = (TaskPoolStrategy(n) for n in (pools.readers, pools.max_decoders, pools.stagers))
+    readers, decoders, stagers = (TaskPoolStrategy(n) for n in (pools.readers, pools.decoders[1], pools.stagers))
     encoders = ActorPoolStrategy(min_size=pools.encoders[0], max_size=pools.encoders[1])
     return (
         ray.data.from_items([shard.to_row() for shard in shards], override_num_blocks=1)
@@ -130,9 +129,17 @@ def run(
     tidy(output, plan.done, plan.leftovers)
     if job.retry_rejected:
         plan = plan_retries(output, job.retry_reasons)
-    driver = Driver(output, plan, echo)
+    decoder = Decoder(clip=job.clip, latent=job.latent, info=info, deadline=job.workers.decode_deadline, decode=decode)
+    threads, largest = job.workers.threads_per_encoder, preflight.largest_clip(job.clip)
+    encoder = partial(encode, job.vae, spec, threads=threads, largest=largest)
+    driver = Driver(output, plan, echo, echo_seconds)
+    here: dict[str, Any] = {}
     with Stop(job.grace) as stop:
-        here = _drive(driver, stop, job, spec, info, output, read, decode, encode, echo_seconds) if driver.todo else {}
+        if driver.todo:
+            with _ray(job.workers, preflight.largest_chunk_bytes(job.clip, job.latent, info)) as pools, stop.limited():
+                here = runs.environment("cuda" if pools.encoder_gpus else "cpu", threads)
+                runs.warn_of_differences(output, here)
+                _stream(driver, stop, pools, job, spec, read=read, decoder=decoder, encoder=encoder)
         with stop.limited():
             seal(output, sorted(driver.done))
         summary = driver.finish(stopped=stop.asked)
@@ -140,53 +147,36 @@ def run(
     return summary
 
 
-def _drive(
+def _stream(
     driver: Driver,
     stop: Stop,
+    pools: preflight.Pools,
     job: Job,
     spec: Spec,
-    info: VAEInfo,
-    output: Storage,
+    *,
     read: Callable[[Shard], Iterator[Video | Receipt]],
-    decode: Decode,
-    encode: Callable[..., Callable[[Chunk], Latent]],
-    echo_seconds: float,
-) -> dict[str, Any]:
-    """Start Ray and let the driver drive; return what the run ran on, if it came to that."""
-    here: dict[str, Any] = {}
-    with _ray(job.workers, preflight.largest_chunk_bytes(job.clip, job.latent, info)) as pools, stop.limited():
-        device = "cuda" if pools.encoder_gpus else "cpu"
-        here = runs.environment(device, job.workers.threads_per_encoder)
-        runs.warn_of_differences(output, here)
-        driver.progress.slots = {"decode": pools.decoders, "encode": pools.encoders[1]}
-        guard = _Remote(Strikes, told=("end",))
-        claims = _Remote(Claims, output, Owner.this_process(driver.run_id))
-        decoder = Decoder(
-            clip=job.clip, latent=job.latent, info=info, deadline=job.workers.decode_deadline, decode=decode
-        )
-        make_encoder = partial(
-            encode,
-            job.vae,
-            spec,
-            device=device,
-            threads=job.workers.threads_per_encoder,
-            largest=preflight.largest_clip(job.clip),
-        )
-        stages: dict[str, tuple[Any, dict[str, Any]]] = {
-            "read": (_read, {"read": read, "claims": claims}),
-            "decode": (_decode, {"decoder": decoder, "guard": guard}),
-            "encode": (_Encode, {"make": make_encoder, "guard": guard, "deadline": job.workers.encode_deadline}),
-            "stage": (_stage, {"output": output}),
-        }
-        remote_commit = ray.remote(num_cpus=0, max_retries=-1)(commit).remote
-        driver.drive(
-            lambda shards: _receipts(graph(shards, pools, **stages)),
-            lambda shard: ray.get(remote_commit(output, spec.to_json(), shard)),
-            claims,
-            stop,
-            echo_seconds,
-        )
-    return here
+    decoder: Decoder,
+    encoder: Callable[..., Callable[[Chunk], Latent]],
+) -> None:
+    """Let the driver drive the graph, with the claims and the strike counter beside it."""
+    output = Storage(job.output)
+    guard = _Remote(Strikes, told=("end",))
+    claims = _Remote(Claims, output, Owner.this_process(driver.run_id))
+    make = partial(encoder, device="cuda" if pools.encoder_gpus else "cpu")
+    stages: dict[str, tuple[Any, dict[str, Any]]] = {
+        "read": (_read, {"read": read, "claims": claims}),
+        "decode": (_decode, {"decoder": decoder, "guard": guard}),
+        "encode": (_Encode, {"make": make, "guard": guard, "deadline": job.workers.encode_deadline}),
+        "stage": (_stage, {"output": output}),
+    }
+    remote_commit = ray.remote(num_cpus=0, max_retries=-1)(commit).remote
+    driver.progress.slots = {"decode": pools.decoders[0], "encode": pools.encoders[1]}
+    driver.drive(
+        lambda shards: _receipts(graph(shards, pools, **stages)),
+        lambda shard: ray.get(remote_commit(output, spec.to_json(), shard)),
+        claims,
+        stop,
+    )
 
 
 def _read(table: pa.Table, read: Callable[[Shard], Iterator[Video | Receipt]], claims: Any) -> Iterator[pa.Table]:
@@ -259,7 +249,6 @@ def _ray(workers: Workers, chunk_bytes: int) -> Iterator[preflight.Pools]:
         # Ray Data's default autoscaler drops fractions of a CPU when it shares them out (2 - 1 - 0.5 leaves 0, seen in
         # Ray 2.60: one decode task on a core instead of two). Our own Ray never grows; V2 asks for nothing there.
         os.environ.setdefault("RAY_DATA_CLUSTER_AUTOSCALER", "V2")
-        # One more than there are: an encoder for every core, and the decoding, which yields to them, beside.
         cpus = local_cpus() + SPARE_CPUS
         options |= {"num_cpus": cpus, "include_dashboard": False}
         options |= {"_system_config": {"num_workers_soft_limit": IDLE_WORKERS_PER_CPU * cpus}}

@@ -64,11 +64,11 @@ class Stages:
         """Do what is left, until so many parts are staged."""
         plan = read_plan(output)
         tidy(output, plan.done, plan.leftovers)
-        driver = Driver(output, plan, lambda line: None)
+        driver = Driver(output, plan, lambda line: None, 60)
         decoder = Decoder(clip=RULE, latent=LATENT, info=VAEInfo(**SPEC.vae), deadline=60, decode=decode)
         claims = Claims(output, Owner.this_process(driver.run_id))
         stream = partial(self._receipts, output, decoder, guard or Strikes(), parts)
-        driver.drive(stream, partial(commit, output, SPEC.to_json()), claims, Stop(60), 60)
+        driver.drive(stream, partial(commit, output, SPEC.to_json()), claims, Stop(60))
         return driver
 
     def _receipts(

@@ -173,7 +173,7 @@ def test_a_storage_fault_leaves_its_shard_open_and_the_next_run_takes_it_up(
 
 def test_five_operators_and_none_fused(local_ray: None) -> None:
     pools = Pools(
-        readers=2, stagers=2, decode_cpus=1, decoders=1, max_decoders=2, encoders=(1, 1), encoder_cpus=1, encoder_gpus=0
+        readers=2, stagers=2, decode_cpus=1, decoders=(1, 2), encoders=(1, 1), encoder_cpus=1, encoder_gpus=0
     )  # fmt: skip
 
     def passes(table: object) -> object:

@@ -118,15 +118,17 @@ def open_container(feed: Feed, *, with_trial: bool = True) -> Iterator[Any]:
         CorruptVideoError: in place of an FFmpeg error that the body of the `with` lets through.
         OSError: as the storage raised it.
     """
-    is_mp4 = feed.read_at(4, 4) == b"ftyp"
-    container = _open(feed, _AV_OPTIONS | _NO_TRIAL if is_mp4 and not with_trial else _AV_OPTIONS)
-    with container:
+    with _open(feed, _AV_OPTIONS if with_trial or not _is_mp4(feed) else _AV_OPTIONS | _NO_TRIAL) as container:
         feed.check()
         try:
             yield container
         except av.FFmpegError as error:
             feed.check()
             raise CorruptVideoError(describe(error)) from None
+
+
+def _is_mp4(feed: Feed) -> bool:
+    return _Cursor(feed).read(8)[4:] == b"ftyp"
 
 
 def _open(feed: Feed, options: dict[str, str]) -> Any:

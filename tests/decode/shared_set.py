@@ -1,14 +1,18 @@
-"""The real files of the shared folder, and what is expected of each beyond its manifest."""
+"""The real files of the shared folder, what is expected of each beyond its manifest, and how clips are compared."""
 
 from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from pipeline.decode import DecodeSpec
+import numpy as np
+
+from pipeline.decode import DecodedClip, DecodeSpec, iter_clips, measure
+from pipeline.errors import VideoError
 
 REFUSED = {
     "androidx__sample_audio_only.mp4": "no_video_stream",
@@ -74,6 +78,18 @@ def small(num_frames: int, fps: Fraction | int | None, **changes: Any) -> Decode
     rate = None if fps is None else Fraction(fps)
     settings: dict[str, Any] = {"height": 64, "width": 96, "max_pixels": MANY_PIXELS}
     return DecodeSpec(num_frames=num_frames, fps=rate, **(settings | changes))
+
+
+def same(a: DecodedClip | VideoError, b: DecodedClip | VideoError) -> bool:
+    """The same pixels, times and facts, or the same complaint."""
+    if isinstance(a, VideoError) or isinstance(b, VideoError):
+        return repr(a) == repr(b)
+    return a.ticks == b.ticks and np.array_equal(a.frames, b.frames) and a.facts() == b.facts()
+
+
+def linear(data: bytes, specs: list[DecodeSpec]) -> list[DecodedClip | VideoError]:
+    """The clips with every frame decoded from the start: untrusted packets let nothing be sought or left out."""
+    return list(iter_clips(data, specs, timeline=replace(measure(data), is_trusted=False)))
 
 
 def _entries(folder: Path) -> list[dict[str, Any]]:

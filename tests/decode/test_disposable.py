@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import av
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.decode import DecodedClip, DecodeSpec, decode_clip, iter_clips, measure
 from pipeline.decode.disposable import is_disposable, nal_length_size
-from pipeline.errors import CorruptVideoError, VideoError
-from tests.decode.shared_set import HEAVY, manifest, names, read, small
+from pipeline.errors import CorruptVideoError
+from tests.decode.shared_set import HEAVY, linear, manifest, names, read, same, small
 from tests.videos import make_video
 
 X264 = "keyint=60:min-keyint=60:scenecut=0:threads=1:"
@@ -54,17 +53,6 @@ def decoded(data: bytes, *, whole: bool) -> dict[int, bytes]:
         if whole or not packet.size or size is None or not is_disposable(packet, size):
             frames.update({frame.pts: frame.to_ndarray(format="gray").tobytes() for frame in packet.decode()})
     return frames
-
-
-def same(a: DecodedClip | VideoError, b: DecodedClip | VideoError) -> bool:
-    if isinstance(a, VideoError) or isinstance(b, VideoError):
-        return repr(a) == repr(b)
-    return a.ticks == b.ticks and np.array_equal(a.frames, b.frames) and a.facts() == b.facts()
-
-
-def linear(data: bytes, specs: list[DecodeSpec]) -> list[DecodedClip | VideoError]:
-    """The clips with nothing left out: the packets' account is not trusted."""
-    return list(iter_clips(data, specs, timeline=replace(measure(data), is_trusted=False)))
 
 
 @pytest.mark.parametrize("name", STREAMS)

@@ -8,12 +8,23 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
-import numpy as np
 import pytest
 
 from pipeline.decode import DecodedClip, DecodeSpec, Timeline, decode_clip, iter_clips, measure, probe, seeking
 from pipeline.errors import CorruptVideoError, VideoError
-from tests.decode.shared_set import DAMAGED, HEAVY, MANY_PIXELS, NO_SEEKS, REFUSED, manifest, names, read, small
+from tests.decode.shared_set import (
+    DAMAGED,
+    HEAVY,
+    MANY_PIXELS,
+    NO_SEEKS,
+    REFUSED,
+    linear,
+    manifest,
+    names,
+    read,
+    same,
+    small,
+)
 
 ALL = [pytest.param(name, marks=[pytest.mark.slow] if name in HEAVY else []) for name in names()]
 DECODABLE = [p for p in ALL if p.values[0] not in REFUSED]
@@ -74,12 +85,6 @@ def _specs(timeline: Timeline, seed: str, num_starts: int) -> list[DecodeSpec]:
     return [small(2, fps, start=start) for start in starts for fps in (None, Fraction(8))]
 
 
-def _same(a: DecodedClip | VideoError, b: DecodedClip | VideoError) -> bool:
-    if isinstance(a, VideoError) or isinstance(b, VideoError):
-        return repr(a) == repr(b)
-    return a.ticks == b.ticks and np.array_equal(a.frames, b.frames) and a.facts() == b.facts()
-
-
 @pytest.mark.parametrize(
     ("name", "num_starts"),
     [
@@ -93,15 +98,14 @@ def test_seek_equals_linear_and_one_pass_equals_clip_by_clip(
 ) -> None:
     monkeypatch.setattr(seeking, "_MIN_SEEK_SECONDS", Fraction(1, 5))
     data = read(shared, name)
-    timeline = measure(data)
-    specs = _specs(timeline, name, num_starts)
-    linear = list(iter_clips(data, specs, timeline=replace(timeline, is_trusted=False)))
-    assert all(clip.stats.seeks == 0 for clip in linear if isinstance(clip, DecodedClip))
+    specs = _specs(measure(data), name, num_starts)
+    expected = linear(data, specs)
+    assert all(clip.stats.seeks == 0 for clip in expected if isinstance(clip, DecodedClip))
     together = list(iter_clips(data, specs))
     alone = [next(iter_clips(data, [spec])) for spec in specs]
-    for one, two, three in zip(linear, together, alone, strict=True):
-        assert _same(one, two)
-        assert _same(one, three)
+    for one, two, three in zip(expected, together, alone, strict=True):
+        assert same(one, two)
+        assert same(one, three)
 
 
 @pytest.mark.parametrize("name", ["mdn__crystal.mp4", "androidx__sample.avi", "exoplayer__video_desks.3gp"])
