@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import tyro
 
-from pipeline.errors import ConfigError, StorageError
+from pipeline.errors import ConfigError, EncoderError, StorageError
 from pipeline.job import Job
 from pipeline.progress import Summary
 from pipeline.shard_file import data_path
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         in_terminal = sys.stderr.isatty()
         summary = run(job, echo=_redraw if in_terminal else _append, echo_seconds=1.0 if in_terminal else 30.0)
-    except (ConfigError, StorageError) as error:
+    except (ConfigError, EncoderError, StorageError) as error:
         print(f"latentmill encode: {error}", file=sys.stderr)
         return CONFIG if isinstance(error, ConfigError) else LEFT
     print(("\n" if in_terminal else "") + summary.table())

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 import vae
-from pipeline.errors import ConfigError, LatentmillError
+from pipeline.errors import ConfigError, EncoderError, LatentmillError
 from pipeline.guard import MAX_STRIKES, DiedAloneError, Guard, alone, attempt, deadline, die
 from pipeline.parts import DTYPES
 from pipeline.records import Chunk, Latent, Receipt, Record, Rejection
@@ -133,10 +133,21 @@ class Encoder:
 class EncodeStage:
     """Chunks to latents under the guard; receipts pass through."""
 
-    def __init__(self, make_encoder: Callable[[], Callable[[Chunk], Latent]], guard: Guard, deadline: float) -> None:
-        """`make_encoder` must pickle: a suspect chunk is encoded by an encoder of its own, in a child process."""
+    def __init__(
+        self, make_encoder: Callable[[], Callable[[Chunk], Latent]], guard: Guard, deadline: float, pool: int = 1
+    ) -> None:
+        """Start an encoder, one of a pool of so many.
+
+        `make_encoder` must pickle: a suspect chunk is encoded by an encoder of its own, in a child process.
+
+        Raises:
+            EncoderError: encoders keep dying in their start. Ray would start the next one for ever.
+        """
+        if (deaths := guard.starting() - pool) >= MAX_STRIKES:
+            raise EncoderError(f"{deaths} encoders in a row died while they started: is there memory for the model?")
         self._make_encoder = make_encoder
         self._encoder = make_encoder()
+        guard.started()
         self._guard = guard
         self._deadline = deadline
 

@@ -2,6 +2,7 @@
 
     LatentmillError
     |- ConfigError            a setting is wrong: raised before Ray starts, names field, value and what is allowed
+    |- EncoderError           no encoder can start; the run ends, what is committed stays
     |- StorageError           storage did not do what was asked, after retries; the shard stays uncommitted
     |  |- NotFoundError       a definite "no such object"; the only storage error that may become a Rejection
     |  |- AccessError         forbidden or unauthenticated
@@ -34,6 +35,10 @@ class LatentmillError(Exception):
 
 class ConfigError(LatentmillError, ValueError):
     """A setting is wrong. The message names the field, its value and what is allowed."""
+
+
+class EncoderError(LatentmillError):
+    """No encoder can start: the weights, the self-check, or memory. The message says why."""
 
 
 class StorageError(LatentmillError, OSError):

@@ -6,7 +6,7 @@ process (a segfault, memory) or never returns. Ray would retry it for ever, so:
 1. A hang becomes a crash: `deadline` ends the process from a C thread that needs no GIL.
 2. Every attempt at a video begins with a strike, taken back when the attempt ends; where one is left standing, every
    clip of that video is an attempt of its own (only then: the counter is in another process). Strikes only raise
-   suspicion, since a lost machine strikes healthy clips too.
+   suspicion, since a lost machine strikes healthy clips too. What Ray's memory monitor ended is no strike.
 3. After MAX_STRIKES of its own that one clip runs `alone` in a child process under the same deadline. Only its own
    death there rejects it, and that verdict is kept in staging, so that a rerun does not start over.
 """
@@ -20,7 +20,6 @@ import pickle
 import signal
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, Protocol, TypeVar
 
@@ -41,29 +40,52 @@ class Guard(Protocol):
     def begin(self, key: str) -> int: ...
     def end(self, key: str) -> None: ...
     def suspects(self, prefix: str) -> frozenset[str]: ...
+    def starting(self) -> int: ...
+    def started(self) -> None: ...
 
 
 class Strikes:
     """Counts unfinished attempts by key. Pure; `run` makes it an actor beside the driver."""
 
-    def __init__(self) -> None:
-        self._unfinished: Counter[str] = Counter()
+    def __init__(self, excused: Callable[[str], bool] = lambda _: False) -> None:
+        """`excused`: whether that process was ended for no doing of its own."""
+        self._excused = excused
+        self._unfinished: dict[str, list[str]] = {}
+        self._starts = 0
 
-    def begin(self, key: str) -> int:
+    def begin(self, key: str, process: str = "") -> int:
         """An attempt begins: a strike, until it ends. Returns the strikes that stand at the key or below it (keys that
-        start with it)."""
-        standing = sum(n for other, n in self._unfinished.items() if other.startswith(key))
-        self._unfinished[key] += 1
+        start with it), without those of excused processes."""
+        below = [other for other in self._unfinished if other.startswith(key)]
+        for other in below:
+            processes = self._unfinished[other]
+            if len(processes) < MAX_STRIKES:
+                self._unfinished[other] = [process for process in processes if not self._excused(process)]
+        standing = sum(len(self._unfinished[other]) for other in below)
+        self._unfinished.setdefault(key, []).append(process)
         return standing
 
     def end(self, key: str) -> None:
         """The attempt ended, well or with an exception. A suspect stays one: a retry must decide the same way."""
-        if self._unfinished[key] < MAX_STRIKES:
-            del self._unfinished[key]
+        if len(self._unfinished.get(key, ())) < MAX_STRIKES:
+            self._unfinished.pop(key, None)
 
     def suspects(self, prefix: str) -> frozenset[str]:
         """Keys with the prefix that have MAX_STRIKES unfinished attempts."""
-        return frozenset(key for key, n in self._unfinished.items() if n >= MAX_STRIKES and key.startswith(prefix))
+        return frozenset(
+            key
+            for key, processes in self._unfinished.items()
+            if len(processes) >= MAX_STRIKES and key.startswith(prefix)
+        )
+
+    def starting(self) -> int:
+        """An encoder begins to start. Returns how many did since the last that succeeded, this one included."""
+        self._starts += 1
+        return self._starts
+
+    def started(self) -> None:
+        """An encoder stands."""
+        self._starts = 0
 
 
 @contextlib.contextmanager

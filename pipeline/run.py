@@ -7,7 +7,7 @@
       -> stage    CPU task: put the part, hand on a receipt
     driver: receipts -> ledger -> commit(shard): ONE file, and it exists = the shard is done
 
-The only module of the pipeline that knows Ray: stages take records and give records, and here they become operators.
+With `cluster`, all that knows Ray: stages take records and give records, and here they become operators.
 Each operator has remote arguments of its own, because Ray fuses neighbours whose arguments are equal (seen: decode
 inside the encode actor). Reading and staging wait for storage, so they ask for no CPU; their number is bounded. Killed
 tasks and actors are retried for ever (Ray Data's default); the guard ends what would kill its worker for ever.
@@ -15,30 +15,25 @@ tasks and actors are retried for ever (Ray Data's default); the guard ends what 
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 
 from pipeline import preflight, runs
 from pipeline.chunks import Decode, Decoder
 from pipeline.claims import Claims, Owner
+from pipeline.cluster import Remote, RemoteStrikes, ray_for
 from pipeline.commit import commit, seal, tidy
 from pipeline.decode import iter_clips
 from pipeline.driver import Driver
-from pipeline.errors import StorageError
-from pipeline.guard import Strikes
-from pipeline.job import Job, Workers, local_cpus
+from pipeline.errors import EncoderError, StorageError
+from pipeline.job import Job
 from pipeline.parts import stage
 from pipeline.plan import make_plan, plan_retries
 from pipeline.progress import Summary
@@ -54,14 +49,6 @@ log = logging.getLogger(__name__)
 DECODES_PER_WORKER = 256
 """Decode tasks after which a worker process is replaced: what FFmpeg may leak does not add up. No other stage has it,
 which keeps decode apart from encode even where both reserve one CPU."""
-
-SPARE_CPUS = 1
-"""CPUs that a Ray of our own has beyond those of the machine, so that `--encoders` may ask for one on every core and
-the decoding, which yields to them, still runs."""
-
-IDLE_WORKERS_PER_CPU = 8
-"""Worker processes that a Ray of our own keeps. By default it ends idle ones beyond one per CPU after a second, and the
-next task waits for a new one (measured: 22 started in a run of 40 s on 2 cores, 11 with this)."""
 
 
 def graph(shards: list[Shard], pools: preflight.Pools, **stages: tuple[Any, dict[str, Any]]) -> Dataset:
@@ -120,6 +107,7 @@ def run(
 
     Raises:
         ConfigError: something is wrong with the job, its source or its output; nothing was started.
+        EncoderError: no encoder can start.
         StorageError: the output, or the listing of the source, failed for good.
     """
     spec, info = preflight.resolve(job)
@@ -136,7 +124,10 @@ def run(
     here: dict[str, Any] = {}
     with Stop(job.grace) as stop:
         if driver.todo:
-            with _ray(job.workers, preflight.largest_chunk_bytes(job.clip, job.latent, info)) as pools, stop.limited():
+            with (
+                ray_for(job.workers, preflight.largest_chunk_bytes(job.clip, job.latent, info)) as pools,
+                stop.limited(),
+            ):
                 here = runs.environment("cuda" if pools.encoder_gpus else "cpu", threads)
                 runs.warn_of_differences(output, here)
                 _stream(driver, stop, pools, job, spec, read=read, decoder=decoder, encoder=encoder)
@@ -160,13 +151,18 @@ def _stream(
 ) -> None:
     """Let the driver drive the graph, with the claims and the strike counter beside it."""
     output = Storage(job.output)
-    guard = _Remote(Strikes, told=("end",))
-    claims = _Remote(Claims, output, Owner.this_process(driver.run_id))
-    make = partial(encoder, device="cuda" if pools.encoder_gpus else "cpu")
+    guard = RemoteStrikes()
+    claims = Remote(Claims, output, Owner.this_process(driver.run_id))
+    encoding = {
+        "make": partial(encoder, device="cuda" if pools.encoder_gpus else "cpu"),
+        "guard": guard,
+        "deadline": job.workers.encode_deadline,
+        "pool": pools.encoders[1],
+    }
     stages: dict[str, tuple[Any, dict[str, Any]]] = {
         "read": (_read, {"read": read, "claims": claims}),
         "decode": (_decode, {"decoder": decoder, "guard": guard}),
-        "encode": (_Encode, {"make": make, "guard": guard, "deadline": job.workers.encode_deadline}),
+        "encode": (_Encode, encoding),
         "stage": (_stage, {"output": output}),
     }
     remote_commit = ray.remote(num_cpus=0, max_retries=-1)(commit).remote
@@ -199,10 +195,10 @@ def _decode(table: pa.Table, decoder: Decoder, guard: Any) -> Iterator[pa.Table]
 
 
 class _Encode:
-    def __init__(self, make: Callable[[], Callable[[Chunk], Latent]], guard: Any, deadline: float) -> None:
+    def __init__(self, make: Callable[[], Callable[[Chunk], Latent]], guard: Any, deadline: float, pool: int) -> None:
         from pipeline.encode import EncodeStage
 
-        self._stage = EncodeStage(make, guard, deadline)
+        self._stage = EncodeStage(make, guard, deadline, pool)
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
         yield from map(to_table, map(self._stage, from_table(table)))
@@ -213,91 +209,8 @@ def _stage(table: pa.Table, output: Storage) -> Iterator[pa.Table]:
 
 
 def _receipts(rows: Dataset) -> Iterator[Receipt]:
-    for table in rows.iter_batches(batch_format="pyarrow", batch_size=None):
-        yield from from_table(table)  # type: ignore[misc]
-
-
-class _Remote:
-    """An object kept by an actor beside the driver, with its methods as if it were here. Pickles.
-
-    The methods in `told` have no answer and are not waited for. Calls of one process arrive in their order.
-    """
-
-    def __init__(self, kind: type, *args: Any, told: tuple[str, ...] = ()) -> None:
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        options = {"num_cpus": 0, "max_concurrency": 1, "scheduling_strategy": here}
-        self._actor = ray.remote(kind).options(**options).remote(*args)
-        self._told = told
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        method = getattr(self._actor, name)
-        return method.remote if name in self._told else lambda *args: ray.get(method.remote(*args))
-
-
-@contextlib.contextmanager
-def _ray(workers: Workers, chunk_bytes: int) -> Iterator[preflight.Pools]:
-    """A Ray of our own, or the cluster at the address; how many workers of each kind it can hold.
-
-    Raises:
-        ConfigError: the workers or the chunks do not fit.
-    """
-    ours = workers.ray_address == "local"
-    options: dict[str, Any] = {"address": workers.ray_address, "logging_level": "ERROR", "log_to_driver": False}
-    if ours:
-        # Ray Data's default autoscaler drops fractions of a CPU when it shares them out (2 - 1 - 0.5 leaves 0, seen in
-        # Ray 2.60: one decode task on a core instead of two). Our own Ray never grows; V2 asks for nothing there.
-        os.environ.setdefault("RAY_DATA_CLUSTER_AUTOSCALER", "V2")
-        cpus = local_cpus() + SPARE_CPUS
-        options |= {"num_cpus": cpus, "include_dashboard": False}
-        options |= {"_system_config": {"num_workers_soft_limit": IDLE_WORKERS_PER_CPU * cpus}}
-        if workers.object_store_gb:
-            options["object_store_memory"] = int(workers.object_store_gb * 1e9)
-    joined = ray.is_initialized()
-    # In the main thread Ray would take SIGTERM for itself, and one that came meanwhile would end in an abort. What it
-    # starts lives as long as the thread.
-    starter = ThreadPoolExecutor(1)
-    if not joined:
-        with _quiet():
-            starter.submit(ray.init, **options).result()
     try:
-        has = ray.cluster_resources()
-        nodes = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
-        pools = preflight.pools(
-            workers,
-            chunk_bytes,
-            cpus=has.get("CPU", 0.0),
-            gpus=has.get("GPU", 0.0),
-            object_store=has.get("object_store_memory", 0.0),
-            largest_node=max(nodes) if len(nodes) > 1 else 0.0,
-            spare_cpus=SPARE_CPUS if ours and not joined else 0,
-        )
-        context = DataContext.get_current()
-        context.target_max_block_size = preflight.block_bytes(chunk_bytes)
-        context.max_errored_blocks = -1  # the ledger notices what is missing; the shard stays open
-        context.enable_progress_bars = False  # they cannot know our totals
-        context.print_on_execution_start = False
-        yield pools
-    finally:
-        if not joined:
-            ray.shutdown()
-        starter.shutdown()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Ray's chatter off while it starts, and no worker started through `uv run` (ray#50961)."""
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    for name in ("ray", "ray.data"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module=r"ray\.")
-    kept = os.dup(2)  # the C++ side announces its log level on stderr, whatever the level
-    with Path(os.devnull).open("w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        for table in rows.iter_batches(batch_format="pyarrow", batch_size=None):
+            yield from from_table(table)  # type: ignore[misc]
+    except ray.exceptions.ActorDiedError as error:  # raised in its constructor: those that die are restarted
+        raise EncoderError(f"no encoder can start: {str(error).strip().splitlines()[-1]}") from None

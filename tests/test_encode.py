@@ -11,7 +11,7 @@ import torch
 import vae
 from pipeline.chunks import Decoder
 from pipeline.encode import Encoder, EncodeStage, NonfiniteLatentError
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, EncoderError
 from pipeline.guard import MAX_STRIKES, Strikes
 from pipeline.parts import DTYPES, join
 from pipeline.records import Chunk, Latent, Receipt
@@ -124,6 +124,18 @@ def test_bad_code_crashes_and_is_no_strike() -> None:
     with pytest.raises(RuntimeError, match="shape mismatch"):
         EncodeStage(Buggy, guard, 60)(chunk)
     assert not guard.suspects("")
+
+
+def test_encoders_that_keep_dying_in_their_start_are_given_up() -> None:
+    """In a pool of two, one other may be starting now; of the rest nothing was heard again."""
+    guard = Strikes()
+    for _ in range(MAX_STRIKES):
+        guard.starting()
+    EncodeStage(NanEncoder, guard, 60, pool=2)  # stands, so the count begins anew
+    for _ in range(MAX_STRIKES + 1):
+        guard.starting()
+    with pytest.raises(EncoderError, match="3 encoders in a row died"):
+        EncodeStage(NanEncoder, guard, 60, pool=2)
 
 
 def test_a_suspect_chunk_is_encoded_alone_and_only_its_own_death_rejects_it(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import os
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,10 +18,10 @@ import pytest
 import ray
 
 from pipeline.decode import DecodedClip, DecodeSpec, iter_clips
-from pipeline.errors import ConfigError, StorageError, VideoError
+from pipeline.errors import ConfigError, EncoderError, StorageError, VideoError
 from pipeline.job import Job, Workers
 from pipeline.preflight import Pools
-from pipeline.records import Receipt, Shard, Video
+from pipeline.records import Chunk, Latent, Receipt, Shard, Video
 from pipeline.run import graph, run
 from pipeline.sources import read_shard
 from pipeline.spec import LatentRule
@@ -169,6 +169,16 @@ def test_a_storage_fault_leaves_its_shard_open_and_the_next_run_takes_it_up(
     assert second.parts_staged == 3
     assert data(output) == data(undisturbed)
     assert not staged(output)
+
+
+def fails_its_selfcheck(*_: object, **__: object) -> Callable[[Chunk], Latent]:
+    raise ConfigError("self-check: bfloat16 differs from float32 by 3")
+
+
+def test_an_encoder_that_cannot_start_ends_the_run_and_says_why(tars: Path, tmp_path: Path, local_ray: None) -> None:
+    with pytest.raises(EncoderError, match=r"no encoder can start: .*self-check: bfloat16 differs from float32 by 3$"):
+        run(job(tars, tmp_path / "out"), encode=fails_its_selfcheck)
+    assert not list((tmp_path / "out" / "_claims").iterdir())
 
 
 def test_five_operators_and_none_fused(local_ray: None) -> None:

@@ -1,0 +1,140 @@
+"""Ray itself, beside Ray Data: one of our own or a cluster, and objects that every worker reaches."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.data import DataContext
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pipeline import preflight
+from pipeline.guard import Strikes
+from pipeline.job import Workers, local_cpus
+
+SPARE_CPUS = 1
+"""CPUs that a Ray of our own has beyond those of the machine, so that `--encoders` may ask for one on every core and
+the decoding, which yields to them, still runs."""
+
+IDLE_WORKERS_PER_CPU = 8
+"""Worker processes that a Ray of our own keeps. By default it ends idle ones beyond one per CPU after a second, and the
+next task waits for a new one (measured: 22 started in a run of 40 s on 2 cores, 11 with this)."""
+
+
+@contextlib.contextmanager
+def ray_for(workers: Workers, chunk_bytes: int) -> Iterator[preflight.Pools]:
+    """A Ray of our own, or the cluster at the address; how many workers of each kind it can hold.
+
+    Raises:
+        ConfigError: the workers or the chunks do not fit.
+    """
+    ours = workers.ray_address == "local"
+    options: dict[str, Any] = {"address": workers.ray_address, "logging_level": "ERROR", "log_to_driver": False}
+    if ours:
+        # Ray Data's default autoscaler drops fractions of a CPU when it shares them out (2 - 1 - 0.5 leaves 0, seen in
+        # Ray 2.60: one decode task on a core instead of two). Our own Ray never grows; V2 asks for nothing there.
+        os.environ.setdefault("RAY_DATA_CLUSTER_AUTOSCALER", "V2")
+        cpus = local_cpus() + SPARE_CPUS
+        options |= {"num_cpus": cpus, "include_dashboard": False}
+        options |= {"_system_config": {"num_workers_soft_limit": IDLE_WORKERS_PER_CPU * cpus}}
+        if workers.object_store_gb:
+            options["object_store_memory"] = int(workers.object_store_gb * 1e9)
+    joined = ray.is_initialized()
+    # In the main thread Ray would take SIGTERM for itself, and one that came meanwhile would end in an abort. What it
+    # starts lives as long as the thread.
+    starter = ThreadPoolExecutor(1)
+    if not joined:
+        with _quiet():
+            starter.submit(ray.init, **options).result()
+    try:
+        has = ray.cluster_resources()
+        nodes = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
+        pools = preflight.pools(
+            workers,
+            chunk_bytes,
+            cpus=has.get("CPU", 0.0),
+            gpus=has.get("GPU", 0.0),
+            object_store=has.get("object_store_memory", 0.0),
+            largest_node=max(nodes) if len(nodes) > 1 else 0.0,
+            spare_cpus=SPARE_CPUS if ours and not joined else 0,
+        )
+        context = DataContext.get_current()
+        context.target_max_block_size = preflight.block_bytes(chunk_bytes)
+        context.max_errored_blocks = -1  # the ledger notices what is missing; the shard stays open
+        context.enable_progress_bars = False  # they cannot know our totals
+        context.print_on_execution_start = False
+        yield pools
+    finally:
+        if not joined:
+            ray.shutdown()
+        starter.shutdown()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Ray's chatter off while it starts, and no worker started through `uv run` (ray#50961)."""
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("ray.data.exceptions").setLevel(logging.CRITICAL)  # logs in full what is then raised
+    warnings.filterwarnings("ignore", module=r"ray\.")
+    kept = os.dup(2)  # the C++ side announces its log level on stderr, whatever the level
+    with Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+class Remote:
+    """An object kept by an actor beside the driver, with its methods as if it were here. Pickles.
+
+    The methods in `told` have no answer and are not waited for. Calls of one process arrive in their order. Should the
+    actor die (Ray's memory monitor took it, seen), a new one goes on without what this one knew.
+    """
+
+    def __init__(self, kind: type, *args: Any, told: tuple[str, ...] = ()) -> None:
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        options = {"num_cpus": 0, "scheduling_strategy": here, "max_restarts": -1, "max_task_retries": -1}
+        self._actor = ray.remote(kind).options(**options).remote(*args)
+        self._told = told
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        method = getattr(self._actor, name)
+        return method.remote if name in self._told else lambda *args: ray.get(method.remote(*args))
+
+
+class RemoteStrikes(Remote):
+    """The strike counter. It is told which process makes an attempt, so that it can excuse what Ray itself ended."""
+
+    def __init__(self) -> None:
+        super().__init__(Strikes, ended_for_memory, told=("end", "started"))
+
+    def begin(self, key: str) -> int:
+        standing: int = ray.get(self._actor.begin.remote(key, ray.get_runtime_context().get_worker_id()))
+        return standing
+
+
+def ended_for_memory(worker: str) -> bool:
+    """Whether Ray's memory monitor ended that worker. The one public call that tells needs a dashboard."""
+    try:
+        from ray._private.state import state
+        from ray.core.generated import common_pb2, gcs_pb2
+
+        known = state._connect_and_get_accessor().get_worker_info(ray.WorkerID(bytes.fromhex(worker)))
+    except (ImportError, AttributeError):  # another Ray, which has it elsewhere: a strike only raises suspicion
+        return False
+    exit_type = gcs_pb2.WorkerTableData.FromString(known).exit_type if known else None
+    return bool(exit_type == common_pb2.WorkerExitType.NODE_OUT_OF_MEMORY)
