@@ -18,8 +18,7 @@ class Workers:
 
     decode_cpus: float = 0.5
     """CPUs reserved per decode task, which uses one thread. Two to a core, because one waits for its source and, 0.1 s
-    each time, for Ray Data's next look (`python -m jobs.bench stream`, balanced on 2 cores: 0.85 of the ideal overlap,
-    0.78 where only one of the two ran). 1 means half as many decode processes."""
+    each time, for Ray Data's next look. 1 means half as many decode processes."""
     encoders: str = "auto"
     """Encode actors, `min:max` or one number. auto: one per GPU; without GPUs one per CPU but one. (Where encoding is
     the bottleneck, one for each is faster, and each costs seconds to start.)"""
