@@ -19,6 +19,7 @@ from typing import Any
 import av
 import av.filter
 import numpy as np
+from av.sidedata.sidedata import SideDataContainer
 
 from pipeline.decode.geometry import UPRIGHT, Orientation, Placement, display_size, orientation, place
 from pipeline.decode.spec import DecodeSpec
@@ -75,11 +76,16 @@ def frame_kind(frame: Any, sar: Fraction) -> FrameKind:
 
 
 def display_matrix(frame: Any) -> list[int] | None:
-    """The frame's display matrix as 9 integers, or None."""
+    """The frame's display matrix as 9 integers, or None.
+
+    Not by `frame.side_data`: the frame would hold its container and that the frame, so that decoded pictures pile up
+    until the garbage collector comes (measured at 1080p: 55 of them, and a fifth of the CPU time in page faults).
+    """
+    side_data: Any = SideDataContainer  # whose stub has no constructor
     try:
-        data = frame.side_data.get("DISPLAYMATRIX")
+        data = side_data(frame).get("DISPLAYMATRIX")
     except ValueError:
-        data = _without_new_side_data(frame).side_data.get("DISPLAYMATRIX")
+        data = side_data(_without_new_side_data(frame)).get("DISPLAYMATRIX")
     return None if data is None else np.frombuffer(bytes(data), dtype="<i4").tolist()
 
 

@@ -9,6 +9,7 @@ from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import pytest
 
 from pipeline.decode import DecodeSpec, iter_clips, measure, probe
@@ -62,6 +63,20 @@ def test_memory_threads_and_descriptors_stay_flat(tmp_path: Path, count: int) ->
     assert status("VmRSS") - before[0] < 12 * 1024
     assert status("Threads") == before[1]
     assert num_descriptors() == before[2]
+
+
+def test_frames_are_let_go_without_the_garbage_collector() -> None:
+    """A frame in a reference cycle keeps megabytes until the collector comes."""
+    data = make_video(num_frames=60)
+    gc.collect()
+    gc.disable()
+    try:
+        for clip in iter_clips(data, [DecodeSpec(num_frames=20, fps=None, height=32, width=48)] * 3):
+            assert not isinstance(clip, VideoError)
+        probe(data)
+        assert sum(isinstance(thing, av.VideoFrame) for thing in gc.get_objects()) < 4
+    finally:
+        gc.enable()
 
 
 def test_no_thread_is_started() -> None:
