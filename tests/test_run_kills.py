@@ -11,6 +11,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 from jobs.encode import STOPPED
 from tests.driver import Driver
 from tests.test_run import make_tar
@@ -67,17 +69,24 @@ def test_a_driver_killed_twice_ends_like_an_undisturbed_one(tmp_path: Path) -> N
     assert staged >= 1
 
 
-def test_a_stop_while_ray_starts_and_one_without_grace_say_resume_me(tmp_path: Path) -> None:
-    make_sources(tmp_path)
-    output = tmp_path / "out"
-    command = ["--source", f"{tmp_path}/*.tar", "--output", str(output), *FLAGS, "--grace", "0.1"]
-    early = Driver(command)
-    early.stop_when(early.starts_processes)
-    early.finish(STOPPED)
-    assert not files(output, "data/*")
-    late = Driver(command)
-    late.stop_when(lambda: bool(files(output, "_staging/*/*.part")))
-    late.finish(STOPPED)
+def stoppable(folder: Path) -> list[str]:
+    make_sources(folder)
+    return ["--source", f"{folder}/*.tar", "--output", str(folder / "out"), *FLAGS, "--grace", "0.1"]
+
+
+def test_a_stop_while_ray_starts_says_resume_me(tmp_path: Path) -> None:
+    driver = Driver(stoppable(tmp_path))
+    driver.stop_when(driver.starts_processes)
+    driver.finish(STOPPED)
+    assert not files(tmp_path, "out/data/*")
+
+
+@pytest.mark.slow
+def test_a_stop_without_grace_says_resume_me_and_the_next_run_does(tmp_path: Path) -> None:
+    command = stoppable(tmp_path)
+    driver = Driver(command)
+    driver.stop_when(lambda: bool(files(tmp_path, "out/_staging/*/*.part")))
+    driver.finish(STOPPED)
     Driver(command).finish()
     assert len(files(tmp_path, "out/data/*")) == NUM_SHARDS
     assert not files(tmp_path, "out/_claims/*")
