@@ -49,16 +49,16 @@ def parse(argv: Sequence[str] | None) -> Job:
 
 def _dry_run(job: Job) -> str:
     """What a run would do. Nothing is written."""
+    from pipeline.plan import foresee
     from pipeline.preflight import resolve
     from pipeline.progress import size
-    from pipeline.sources import list_source
     from pipeline.spec import check
     from pipeline.storage import Storage
 
     spec, info = resolve(job)
     output = Storage(job.output)
     check(output, spec)
-    shards = [shard for source in job.source for shard in list_source(source, shard_size=job.shard_size)][: job.limit]
+    shards = list(foresee(output, job.source, shard_size=job.shard_size, limit=job.limit, on_changed=job.on_changed))
     done = sum(output.exists(data_path(shard.name)) for shard in shards)
     shapes = ", ".join(f"{t}x{h}x{w} -> {info.latent_shape(t, h, w)}" for t, h, w in job.clip.shapes)
     return (

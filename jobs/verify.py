@@ -17,6 +17,7 @@ from pipeline.errors import ConfigError, StorageError
 from pipeline.progress import size
 from pipeline.storage import Storage
 from pipeline.verify import load_spec, verify
+from vae.errors import CheckpointError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = tyro.cli(Verify, args=argv, prog="latentmill verify", description=__doc__)
         return _verify(args)
-    except ConfigError as error:
+    except (ConfigError, CheckpointError) as error:
         print(f"latentmill verify: {error}", file=sys.stderr)
         return 2
     except StorageError as error:

@@ -19,7 +19,7 @@ from typing import Any
 
 from pipeline.clips import ClipRule, PlannedClip, plan_clips
 from pipeline.decode import DecodedClip, DecodeSpec, iter_clips, measure, probe
-from pipeline.errors import NotFoundError, StorageError, VideoError
+from pipeline.errors import LimitExceededError, NotFoundError, StorageError, VideoError
 from pipeline.guard import DiedAloneError, Guard, alone, attempt, deadline
 from pipeline.records import Chunk, Receipt, Rejection, Video, clip_id
 from pipeline.spec import LatentRule
@@ -50,6 +50,8 @@ class Decoder:
                 source = video.payload if video.payload is not None else self._fetch(video)
             except NotFoundError as error:
                 yield from reject_video(video, "not_found", str(error))
+            except LimitExceededError as error:
+                yield from reject_video(video, error.reason, str(error))
             except StorageError as error:
                 yield Receipt(
                     kind="fault", shard=video.shard, video=video.video, message=f"{redacted(video.uri)}: {error}"
@@ -68,7 +70,7 @@ class Decoder:
         )
 
     def _fetch(self, video: Video) -> bytes:
-        return read_object(video.uri, size=video.size, etag=video.etag)
+        return read_object(video.uri, size=video.size, etag=video.etag, max_bytes=self.clip.max_bytes)
 
     def _clips(self, video: Video, source: bytes | memoryview, guard: Guard | None) -> Iterator[Chunk | Receipt]:
         """With a guard, every clip is an attempt of its own, and suspects are tried alone."""
@@ -215,8 +217,9 @@ def _look(
 ) -> list[PlannedClip]:
     """Plan the clips of a video. A clip in chunks is measured first: its T is fixed before its first chunk leaves."""
     timeline = measure(source) if rule.needs_timeline or in_chunks else None
+    found = probe(source, max_pixels=rule.max_pixels)
     return plan_clips(
-        probe(source), timeline, rule, start=start, end=end, accepted=lambda num_frames: info.nearest(num_frames)[0]
+        found, timeline, rule, start=start, end=end, accepted=lambda num_frames: info.nearest(num_frames)[0]
     )
 
 

@@ -94,9 +94,9 @@ class Claims:
         return True
 
     def _claim(self, path: str) -> bool:
-        if self._output.create(path, self._owner):
-            return True
         try:
+            if self._output.create(path, self._owner):
+                return True
             holder = self._output.read(path)
             age = self._output.now() - self._output.entry(path).mtime
         except NotFoundError:  # released meanwhile: its shard is done, or up for the next pass

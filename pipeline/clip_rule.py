@@ -77,7 +77,7 @@ class ClipRule:
     max_decoded_frames: int = 20_000
     """Limit: source frames that one chunk of a clip spans."""
     max_bytes: int = 16 << 30
-    """Limit: bytes of one encoded file."""
+    """Limit: bytes of one encoded file. In a tar, which holds it in memory, 4 GiB at most."""
 
     def __post_init__(self) -> None:
         for name, kind in _CHOICES.items():

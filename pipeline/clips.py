@@ -138,7 +138,8 @@ def _native_starts(
         if index + num_frames > len(times):
             return
         yield times[index]
-        at += _exact(rule.every)
+        while at <= times[index]:  # across a gap, one clip begins after it
+            at += _exact(rule.every)
 
 
 def _native_times(timeline: Timeline, begin: Fraction, stop: Fraction) -> list[Fraction]:

@@ -153,6 +153,7 @@ def _latents(output: Storage, shard: CompleteShard) -> Iterator[Latent]:
         except MissingPartError as error:
             log.warning("shard=%s part missing: %s", shard.name, error)
             missing.append((video, clip))
+            output.delete(error.path)  # a damaged one would be taken for staged for ever
         else:
             if not missing:
                 yield latent
@@ -183,4 +184,7 @@ def _in_large_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
 
 
 def _index(output: Storage, shard: str) -> pa.Table:
-    return pq.read_table(io.BytesIO(output.read(f"index/{shard}.parquet")))
+    path = f"index/{shard}.parquet"
+    if not output.exists(path):  # another run committed it this moment
+        derive(output, shard)
+    return pq.read_table(io.BytesIO(output.read(path)))

@@ -85,9 +85,8 @@ class Encoder:
             NonfiniteLatentError: NaN or infinity in the latent.
         """
         start = time.perf_counter()
-        try:
-            latent = self._encode(chunk)
-        except torch.OutOfMemoryError:  # a forward holds one clip, so there is nothing to halve
+        latent = self._try(chunk)
+        if latent is None:  # a forward holds one clip, so there is nothing to halve
             torch.cuda.empty_cache()
             latent = self._encode(chunk)
         if not torch.isfinite(latent).all():
@@ -106,6 +105,13 @@ class Encoder:
             decode_seconds=chunk.decode_seconds,
             encode_seconds=time.perf_counter() - start,
         )
+
+    def _try(self, chunk: Chunk) -> torch.Tensor | None:
+        """None if memory runs out. By then the exception is gone, and with it the tensors that its traceback holds."""
+        try:
+            return self._encode(chunk)
+        except torch.OutOfMemoryError:
+            return None
 
     @torch.inference_mode()
     def _encode(self, chunk: Chunk) -> torch.Tensor:

@@ -20,6 +20,8 @@ import pickle
 import signal
 import subprocess
 import sys
+import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, Protocol, TypeVar
 
@@ -28,10 +30,15 @@ T = TypeVar("T")
 MAX_STRIKES = 3
 """Unfinished attempts after which a clip is tried alone."""
 
+MAX_EXCUSED = 9
+"""Excused attempts after which the next ones count: it may be this very clip that eats the memory."""
+
 ORPHAN_SECONDS = 10.0
 """How long a child may outlast the deadline of a parent that is gone."""
 
 _STDERR = 2
+_NOT_BEGUN = 70
+"""Exit code of a child that could not even load its call: an installation at fault, not the clip."""
 
 
 class Guard(Protocol):
@@ -51,6 +58,7 @@ class Strikes:
         """`excused`: whether that process was ended for no doing of its own."""
         self._excused = excused
         self._unfinished: dict[str, list[str]] = {}
+        self._num_excused: Counter[str] = Counter()
         self._starts = 0
 
     def begin(self, key: str, process: str = "") -> int:
@@ -58,17 +66,22 @@ class Strikes:
         start with it), without those of excused processes."""
         below = [other for other in self._unfinished if other.startswith(key)]
         for other in below:
-            processes = self._unfinished[other]
-            if len(processes) < MAX_STRIKES:
-                self._unfinished[other] = [process for process in processes if not self._excused(process)]
+            self._excuse(other)
         standing = sum(len(self._unfinished[other]) for other in below)
         self._unfinished.setdefault(key, []).append(process)
         return standing
+
+    def _excuse(self, key: str) -> None:
+        processes = self._unfinished[key]
+        if len(processes) < MAX_STRIKES and self._num_excused[key] < MAX_EXCUSED:
+            self._unfinished[key] = [process for process in processes if not self._excused(process)]
+            self._num_excused[key] += len(processes) - len(self._unfinished[key])
 
     def end(self, key: str) -> None:
         """The attempt ended, well or with an exception. A suspect stays one: a retry must decide the same way."""
         if len(self._unfinished.get(key, ())) < MAX_STRIKES:
             self._unfinished.pop(key, None)
+            self._num_excused.pop(key, None)
 
     def suspects(self, prefix: str) -> frozenset[str]:
         """Keys with the prefix that have MAX_STRIKES unfinished attempts."""
@@ -135,6 +148,7 @@ def alone(seconds: float, function: Callable[..., T], *args: Any) -> T:
 
     Raises:
         DiedAloneError: the child died or outlasted `seconds`.
+        RuntimeError: the child could not load the call.
         Exception: whatever the function raised there.
     """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
@@ -145,6 +159,8 @@ def alone(seconds: float, function: Callable[..., T], *args: Any) -> T:
         except subprocess.TimeoutExpired:
             child.kill()
             raise DiedAloneError(f"did not finish in {seconds:g} s, tried alone", timed_out=True) from None
+    if child.returncode == _NOT_BEGUN:
+        raise RuntimeError(f"a child process could not begin {function!r}: see its traceback on stderr")
     if child.returncode != 0:
         how = f"signal {-child.returncode}" if child.returncode < 0 else f"exit code {child.returncode}"
         raise DiedAloneError(f"killed its process ({how}), tried alone", timed_out=False)
@@ -158,7 +174,11 @@ def _child() -> None:
     """The other end of `alone`: a call on stdin, its result on what was stdout; prints go to stderr."""
     answer = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(_STDERR, sys.stdout.fileno())
-    seconds, function, args = pickle.load(sys.stdin.buffer)
+    try:
+        seconds, function, args = pickle.load(sys.stdin.buffer)
+    except Exception:
+        traceback.print_exc()
+        sys.exit(_NOT_BEGUN)
     # The parent keeps the deadline; this one ends a child that hangs after its parent was killed.
     faulthandler.dump_traceback_later(seconds + ORPHAN_SECONDS, exit=True, file=_STDERR)
     try:

@@ -81,6 +81,8 @@ class Job:
     on_changed: Literal["refuse", "keep"] = "refuse"
     """A source object that is not the one planned (size or ETag): refuse to run, or keep the plan and go on without
     the shards that it belongs to."""
+    allow_private: bool = False
+    """Let a table name web addresses inside the local network. Refused by default: tables may come from anybody."""
     max_rejected: float = 1.0
     """Exit with code 3 when more than this fraction of the clips is rejected. What is committed stays."""
     limit: int | None = None

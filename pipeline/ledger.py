@@ -123,5 +123,8 @@ def _waits_for(shard: _OpenShard) -> str:
     settled |= shard.rejections.keys()
     wanted = [(video, clip) for video, n in sorted(shard.num_clips.items()) for clip in range(n)]
     missing_clips = [clip for clip in wanted if clip not in settled]
+    if not missing_clips:
+        video, clip = min(settled - set(wanted))
+        return f"an account of clip {clip} of video {video}, which nobody announced"
     video, clip = missing_clips[0]
     return f"clip {clip} of video {video}" + (f" and {len(missing_clips) - 1} more" if len(missing_clips) > 1 else "")

@@ -32,7 +32,11 @@ DTYPES: dict[str, np.dtype[Any]] = {"bfloat16": np.dtype("<u2"), "float16": np.d
 
 
 class MissingPartError(Exception):
-    """A part is not there, or is damaged."""
+    """The part at `path` is not there, or is damaged."""
+
+    def __init__(self, path: str, what: str) -> None:
+        super().__init__(f"{path} {what}")
+        self.path = path
 
 
 def part_path(shard: str, video: int, clip: int, chunk: int, num_chunks: int) -> str:
@@ -120,13 +124,15 @@ def _to_ipc(record: Latent) -> bytes:
 
 def _read_part(output: Storage, path: str) -> Latent:
     try:
-        table = pa.ipc.open_file(pa.py_buffer(output.read(path))).read_all()
-        (latent,) = from_table(table)
+        data = output.read(path)
     except NotFoundError:
-        raise MissingPartError(f"{path} is not there") from None
+        raise MissingPartError(path, "is not there") from None
+    try:
+        table = pa.ipc.open_file(pa.py_buffer(data)).read_all()
+        (latent,) = from_table(table)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise MissingPartError(f"{path} is damaged: {error}") from error
+        raise MissingPartError(path, f"is damaged: {error}") from error
     assert isinstance(latent, Latent)
     if zlib.crc32(latent.payload) != int(table.schema.metadata[b"crc32"]):
-        raise MissingPartError(f"{path} is damaged: checksum")
+        raise MissingPartError(path, "is damaged: checksum")
     return latent

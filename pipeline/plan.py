@@ -16,7 +16,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -104,6 +104,21 @@ def make_plan(
         raise ConfigError(f"limit must be at least 1 shard, got {limit}")
     files = _grow(output, sources, shard_size, limit, on_changed)
     return Plan(files, _list_done(output), _list_staged(output), limit)
+
+
+def foresee(
+    output: Storage,
+    sources: Sequence[str],
+    *,
+    shard_size: int = 64,
+    limit: int | None = None,
+    on_changed: OnChanged = "refuse",
+) -> Iterator[Shard]:
+    """The shards of the plan that `make_plan` would make: those that are frozen, then the new ones. Writes nothing."""
+    files = _plan_files(output)
+    frozen = (shard for file in files for shard in file.shards())
+    new = (shard for _, shard in _new_shards(files, sources, shard_size, on_changed))
+    return islice(chain(frozen, new), limit)
 
 
 def plan_retries(output: Storage, reasons: frozenset[str]) -> Plan:

@@ -39,8 +39,8 @@ from pipeline.plan import make_plan, plan_retries
 from pipeline.progress import Summary
 from pipeline.records import Chunk, Latent, Receipt, Shard, Video
 from pipeline.rows import from_table, to_table
-from pipeline.sources import read_shard
-from pipeline.spec import Spec, settle
+from pipeline.sources import MAX_BYTES, read_shard
+from pipeline.spec import Spec, check, settle
 from pipeline.stop import Stop
 from pipeline.storage import Storage
 
@@ -92,7 +92,7 @@ def load_encoder(*args: Any, **kwargs: Any) -> Callable[[Chunk], Latent]:
 def run(
     job: Job,
     *,
-    read: Callable[[Shard], Iterator[Video | Receipt]] = read_shard,
+    read: Callable[[Shard], Iterator[Video | Receipt]] | None = None,
     decode: Decode = iter_clips,
     encode: Callable[..., Callable[[Chunk], Latent]] = load_encoder,
     echo: Callable[[str], None] = log.info,
@@ -102,7 +102,7 @@ def run(
 
     Args:
         job: what to do.
-        read, decode, encode: the stages, for tests to replace.
+        read, decode, encode: the stages, for tests to replace. By default `read_shard`, as the job sets it.
         echo: gets a progress line every `echo_seconds`.
 
     Raises:
@@ -112,7 +112,7 @@ def run(
     """
     spec, info = preflight.resolve(job)
     output = Storage(job.output)
-    settle(output, spec)
+    check(output, spec)
     plan = make_plan(output, job.source, shard_size=job.shard_size, limit=job.limit, on_changed=job.on_changed)
     tidy(output, plan.done, plan.leftovers)
     if job.retry_rejected:
@@ -120,19 +120,20 @@ def run(
     decoder = Decoder(clip=job.clip, latent=job.latent, info=info, deadline=job.workers.decode_deadline, decode=decode)
     threads, largest = job.workers.threads_per_encoder, preflight.largest_clip(job.clip)
     encoder = partial(encode, job.vae, spec, threads=threads, largest=largest)
+    max_bytes = min(job.clip.max_bytes, MAX_BYTES)
+    read = read or partial(read_shard, max_bytes=max_bytes, allow_private=job.allow_private)
     driver = Driver(output, plan, echo, echo_seconds)
     here: dict[str, Any] = {}
     with Stop(job.grace) as stop:
         if driver.todo:
-            with (
-                ray_for(job.workers, preflight.largest_chunk_bytes(job.clip, job.latent, info)) as pools,
-                stop.limited(),
-            ):
+            chunk_bytes = preflight.largest_chunk_bytes(job.clip, job.latent, info)
+            with ray_for(job.workers, chunk_bytes) as pools, stop.limited():
+                settle(output, spec)  # now that nothing is left to refuse
                 here = runs.environment("cuda" if pools.encoder_gpus else "cpu", threads)
                 runs.warn_of_differences(output, here)
                 _stream(driver, stop, pools, job, spec, read=read, decoder=decoder, encoder=encoder)
         with stop.limited():
-            seal(output, sorted(driver.done))
+            seal(output, sorted(plan.done | driver.done))
         summary = driver.finish(stopped=stop.asked)
         runs.record(output, driver.run_id, spec.digest, here, summary)
     return summary
@@ -178,11 +179,11 @@ def _stream(
 def _read(table: pa.Table, read: Callable[[Shard], Iterator[Video | Receipt]], claims: Any) -> Iterator[pa.Table]:
     for row in table.to_pylist():
         shard = Shard.from_row(row)
-        if not claims.take(shard.name):
-            yield to_table(Receipt(kind="elsewhere", shard=shard.name))
-            continue
         try:
-            yield from map(to_table, read(shard))
+            if claims.take(shard.name):
+                yield from map(to_table, read(shard))
+            else:
+                yield to_table(Receipt(kind="elsewhere", shard=shard.name))
         except StorageError as error:  # never a Rejection: what came so far is kept, the shard stays open
             yield to_table(Receipt(kind="fault", shard=shard.name, message=f"{shard.uri}: {error}"))
 

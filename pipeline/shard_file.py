@@ -166,11 +166,12 @@ def holds(timestamps: list[float], start: str, fps: str | None) -> tuple[int, fl
     """(frames that repeat the one before, the longest time in seconds that a chosen frame stood in for the grid time).
 
     `timestamps` are the source times in seconds of the chosen frames, `start` and `fps` the grid as "p/q". Consecutive
-    frames (fps None) repeat nothing. Example at 2 fps: [0, 0, 1] on grid 0, 0.5, 1 is one duplicate held for 0.5 s.
+    frames (fps None) are never held, and only padding repeats one. Example at 2 fps: [0, 0, 1] on grid 0, 0.5, 1 is one
+    duplicate held for 0.5 s.
     """
-    if fps is None:
-        return 0, 0.0
     duplicates = sum(a == b for a, b in pairwise(timestamps))
+    if fps is None:
+        return duplicates, 0.0
     grid = (float(Fraction(start) + i / Fraction(fps)) for i in range(len(timestamps)))
     return duplicates, max(
         (max(target - time, 0.0) for target, time in zip(grid, timestamps, strict=True)), default=0.0

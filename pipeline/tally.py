@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline import shard_file
 from pipeline.errors import NotFoundError
 from pipeline.storage import Storage
 
@@ -65,13 +66,22 @@ def in_parallel(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
 
 
 def _count(output: Storage, shard: str, superseded: set[Target]) -> tuple[int, int, list[str]]:
-    lengths = pq.read_table(io.BytesIO(output.read(f"index/{shard}.parquet")), columns=["byte_length"])["byte_length"]
     try:
-        lines = output.read(f"rejected/{shard}.jsonl").splitlines()
+        index = pq.read_table(io.BytesIO(output.read(f"index/{shard}.parquet")), columns=["byte_length"])
+    except NotFoundError:  # committed this moment, or by a run that was killed just then: the data file is the truth
+        data = io.BytesIO(output.read(shard_file.data_path(shard)))
+        index, rejections = shard_file.index_of(data, shard), shard_file.footer_of(data)[1]["rejections"]
+    else:
+        rejections = _rejections(output, shard)
+    reasons = [rejection["reason"] for rejection in rejections if target(rejection) not in superseded]
+    return len(index), pc.sum(index["byte_length"]).as_py() or 0, reasons
+
+
+def _rejections(output: Storage, shard: str) -> list[dict[str, Any]]:
+    try:
+        return [json.loads(line) for line in output.read(f"rejected/{shard}.jsonl").splitlines()]
     except NotFoundError:
-        lines = []
-    rejections = [rejection for line in lines if target(rejection := json.loads(line)) not in superseded]
-    return len(lengths), pc.sum(lengths).as_py() or 0, [rejection["reason"] for rejection in rejections]
+        return []
 
 
 def target(rejection: dict[str, Any]) -> Target:

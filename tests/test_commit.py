@@ -16,6 +16,7 @@ from pipeline.parts import MissingPartError, join, part_path, read_clip, read_ve
 from pipeline.records import Latent, Receipt, Rejection
 from pipeline.spec import LatentRule
 from pipeline.storage import Storage
+from pipeline.tally import tally
 from tests.small import latent, spec
 
 SPEC = spec().to_json()
@@ -129,6 +130,26 @@ def test_a_lost_part_opens_its_clip_again_and_commits_nothing(output: Storage) -
     assert commit(output, SPEC, SHARD).missing == ((0, 1), (1, 0))
     assert not output.exists("data/s.parquet")
     assert len(list(output.list("_staging/s/"))) == 2
+
+
+def test_a_damaged_part_is_not_taken_for_staged_again(output: Storage) -> None:
+    put_parts(output)
+    output.put(part_path("s", 0, 0, 0, 1), b"")
+    assert commit(output, SPEC, SHARD).missing == ((0, 0),)
+    assert not output.exists(part_path("s", 0, 0, 0, 1))
+    assert len(list(output.list("_staging/s/"))) == len(PARTS) - 1
+
+
+def test_a_committed_shard_without_its_index_is_counted_and_sealed(output: Storage) -> None:
+    """The moment between a data file and its index, as another process sees it."""
+    put_parts(output)
+    commit(output, SPEC, SHARD)
+    whole = tally(output, ["s"], {})
+    output.delete("index/s.parquet")
+    output.delete("rejected/s.jsonl")
+    assert tally(output, ["s"], {}) == whole
+    assert not output.exists("index/s.parquet")
+    assert seal(output, ["s"]) == whole.latents
 
 
 def test_a_loser_adopts_the_winners_file(output: Storage, caplog: pytest.LogCaptureFixture) -> None:

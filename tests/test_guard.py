@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ import pytest
 import ray
 
 from pipeline.cluster import RemoteStrikes, ended_for_memory
-from pipeline.guard import MAX_STRIKES, Strikes
+from pipeline.guard import MAX_STRIKES, Strikes, alone
 
 
 def test_unfinished_attempts_count_and_finished_ones_do_not() -> None:
@@ -42,6 +43,33 @@ def test_excused_processes_strike_nothing() -> None:
     assert not strikes.suspects("")
     assert [strikes.begin("a", "of its own") for _ in range(MAX_STRIKES)] == [0, 1, 2]
     assert strikes.suspects("") == {"a"}
+
+
+def test_who_is_excused_again_and_again_becomes_a_suspect_in_the_end() -> None:
+    """It may be this very clip that eats the memory, and the run must end."""
+    strikes = Strikes(excused=lambda process: True)
+    while not strikes.suspects(""):
+        strikes.begin("hungry")
+        assert sum(map(len, strikes._unfinished.values())) <= MAX_STRIKES
+    strikes = Strikes(excused=lambda process: True)
+    for _ in range(20):
+        strikes.begin("fine")
+        strikes.end("fine")
+    assert not strikes.suspects("")
+
+
+def test_a_child_that_cannot_load_its_call_is_no_verdict_on_the_clip() -> None:
+    with pytest.raises(RuntimeError, match="could not begin"):
+        alone(60, Unloadable())
+
+
+class Unloadable:
+    """Pickles, and raises where it is loaded."""
+
+    def __reduce__(self) -> tuple[object, tuple[str, ...]]:
+        return importlib.import_module, ("no_such_module_anywhere",)
+
+    def __call__(self) -> None: ...
 
 
 def test_starts_are_counted_since_the_last_that_succeeded() -> None:

@@ -75,6 +75,10 @@ def test_an_empty_shard_is_complete() -> None:
 def test_a_clip_that_nobody_announced_keeps_the_shard_open() -> None:
     receipts = [Receipt(kind="videos", shard="s", count=1), Receipt(kind="clips", shard="s", video=0, count=1)]
     assert settle([*receipts, part(0, 0), part(0, 1)]) is None
+    ledger = Ledger()
+    for receipt in [*receipts, part(0, 0), part(0, 1)]:
+        ledger.add(receipt)
+    assert ledger.still_open() == {"s": "an account of clip 1 of video 0, which nobody announced"}
 
 
 def test_counts_that_contradict_each_other_raise() -> None:

@@ -34,7 +34,7 @@ def local_ray() -> Iterator[None]:
     """One Ray for the tests of this file; `run` joins a Ray that is there."""
     folder = tempfile.mkdtemp(prefix="lm")  # sockets in it: paths are limited to 107 bytes
     os.environ["RAY_TMPDIR"] = folder
-    ray.init(address="local", num_cpus=2, object_store_memory=200_000_000, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=3, object_store_memory=200_000_000, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
     del os.environ["RAY_TMPDIR"]
@@ -68,6 +68,7 @@ def job(tars: Path, output: Path, **changes: object) -> Job:
         vae="tiny",
         clip=replace(CLIP, clips="all"),
         latent=LatentRule(chunk_windows=1, context="1"),
+        workers=Workers(decode_cpus=1, encoders="1"),
     )
     return replace(made, **changes)  # type: ignore[arg-type]
 
@@ -114,10 +115,26 @@ def test_running_again_finds_nothing_to_do(undisturbed: Path, tars: Path) -> Non
 
 
 def test_the_bytes_do_not_depend_on_the_workers(undisturbed: Path, tars: Path, tmp_path: Path) -> None:
-    others = Workers(decode_cpus=0.5, encoders="1:3", threads_per_encoder=1)
+    others = Workers(decode_cpus=0.25, encoders="2", threads_per_encoder=1)
     names = sorted(str(path) for path in tars.iterdir())
     run(replace(job(tars, tmp_path / "out", workers=others), source=tuple(reversed(names))))
     assert data(tmp_path / "out") == data(undisturbed)
+
+
+def test_what_is_refused_leaves_no_spec_behind(tars: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    with pytest.raises(ConfigError):
+        run(replace(job(tars, output), source=(f"{tmp_path}/nothing/*.tar",)))
+    with pytest.raises(ConfigError, match="nothing would ever be produced"):
+        run(job(tars, output, workers=Workers(encoders="99")))
+    assert not (output / "spec.json").exists()
+
+
+def test_a_limited_run_keeps_the_whole_index(undisturbed: Path, tars: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(undisturbed, output)
+    run(job(tars, output, limit=1))
+    assert (output / "index.parquet").read_bytes() == (undisturbed / "index.parquet").read_bytes()
 
 
 def test_another_spec_is_refused_naming_every_field(undisturbed: Path, tars: Path) -> None:

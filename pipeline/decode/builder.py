@@ -46,7 +46,8 @@ class ClipBuilder:
         self._ticks: list[int] = []
         self._repaired: list[bool] = []
         self._kinds: list[FrameKind] = []
-        self._clean: Picture | None = None
+        self.clean: Picture | None = None
+        """The last picture that the decoder does not flag, from before the clip began, too."""
 
     def fail(self, error: VideoError) -> None:
         self.result = error
@@ -59,10 +60,10 @@ class ClipBuilder:
         try:
             if self.spec.on_error == "skip":
                 if not shown.corrupt:
-                    self._clean = shown
+                    self.clean = shown
                 elif self.spec.fps is None:
                     return
-                shown = self._clean or shown
+                shown = self.clean or shown
             if self.spec.fps is None:
                 self._offer_native(shown, reader)
             else:
@@ -81,7 +82,7 @@ class ClipBuilder:
         """Fill the rest with the video's last picture."""
         try:
             while not self.is_complete and self.result is None:
-                self._take(self._clean or last, last.ticks, reader)
+                self._take(self.clean or last, last.ticks, reader)
         except VideoError as error:
             self.fail(error)
 

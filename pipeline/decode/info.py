@@ -95,9 +95,9 @@ def is_still(format_name: str) -> bool:
     return format_name.endswith("_pipe") or format_name == "image2"
 
 
-def stream_sar(stream: Any) -> Fraction:
-    """Sample aspect ratio; unknown, zero and nonsensical ones count as square."""
-    sar = stream.sample_aspect_ratio
+def stream_sar(stream: Any, decoded: Fraction | None = None) -> Fraction:
+    """Sample aspect ratio by the container, else as `decoded`; unknown, zero and nonsensical ones count as square."""
+    sar = stream.sample_aspect_ratio or decoded
     return Fraction(sar) if sar and _MIN_SAR <= sar <= 1 / _MIN_SAR else Fraction(1)
 
 
@@ -119,7 +119,7 @@ def _header_kind(stream: Any) -> FrameKind:
 
 def _first_kind(container: Any, stream: Any, feed: Feed) -> FrameKind | None:
     for picture in PictureReader(container, stream, feed).pictures():
-        return frame_kind(picture.frame, stream_sar(stream))
+        return frame_kind(picture.frame, stream_sar(stream, stream.codec_context.sample_aspect_ratio))
     return None
 
 

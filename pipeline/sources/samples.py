@@ -37,6 +37,7 @@ VIDEO_SUFFIXES = frozenset(
     | {".mpg", ".mpeg", ".mpe", ".m1v", ".m2v", ".mpv", ".vob", ".ts", ".m2ts", ".mts", ".m2t", ".trp", ".mod", ".tod"}
     | {".ogv", ".ogm", ".3gp", ".3g2", ".mxf", ".gxf", ".nut", ".dv", ".y4m", ".amv", ".ivf", ".obu", ".mjpeg", ".mjpg"}
     | {".h264", ".264", ".avc", ".h265", ".265", ".hevc", ".h266", ".266", ".vvc", ".av1", ".gif", ".webp", ".apng"}
+    | {".ogg", ".ogx", ".ismv", ".mk3d", ".mj2", ".dav", ".dat", ".vc1", ".h261", ".h263", ".cavs", ".drc", ".mpv2"}
 )
 """What FFmpeg's demuxers know as video, by name; what is inside decides later."""
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pipeline.errors import ChangedError, ConfigError, NotFoundError, TransientError
+from pipeline.errors import ChangedError, ConfigError, LimitExceededError, NotFoundError, TransientError
 from pipeline.storage.addresses import normal_uri, redacted, scheme_of
 from pipeline.storage.local_store import LocalStore
 from pipeline.storage.other_store import OtherStore
@@ -271,10 +271,20 @@ def stream(uri: str, *, size: int | None = None, etag: str | None = None) -> Str
     return storage.stream(path, size=size, etag=etag or "")
 
 
-def read_object(uri: str, *, size: int | None = None, etag: str | None = None) -> bytes:
-    """One whole object."""
+def read_object(uri: str, *, size: int | None = None, etag: str | None = None, max_bytes: int | None = None) -> bytes:
+    """One whole object.
+
+    Raises:
+        LimitExceededError: it is larger than `max_bytes`; no more than that was read.
+        StorageError: as `stream`.
+    """
+    data = bytearray()
     with stream(uri, size=size, etag=etag) as body:
-        return body.readall()
+        while piece := body.read(READ_BYTES):
+            data += piece
+            if max_bytes is not None and len(data) > max_bytes:
+                raise LimitExceededError(f"an object of more than max_bytes={max_bytes}")
+    return bytes(data)
 
 
 def _checked(path: str) -> str:

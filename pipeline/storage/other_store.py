@@ -120,7 +120,7 @@ def _translated(what: str) -> Iterator[None]:
     except StorageError:
         raise
     except FileNotFoundError as error:
-        raise NotFoundError(f"{redacted(what)}: not found") from error
+        raise _missing(error)(f"{redacted(what)}: {_why(error)}") from error
     except PermissionError as error:
         raise AccessError(f"{redacted(what)}: {type(error).__name__}") from error
     except (TimeoutError, ConnectionError) as error:
@@ -128,3 +128,18 @@ def _translated(what: str) -> Iterator[None]:
     except Exception as error:
         # Each fsspec implementation raises classes of its own; their text may hold a signed address.
         raise TransientError(f"{redacted(what)}: {type(error).__name__}") from error
+
+
+def _missing(error: FileNotFoundError) -> type[StorageError]:
+    """What it is that fsspec calls missing: over HTTP, anything that kept it from reading the headers."""
+    cause = error.__cause__
+    status = getattr(cause, "status", None)
+    if status in (401, 403):
+        return AccessError
+    is_of_http = type(cause).__module__.startswith("aiohttp") or isinstance(cause, ConnectionError | TimeoutError)
+    return TransientError if is_of_http and status not in (404, 410) else NotFoundError
+
+
+def _why(error: FileNotFoundError) -> str:
+    status = getattr(error.__cause__, "status", None)
+    return f"HTTP status {status}" if status else f"not found ({type(error.__cause__ or error).__name__})"
