@@ -106,6 +106,13 @@ def test_every_starts_clips_at_fixed_times_and_they_may_overlap() -> None:
     assert starts(native) == [Fraction(40 * math.ceil(1500 * k / 40), 1000) for k in range(7)]
 
 
+def test_native_clips_at_fixed_times_begin_once_after_a_gap() -> None:
+    ticks = (0, 100, 200, 3000, 3100, 3200, 3300)
+    found = replace(timeline(1), ticks=ticks, end=3400, promised=Fraction(34, 10))
+    rule = ClipRule(num_frames=2, fps="native", clips="every", every=0.5)
+    assert starts(plan_clips(INFO, found, rule)) == [0, 3]
+
+
 def test_at_most_max_clips() -> None:
     assert len(plan(ClipRule(num_frames=1, clips="all", max_clips=3))) == 3
     assert len(plan(ClipRule(num_frames=1, clips="every", every=0.1, max_clips=2))) == 2

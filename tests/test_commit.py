@@ -14,6 +14,7 @@ from pipeline.commit import commit, derive, seal, tidy
 from pipeline.ledger import CompleteShard
 from pipeline.parts import MissingPartError, join, part_path, read_clip, read_verdict, stage
 from pipeline.records import Latent, Receipt, Rejection
+from pipeline.shard_file import holds
 from pipeline.spec import LatentRule
 from pipeline.storage import Storage
 from pipeline.tally import tally
@@ -150,6 +151,11 @@ def test_a_committed_shard_without_its_index_is_counted_and_sealed(output: Stora
     assert tally(output, ["s"], {}) == whole
     assert not output.exists("index/s.parquet")
     assert seal(output, ["s"]) == whole.latents
+
+
+def test_repeats_are_counted_on_a_grid_and_where_native_frames_were_padded() -> None:
+    assert holds([0, 0, 1], "0", "2") == (1, 0.5)
+    assert holds([0, 0.5, 0.5, 0.5], "0", None) == (2, 0.0)
 
 
 def test_a_loser_adopts_the_winners_file(output: Storage, caplog: pytest.LogCaptureFixture) -> None:

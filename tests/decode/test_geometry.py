@@ -196,3 +196,12 @@ def test_odd_sizes(width: int, height: int) -> None:
     data = make_video(num_frames=3, width=width, height=height, pix_fmt="yuv444p")
     clip = decode_clip(data, DecodeSpec(num_frames=3, fps=None, height=96, width=128, fit="stretch"))
     assert [read_number(f) for f in clip.frames] == [0, 1, 2]
+
+
+def test_a_pixel_aspect_that_only_the_stream_states_is_seen_before_and_after_decoding() -> None:
+    data = make_video(num_frames=5, codec_options={"x264-params": "sar=2/1"})
+    assert b"pasp" not in data
+    info = probe(data)
+    assert (info.sar, info.display_width, info.display_height) == (2, 256, 96)
+    clip = decode_clip(data, DecodeSpec(num_frames=1, fps=None, height=64, width=64))
+    assert clip.kinds[0][1].sar == 2
