@@ -40,4 +40,5 @@ bench: install ## every benchmark, as ratios
 	$(BIN)/python -m jobs.bench all
 
 clean: ## everything that was built
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	[ ! -e demo/.made-by-latentmill-demo ] || rm -rf demo

@@ -174,11 +174,13 @@ def _scratch(num_bytes: int) -> IO[bytes]:
 def _in_large_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
     """Tables of INDEX_GROUP_ROWS or more: a footer with a row group for each of 100,000 shards would take 5 GB."""
     pending: list[pa.Table] = []
+    num_rows = 0
     for table in tables:
         pending.append(table)
-        if sum(map(len, pending)) >= INDEX_GROUP_ROWS:
+        num_rows += len(table)
+        if num_rows >= INDEX_GROUP_ROWS:
             yield pa.concat_tables(pending)
-            pending = []
+            pending, num_rows = [], 0
     if pending:
         yield pa.concat_tables(pending)
 

@@ -168,8 +168,13 @@ def _stream(
     }
     remote_commit = ray.remote(num_cpus=0, max_retries=-1)(commit).remote
     driver.progress.slots = {"decode": pools.decoders[0], "encode": pools.encoders[1]}
+
+    def one_pass(shards: list[Shard]) -> Iterator[Receipt]:
+        guard.started()  # encoders that were still starting when the last pass ended did not die
+        return _receipts(graph(shards, pools, **stages))
+
     driver.drive(
-        lambda shards: _receipts(graph(shards, pools, **stages)),
+        one_pass,
         lambda shard: ray.get(remote_commit(output, spec.to_json(), shard)),
         claims,
         stop,
