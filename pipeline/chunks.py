@@ -47,7 +47,7 @@ class Decoder:
         """See the module. Bad content becomes Rejections, a storage fault a Receipt that leaves the shard open."""
         with attempt(guard, f"{video.shard}/{video.video}/") as strikes:
             try:
-                source = video.payload if video.payload is not None else self._fetch(video)
+                source, video = self._fetched(video)
             except NotFoundError as error:
                 yield from reject_video(video, "not_found", str(error))
             except LimitExceededError as error:
@@ -69,8 +69,13 @@ class Decoder:
             schedule=self.info.schedule,
         )
 
-    def _fetch(self, video: Video) -> bytes:
-        return read_object(video.uri, size=video.size, etag=video.etag, max_bytes=self.clip.max_bytes)
+    def _fetched(self, video: Video) -> tuple[bytes | memoryview, Video]:
+        """The encoded video, and its record with the time that reading took."""
+        if video.payload is not None:
+            return video.payload, video
+        start = time.perf_counter()
+        data = read_object(video.uri, size=video.size, etag=video.etag, max_bytes=self.clip.max_bytes)
+        return data, replace(video, read_seconds=video.read_seconds + time.perf_counter() - start)
 
     def _clips(self, video: Video, source: bytes | memoryview, guard: Guard | None) -> Iterator[Chunk | Receipt]:
         """With a guard, every clip is an attempt of its own, and suspects are tried alone."""
@@ -87,7 +92,14 @@ class Decoder:
             return
         if video.only is not None:
             clips = [clip for clip in clips if clip.clip in video.only]
-        yield Receipt(kind="clips", shard=video.shard, video=video.video, count=len(clips), num_bytes=len(source))
+        yield Receipt(
+            kind="clips",
+            shard=video.shard,
+            video=video.video,
+            count=len(clips),
+            num_bytes=len(source),
+            read_seconds=video.read_seconds,
+        )
         wanted = [clip for clip in clips if clip.clip not in video.verdicts]
         pieces = [piece for clip in wanted for piece in self._pieces(video, clip)]
         together = [piece.spec for piece in pieces if _key(video, piece.clip.clip) not in suspects]
@@ -171,7 +183,6 @@ class _Piece:
             latent_start=self._latent_frames(self.span.body),
             clip_latent_frames=self._latent_frames(self.clip.num_frames),
             row=self._row(video, result),
-            read_seconds=video.read_seconds,
             **identity,
         )
 
@@ -203,7 +214,7 @@ class _Piece:
 def reject_video(video: Video, reason: str, message: str, *, verdict: bool = False) -> Iterator[Receipt]:
     """Refuse a video as a whole: it counts as one clip."""
     rejection = Rejection(reason=reason, stage="decode", message=message, key=video.key, uri=redacted(video.uri))
-    yield Receipt(kind="clips", shard=video.shard, video=video.video, count=1)
+    yield Receipt(kind="clips", shard=video.shard, video=video.video, count=1, read_seconds=video.read_seconds)
     yield Receipt(kind="rejection", shard=video.shard, video=video.video, clip=0, rejection=rejection, verdict=verdict)
 
 

@@ -101,7 +101,6 @@ class Encoder:
             shape=tuple(latent.shape),
             dtype=self._spec.latent.store_dtype,
             row=chunk.row,
-            read_seconds=chunk.read_seconds,
             decode_seconds=chunk.decode_seconds,
             encode_seconds=time.perf_counter() - start,
         )

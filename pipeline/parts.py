@@ -62,7 +62,6 @@ def stage(record: Record, output: Storage) -> Receipt:
             chunk=record.chunk,
             num_chunks=record.num_chunks,
             num_bytes=len(record.payload),
-            read_seconds=record.read_seconds,
             decode_seconds=record.decode_seconds,
             encode_seconds=record.encode_seconds,
         )

@@ -135,7 +135,6 @@ class Chunk:
     """Latent frames of the whole clip."""
     row: dict[str, Any]
     """What the output row will say, for the body frames of this chunk (see parts.join)."""
-    read_seconds: float = 0.0
     decode_seconds: float = 0.0
 
 
@@ -154,7 +153,6 @@ class Latent:
     """(C, T', H', W'); C doubled for stored moments."""
     dtype: str
     row: dict[str, Any]
-    read_seconds: float = 0.0
     decode_seconds: float = 0.0
     encode_seconds: float = 0.0
 

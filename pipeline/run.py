@@ -167,7 +167,7 @@ def _stream(
         "stage": (_stage, {"output": output}),
     }
     remote_commit = ray.remote(num_cpus=0, max_retries=-1)(commit).remote
-    driver.progress.slots = {"decode": pools.decoders[0], "encode": pools.encoders[1]}
+    driver.progress.slots = {"read": pools.readers, "decode": pools.decoders[0], "encode": pools.encoders[1]}
 
     def one_pass(shards: list[Shard]) -> Iterator[Receipt]:
         guard.started()  # encoders that were still starting when the last pass ended did not die

@@ -159,3 +159,14 @@ def test_suspects_are_decoded_alone_and_only_their_own_death_rejects_them() -> N
     np.testing.assert_array_equal(chunks[0].frames, expected[0].frames)
     assert rejected.rejection is not None
     assert (rejected.clip, rejected.rejection.reason, rejected.verdict) == (1, "decode_crashed", True)
+
+
+def test_reading_is_timed_once_a_video_however_many_its_chunks(tmp_path: Path) -> None:
+    made = decoder(replace(ALL, num_frames=5))
+    chunks, receipts = run(made, replace(video(), read_seconds=2.0))
+    assert len(chunks) > 1
+    assert sum(receipt.read_seconds for receipt in receipts) == 2
+    path = tmp_path / "a.mp4"
+    path.write_bytes(bytes(video().payload or b""))
+    _, receipts = run(made, replace(video(), payload=None, uri=str(path)))
+    assert sum(receipt.read_seconds for receipt in receipts) > 0
