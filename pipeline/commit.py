@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import shard_file
+from pipeline.errors import NotFoundError
 from pipeline.ledger import ClipKey, CompleteShard
 from pipeline.parts import STAGING, MissingPartError, read_clip
 from pipeline.records import Latent
@@ -153,7 +154,8 @@ def _latents(output: Storage, shard: CompleteShard) -> Iterator[Latent]:
         except MissingPartError as error:
             log.warning("shard=%s part missing: %s", shard.name, error)
             missing.append((video, clip))
-            output.delete(error.path)  # a damaged one would be taken for staged for ever
+            if error.is_damaged:  # it would be taken for staged for ever
+                output.delete(error.path)
         else:
             if not missing:
                 yield latent
@@ -187,6 +189,9 @@ def _in_large_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
 
 def _index(output: Storage, shard: str) -> pa.Table:
     path = f"index/{shard}.parquet"
-    if not output.exists(path):  # another run committed it this moment
+    try:
+        data = output.read(path)
+    except NotFoundError:  # another run committed it this moment
         derive(output, shard)
-    return pq.read_table(io.BytesIO(output.read(path)))
+        data = output.read(path)
+    return pq.read_table(io.BytesIO(data))

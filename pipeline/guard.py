@@ -6,7 +6,8 @@ process (a segfault, memory) or never returns. Ray would retry it for ever, so:
 1. A hang becomes a crash: `deadline` ends the process from a C thread that needs no GIL.
 2. Every attempt at a video begins with a strike, taken back when the attempt ends; where one is left standing, every
    clip of that video is an attempt of its own (only then: the counter is in another process). Strikes only raise
-   suspicion, since a lost machine strikes healthy clips too. What Ray's memory monitor ended is no strike.
+   suspicion, since a lost machine strikes healthy clips too. What Ray's memory monitor ended is no strike, up
+   to MAX_EXCUSED times.
 3. After MAX_STRIKES of its own that one clip runs `alone` in a child process under the same deadline. Only its own
    death there rejects it, and that verdict is kept in staging, so that a rerun does not start over.
 """

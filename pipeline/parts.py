@@ -34,9 +34,10 @@ DTYPES: dict[str, np.dtype[Any]] = {"bfloat16": np.dtype("<u2"), "float16": np.d
 class MissingPartError(Exception):
     """The part at `path` is not there, or is damaged."""
 
-    def __init__(self, path: str, what: str) -> None:
-        super().__init__(f"{path} {what}")
+    def __init__(self, path: str, damage: str = "") -> None:
+        super().__init__(f"{path} is damaged: {damage}" if damage else f"{path} is not there")
         self.path = path
+        self.is_damaged = bool(damage)
 
 
 def part_path(shard: str, video: int, clip: int, chunk: int, num_chunks: int) -> str:
@@ -125,13 +126,13 @@ def _read_part(output: Storage, path: str) -> Latent:
     try:
         data = output.read(path)
     except NotFoundError:
-        raise MissingPartError(path, "is not there") from None
+        raise MissingPartError(path) from None
     try:
         table = pa.ipc.open_file(pa.py_buffer(data)).read_all()
         (latent,) = from_table(table)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise MissingPartError(path, f"is damaged: {error}") from error
+        raise MissingPartError(path, str(error) or type(error).__name__) from error
     assert isinstance(latent, Latent)
     if zlib.crc32(latent.payload) != int(table.schema.metadata[b"crc32"]):
-        raise MissingPartError(path, "is damaged: checksum")
+        raise MissingPartError(path, "checksum")
     return latent

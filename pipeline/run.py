@@ -131,7 +131,7 @@ def run(
                 settle(output, spec)  # now that nothing is left to refuse
                 here = runs.environment("cuda" if pools.encoder_gpus else "cpu", threads)
                 runs.warn_of_differences(output, here)
-                _stream(driver, stop, pools, job, spec, read=read, decoder=decoder, encoder=encoder)
+                _stream(driver, stop, pools, job, spec, output, read=read, decoder=decoder, encoder=encoder)
         with stop.limited():
             seal(output, sorted(plan.done | driver.done))
         summary = driver.finish(stopped=stop.asked)
@@ -145,13 +145,13 @@ def _stream(
     pools: preflight.Pools,
     job: Job,
     spec: Spec,
+    output: Storage,
     *,
     read: Callable[[Shard], Iterator[Video | Receipt]],
     decoder: Decoder,
     encoder: Callable[..., Callable[[Chunk], Latent]],
 ) -> None:
     """Let the driver drive the graph, with the claims and the strike counter beside it."""
-    output = Storage(job.output)
     guard = RemoteStrikes()
     claims = Remote(Claims, output, Owner.this_process(driver.run_id))
     encoding = {

@@ -29,7 +29,7 @@ def video(num_frames: int = 48, **kwargs: Any) -> Video:
 
 @cache
 def _encoded(num_frames: int) -> bytes:
-    """Once a process: x264 does not give the same bytes every time (117 kinds in 749 encodings, under load)."""
+    """Once a process: x264 does not give the same bytes every time (dozens of kinds in 749 encodings, under load)."""
     return make_video(num_frames=num_frames, width=96, height=64)
 
 

@@ -46,8 +46,7 @@ class ClipBuilder:
         self._ticks: list[int] = []
         self._repaired: list[bool] = []
         self._kinds: list[FrameKind] = []
-        self.clean: Picture | None = None
-        """The last picture that the decoder does not flag, from before the clip began, too."""
+        self._clean: Picture | None = None
 
     def fail(self, error: VideoError) -> None:
         self.result = error
@@ -60,10 +59,10 @@ class ClipBuilder:
         try:
             if self.spec.on_error == "skip":
                 if not shown.corrupt:
-                    self.clean = shown
+                    self._clean = shown
                 elif self.spec.fps is None:
                     return
-                shown = self.clean or shown
+                shown = self._clean or shown
             if self.spec.fps is None:
                 self._offer_native(shown, reader)
             else:
@@ -82,7 +81,7 @@ class ClipBuilder:
         """Fill the rest with the video's last picture."""
         try:
             while not self.is_complete and self.result is None:
-                self._take(self.clean or last, last.ticks, reader)
+                self._take(self._clean or last, last.ticks, reader)
         except VideoError as error:
             self.fail(error)
 

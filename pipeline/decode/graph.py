@@ -79,7 +79,7 @@ def display_matrix(frame: Any) -> list[int] | None:
     """The frame's display matrix as 9 integers, or None.
 
     Not by `frame.side_data`: the frame would hold its container and that the frame, so that decoded pictures pile up
-    until the garbage collector comes (measured at 1080p: 55 of them, and a fifth of the CPU time in page faults).
+    until the garbage collector comes (measured at 1080p: 13.9 ms a frame instead of 11.9, mostly page faults).
     """
     side_data: Any = SideDataContainer  # whose stub has no constructor
     try:

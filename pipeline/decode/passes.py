@@ -148,7 +148,6 @@ class _Pass:
         unfinished = [builder for builder in self.builders if builder.result is None]
         ahead = deque(sorted(unfinished, key=lambda builder: builder.first))
         begun: list[ClipBuilder] = []
-        clean: Picture | None = None
         yield from self._emit()
         while ahead or begun:
             if not begun and self.may_seek:
@@ -158,9 +157,7 @@ class _Pass:
             self.seeker.check(following)
             until = following.ticks if following is not None else shown.ticks + self._last_step(shown)
             while ahead and ahead[0].first < until:
-                ahead[0].clean = clean
                 begun.append(ahead.popleft())
-            clean = clean if shown.corrupt else shown
             for builder in begun:
                 builder.offer(shown, until, self.reader)
                 if builder.is_complete:

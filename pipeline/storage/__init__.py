@@ -275,7 +275,7 @@ def read_object(uri: str, *, size: int | None = None, etag: str | None = None, m
     """One whole object.
 
     Raises:
-        LimitExceededError: it is larger than `max_bytes`; no more than that was read.
+        LimitExceededError: it is larger than `max_bytes`; little more than that was read.
         StorageError: as `stream`.
     """
     data = bytearray()
