@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 import tyro
 
 from pipeline.clips import ClipRule
-from pipeline.errors import ConfigError, NotFoundError, StorageError
+from pipeline.errors import ConfigError, StorageError
 from pipeline.plan import read_plan
 from pipeline.progress import size
-from pipeline.spec import PATH, LatentRule, load_text
+from pipeline.spec import LatentRule, load_spec
 from pipeline.storage import Storage
 from pipeline.tally import Tally, tally
 
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = tyro.cli(Status, args=argv, prog="latentmill status", description=__doc__)
     try:
         facts = status(Storage(args.output)) | {"output": args.output}
-    except (ConfigError, NotFoundError) as error:
+    except ConfigError as error:
         print(f"latentmill status: {error}", file=sys.stderr)
         return 2
     except StorageError as error:
@@ -49,8 +49,7 @@ def status(output: Storage) -> dict[str, object]:
     Raises:
         ConfigError: there is no spec.json.
     """
-    if not output.exists(PATH):
-        raise ConfigError(f"{output.uri} holds no {PATH}: not an output of latentmill encode")
+    spec = load_spec(output)
     plan = read_plan(output)
     counts: Tally = tally(output, sorted(plan.done), plan.superseded(plan.done))
     return {
@@ -63,7 +62,7 @@ def status(output: Storage) -> dict[str, object]:
         "latent_bytes": counts.latent_bytes,
         "rejected": dict(sorted(counts.rejected.items())),
         "staged": sum(len(json.loads(shard.staged)["parts"]) for shard in plan.remaining() if shard.staged),
-        "spec": json.loads(load_text(output)),
+        "spec": json.loads(spec.to_json()),
     }
 
 

@@ -15,8 +15,9 @@ import tyro
 
 from pipeline.errors import ConfigError, StorageError
 from pipeline.progress import size
+from pipeline.spec import load_spec
 from pipeline.storage import Storage
-from pipeline.verify import load_spec, verify
+from pipeline.verify import verify
 from vae.errors import CheckpointError
 
 

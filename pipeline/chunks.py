@@ -45,6 +45,9 @@ class Decoder:
 
     def __call__(self, video: Video, guard: Guard) -> Iterator[Chunk | Receipt]:
         """See the module. Bad content becomes Rejections, a storage fault a Receipt that leaves the shard open."""
+        if self.clip.require_caption and not video.caption:
+            yield from reject_video(video, "filtered_no_caption", "no caption stands beside it")
+            return
         with attempt(guard, f"{video.shard}/{video.video}/") as strikes:
             try:
                 source, video = self._fetched(video)
@@ -90,16 +93,20 @@ class Decoder:
                 video, "decode_timeout" if error.timed_out else "decode_crashed", str(error), verdict=True
             )
             return
+        lost = list[int]()
         if video.only is not None:
             clips = [clip for clip in clips if clip.clip in video.only]
+            lost = sorted(set(video.only) - {clip.clip for clip in clips})
         yield Receipt(
             kind="clips",
             shard=video.shard,
             video=video.video,
-            count=len(clips),
+            count=len(clips) + len(lost),
             num_bytes=len(source),
             read_seconds=video.read_seconds,
         )
+        for clip in lost:
+            yield _reject(video, clip, "not_found", f"the video has no clip {clip} any more")
         wanted = [clip for clip in clips if clip.clip not in video.verdicts]
         pieces = [piece for clip in wanted for piece in self._pieces(video, clip)]
         together = [piece.spec for piece in pieces if _key(video, piece.clip.clip) not in suspects]
@@ -213,9 +220,15 @@ class _Piece:
 
 def reject_video(video: Video, reason: str, message: str, *, verdict: bool = False) -> Iterator[Receipt]:
     """Refuse a video as a whole: it counts as one clip."""
-    rejection = Rejection(reason=reason, stage="decode", message=message, key=video.key, uri=redacted(video.uri))
     yield Receipt(kind="clips", shard=video.shard, video=video.video, count=1, read_seconds=video.read_seconds)
-    yield Receipt(kind="rejection", shard=video.shard, video=video.video, clip=0, rejection=rejection, verdict=verdict)
+    yield _reject(video, 0, reason, message, verdict=verdict)
+
+
+def _reject(video: Video, clip: int, reason: str, message: str, *, verdict: bool = False) -> Receipt:
+    rejection = Rejection(reason=reason, stage="decode", message=message, key=video.key, uri=redacted(video.uri))
+    return Receipt(
+        kind="rejection", shard=video.shard, video=video.video, clip=clip, rejection=rejection, verdict=verdict
+    )
 
 
 def _look(

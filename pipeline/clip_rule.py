@@ -57,6 +57,8 @@ class ClipRule:
     """YUV without a colour tag. ffmpeg: BT.601 always. auto: BT.709 from 720 lines up."""
     on_error: OnError = "raise"
     """Damage inside a clip. raise: refuse the clip. skip: hold the last good frame."""
+    require_caption: bool = False
+    """Refuse videos that come without a caption."""
     min_size: int | None = None
     """Refuse videos whose shorter side, as displayed, is less than this many pixels."""
     min_duration: float | None = None

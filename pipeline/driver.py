@@ -138,7 +138,7 @@ class Driver:
                 self._ledger.reopen(name, list(committed.missing))
                 continue
             self._ledger.forget(name)
-            self.progress.committed.add(name)
+            self.progress.commit(name)
             claims.release(name)
 
     def _next_pass(self, claims: Holder, stop: Stop) -> bool:

@@ -74,6 +74,11 @@ class Plan:
             if shard.name not in self.done:
                 yield replace(shard, staged=self._staged.get(shard.name, ""))
 
+    def num_videos(self) -> dict[str, int]:
+        """How many videos each shard holds, of those of which the plan knows it: all but tars."""
+        found = (pair for file in self._files for pair in file.num_videos())
+        return {name: count for name, count in found if count is not None}
+
     def superseded(self, done: set[str]) -> Mapping[str, set[Target]]:
         """The rejections whose place a retry among the done shards has taken, by the shard that holds them."""
         return tried_again(self._files, done)

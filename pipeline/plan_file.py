@@ -35,6 +35,8 @@ SCHEMA = pa.schema(
         pa.field("source", pa.int32(), nullable=False),
         # Where a table's range ends, so that the next growth goes on there; 0 for all others.
         pa.field("stop", pa.int64(), nullable=False),
+        # How many videos it holds, where the plan knows: of a tar and of a tar's rest only reading tells.
+        pa.field("videos", pa.int64()),
     ]
 )
 
@@ -48,8 +50,8 @@ def write_plan_file(shards: Iterable[tuple[int, Shard]], path: Path) -> int:
         rows: list[dict[str, Any]] = []
         for source, shard in shards:
             row = {name: getattr(shard, name) for name in (*_SHARD_COLUMNS, "members")}
-            stop = json.loads(shard.members)["stop"] if shard.kind == "table" else 0
-            rows.append({**row, "source": source, "stop": stop})
+            stop, videos = _extent(shard)
+            rows.append({**row, "source": source, "stop": stop, "videos": videos})
             if len(rows) == ROWS_PER_GROUP:
                 writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
                 count, rows = count + len(rows), []
@@ -78,6 +80,10 @@ class PlanFile:
                 yield Shard(**row, members="" if row["kind"] == "tar" else json.dumps(place))
                 number += 1
 
+    def num_videos(self) -> Iterator[tuple[str, int | None]]:
+        """Name of each shard and how many videos it holds; None where only reading tells."""
+        yield from zip(self.table["name"].to_pylist(), self.table["videos"].to_pylist(), strict=True)
+
     def members(self, uri: str, source: int) -> Iterator[str]:
         """The members of each shard of one URI and source, in order, a row group at a time."""
         yield from (members for _, members in self._members_where({"uri": uri, "source": source}))
@@ -99,6 +105,20 @@ class PlanFile:
 
     def _open(self) -> pq.ParquetFile:
         return open_parquet(self.uri, self._entry.size, self._entry.etag)
+
+
+def _extent(shard: Shard) -> tuple[int, int | None]:
+    """Where a table's range ends (else 0), and the number of videos."""
+    if shard.kind == "tar":
+        return 0, None
+    members = json.loads(shard.members)
+    match shard.kind:
+        case "files":
+            return 0, len(members)
+        case "table":
+            return members["stop"], members["rows"]
+        case "retry":
+            return 0, len(members["videos"]) if members["rest"] is None else None
 
 
 def load_members(shard: Shard) -> Any:

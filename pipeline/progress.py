@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -33,6 +33,8 @@ class Progress:
     seconds: dict[str, float] = field(default_factory=lambda: {"read": 0.0, "decode": 0.0, "encode": 0.0})
     """Busy time of each stage, summed over its workers."""
     started: float = 0.0
+    _refused: defaultdict[str, set[tuple[int, int]]] = field(default_factory=lambda: defaultdict(set))
+    """Clips of open shards that were counted as rejected: each chunk of a clip may be refused."""
 
     def __post_init__(self) -> None:
         self.started = self.clock()
@@ -49,9 +51,16 @@ class Progress:
                 self.clips += receipt.chunk == receipt.num_chunks - 1
             case "rejection":
                 assert receipt.rejection is not None
-                self.rejected[receipt.rejection.reason] += 1
+                refused, clip = self._refused[receipt.shard], (receipt.video, receipt.clip)
+                self.rejected[receipt.rejection.reason] += clip not in refused
+                refused.add(clip)
             case "clips":
                 self.read_bytes += receipt.num_bytes
+
+    def commit(self, shard: str) -> None:
+        """The shard is done."""
+        self.committed.add(shard)
+        self._refused.pop(shard, None)
 
     @property
     def elapsed(self) -> float:

@@ -34,6 +34,7 @@ Reason = Literal[
     "unsafe_member",
     "tar_damaged",
     "hdr",
+    "filtered_no_caption",
     "filtered_min_size",
     "filtered_min_duration",
     "filtered_max_duration",
@@ -68,9 +69,10 @@ class Shard:
     etag: str
     """ETag, or size and mtime on local disks; "" for a group of files, whose members carry their own."""
     members: str = ""
-    """JSON. Nothing for a tar; `[{"path", "size", "etag", "sidecars"}]` for files; `{"start", "stop"}` for a table:
-    rows of a Parquet file, bytes of a JSONL or CSV file; for a retry see retries.py. Out of a plan it is the place in
-    the plan file where that stands, which `read_shard` looks up: the driver never holds the members of all shards."""
+    """JSON. Nothing for a tar; `[{"path", "size", "etag", "sidecars"}]` for files; `{"start", "stop", "rows"}` for a
+    table: from row to row of a Parquet file, from byte to byte of a JSONL or CSV file; for a retry see retries.py. Out
+    of a plan it is the place in the plan file where that stands, which `read_shard` looks up: the driver never holds
+    the members of all shards."""
     staged: str = ""
     """JSON, set when the shard is planned again after a broken run: what its staging already holds."""
 

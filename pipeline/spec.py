@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.clips import ClipRule
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, NotFoundError
 from pipeline.records import canonical_json
 
 if TYPE_CHECKING:
@@ -108,16 +108,29 @@ def settle(output: Storage, spec: Spec) -> None:
 
 def check(output: Storage, spec: Spec) -> None:
     """Compare with the spec.json of this output, if it has one. Writes nothing; raises as `settle`."""
-    if output.exists(PATH) and (lines := diff(spec.to_json(), load_text(output))):
+    try:
+        lines = diff(spec.to_json(), output.read(PATH).decode())
+    except NotFoundError:
+        return
+    except (ValueError, AttributeError) as error:
+        raise ConfigError(f"{output.uri}: {PATH} is not a spec: {error!r}") from error
+    if lines:
         fields = "\n  ".join(lines)
         raise ConfigError(
             f"{output.uri} was made with another spec; use another --output, or the same settings:\n  {fields}"
         )
 
 
-def load_text(output: Storage) -> str:
-    """spec.json of an output, as text."""
-    return output.read(PATH).decode()
+def load_spec(output: Storage) -> Spec:
+    """The Spec of an output. Raises ConfigError when there is none."""
+    try:
+        return Spec.from_json(output.read(PATH))
+    except NotFoundError:
+        raise ConfigError(f"{output.uri} holds no {PATH}: not an output of latentmill encode") from None
+    except ConfigError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ConfigError(f"{output.uri}: {PATH} is not a spec: {error!r}") from error
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

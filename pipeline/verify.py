@@ -13,7 +13,6 @@ from __future__ import annotations
 import io
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from functools import partial
 from itertools import groupby
 
 import pyarrow as pa
@@ -23,11 +22,11 @@ from pipeline.errors import ChangedError, ConfigError, NotFoundError, StorageErr
 from pipeline.findings import Checked
 from pipeline.plan import read_plan
 from pipeline.shard_file import data_path
-from pipeline.spec import PATH, Spec, load_text
+from pipeline.spec import load_spec
 from pipeline.storage import Storage
 from pipeline.storage.range_file import open_parquet
 from pipeline.tally import in_parallel
-from pipeline.verify_shard import check_shard, shard_of
+from pipeline.verify_shard import Planned, check_shard, shard_of
 
 SEAL = "index.parquet"
 
@@ -49,38 +48,30 @@ def verify(output: Storage) -> Iterator[Checked]:
     for path in in_data:
         if path.endswith(".npy"):
             arrays[shard_of(path)].append(path)
-    whole, retries = _whole(output, done, [*in_data, *derived])
+    whole, plan = _whole(output, done, [*in_data, *derived])
     yield whole
     rows: dict[str, int] = {}
-    check = partial(check_shard, output, spec)
-    for checked in in_parallel(lambda shard: check(shard, arrays.get(shard, []), shard in retries), sorted(done)):
+
+    def check(shard: str) -> Checked:
+        return check_shard(output, spec, shard, arrays.get(shard, []), plan.get(shard, Planned()))
+
+    for checked in in_parallel(check, sorted(done)):
         rows[checked.shard] = checked.rows
         yield checked
     yield _seal(output, rows)
 
 
-def load_spec(output: Storage) -> Spec:
-    """The Spec of an output. Raises ConfigError when there is none."""
-    try:
-        return Spec.from_json(load_text(output))
-    except NotFoundError:
-        raise ConfigError(f"{output.uri} holds no {PATH}: not an output of latentmill encode") from None
-    except ConfigError:
-        raise
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ConfigError(f"{output.uri}: {PATH} is not a spec: {error!r}") from error
-
-
-def _whole(output: Storage, done: set[str], paths: list[str]) -> tuple[Checked, set[str]]:
-    """The plan against what is there; and the names of the shards that are second chances."""
+def _whole(output: Storage, done: set[str], paths: list[str]) -> tuple[Checked, dict[str, Planned]]:
+    """The plan against what is there; and what it says of each done shard."""
     checked = Checked()
-    retries: set[str] = set()
+    known: dict[str, Planned] = {}
     planned: Counter[str] = Counter()
     try:
-        for shard in read_plan(output):
+        plan = read_plan(output)
+        num_videos = plan.num_videos()
+        for shard in plan:
             planned[shard.name] += 1
-            if shard.kind == "retry":
-                retries.add(shard.name)
+            known[shard.name] = Planned(num_videos.get(shard.name), shard.kind == "retry")
     except ConfigError as error:
         checked.wrong("plan/", "plan", str(error), "plan files that can be read")
         planned = Counter(done)
@@ -98,7 +89,7 @@ def _whole(output: Storage, done: set[str], paths: list[str]) -> tuple[Checked, 
             checked.notes.append(f"{path} is no file of latentmill's")
         elif folder != "data" and shard_of(path) not in done:
             checked.wrong(data_path(shard_of(path)), "file", "none", f"the data file that {path} was made of")
-    return checked, retries
+    return checked, known
 
 
 def _seal(output: Storage, rows: dict[str, int]) -> Checked:

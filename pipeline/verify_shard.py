@@ -1,6 +1,6 @@
 """Read one committed shard back: footer, rows, latents, NPY arrays, index and rejections against each other.
 
-    footer      names this shard; its Spec is spec.json's; planned = rows + rejections
+    footer      names this shard; its Spec is spec.json's; planned = rows + rejections; the plan's videos are all there
     rows        the ids that follow from shard, video and clip; source order; each video's clips are 0, 1, 2, ...
     latents     crc32, shape against bytes and against what the Spec makes of the frames, dtype, finite values
     arrays      named by their content, as long as the rows that name them
@@ -18,6 +18,7 @@ import io
 import json
 import zlib
 from collections import Counter, defaultdict
+from dataclasses import dataclass
 from math import prod
 
 import pyarrow as pa
@@ -36,15 +37,25 @@ from pipeline.stored_latents import Row, is_finite, npy_header, payload_of
 from vae.info import VAEInfo
 
 
-def check_shard(output: Storage, spec: Spec, shard: str, arrays: list[str], is_retry: bool = False) -> Checked:
-    """Check a committed shard. `arrays` are the paths of its NPY files; of a retry, a video's clips are some of them.
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What the plan says of a shard."""
+
+    num_videos: int | None = None
+    """None: the plan does not know; a tar tells when it is read."""
+    is_retry: bool = False
+    """Its clips are some of a video's, under their numbers in the shard before."""
+
+
+def check_shard(output: Storage, spec: Spec, shard: str, arrays: list[str], planned: Planned) -> Checked:
+    """Check a committed shard. `arrays` are the paths of its NPY files.
 
     Raises StorageError only.
     """
     check = _ShardCheck(output, spec, shard)
     if check.open():
         check.rows()
-        check.conservation(is_retry)
+        check.conservation(planned)
         check.rejected()
         check.arrays(arrays)
     return check.checked
@@ -114,8 +125,8 @@ class _ShardCheck:
             self._facts(i, row)
             self._latent(i, row)
 
-    def conservation(self, is_retry: bool) -> None:
-        """planned = rows + rejections, no clip twice, and no gap in a video's clips or the shard's videos."""
+    def conservation(self, plan: Planned) -> None:
+        """planned = rows + rejections, no clip twice, no gap in a video's clips, and as many videos as were planned."""
         rejections = self._footer["rejections"]
         ends = self._clips + Counter((rejection["video"], rejection["clip"]) for rejection in rejections)
         self.checked.rejections = len(rejections)
@@ -127,8 +138,12 @@ class _ShardCheck:
             clips_of[video].add(clip)
             if times > 1:
                 self._wrong("conservation", f"video {video} clip {clip} {times} times", "once")
-        for video in range(max(clips_of, default=-1) + 1):
-            expected = {min(clips_of[video], default=0)} if is_retry else range(max(clips_of[video], default=0) + 1)
+        num_videos = max(clips_of, default=-1) + 1
+        if plan.num_videos is not None and num_videos > plan.num_videos:
+            self._wrong("conservation", f"{num_videos} videos", f"{plan.num_videos} as in the plan")
+        for video in range(max(num_videos, plan.num_videos or 0)):
+            clips = clips_of[video] or {0}
+            expected = {min(clips)} if plan.is_retry else range(max(clips) + 1)
             if missing := set(expected) - clips_of[video]:
                 self._wrong("conservation", "neither row nor rejection", f"video {video} clip {min(missing)}")
         for rejection in rejections:

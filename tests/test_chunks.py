@@ -103,6 +103,24 @@ def test_a_missing_object_is_rejected_and_a_storage_fault_is_not(tmp_path: Path)
     assert "changed.mp4" in fault.message
 
 
+def test_a_video_without_a_caption_is_refused_where_one_is_required() -> None:
+    made = decoder(replace(ALL, require_caption=True))
+    for caption in (None, ""):
+        chunks, (announced, rejected) = run(made, replace(video(), caption=caption))
+        assert (chunks, announced.count) == ([], 1)
+        assert rejected.rejection is not None
+        assert rejected.rejection.reason == "filtered_no_caption"
+    assert run(made, replace(video(), caption="a weave"))[0]
+    assert run(decoder(), replace(video(), caption=None))[0]
+
+
+def test_a_clip_that_is_tried_again_and_is_not_there_any_more_is_a_rejection() -> None:
+    chunks, (announced, rejected) = run(decoder(replace(ALL, num_frames=5)), video(only=(1, 7)))
+    assert [chunk.clip for chunk in chunks] == [1]
+    assert rejected.rejection is not None
+    assert (announced.count, rejected.clip, rejected.rejection.reason) == (2, 7, "not_found")
+
+
 def test_start_and_end_bound_the_grid() -> None:
     chunks, _ = run(decoder(replace(ALL, num_frames=5)), video(start=Fraction(1, 2), end=Fraction(7, 4)))
     assert [(chunk.row["start"], chunk.row["end"]) for chunk in chunks] == [("1/2", "9/8"), ("9/8", "7/4")]

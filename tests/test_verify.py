@@ -18,6 +18,8 @@ from pipeline.commit import seal
 from pipeline.storage import Storage
 from pipeline.verify import verify
 from tests.outputs import CLIPS, Rows, make_output, only_parquet, rewrite, shard
+from tests.small import video
+from tests.sources import WRITERS
 from tests.videos import cut
 
 pytest_plugins = ["tests.made_outputs"]
@@ -141,6 +143,37 @@ def test_a_lost_row_is_seen_as_a_gap_even_if_the_plan_is_adjusted(out: Path) -> 
     rewrite(out, name := shard(out), change)
     found = [line for line in wrong(out) if line.startswith("data/")]
     assert f"data/{name}.parquet: conservation: found neither row nor rejection, expected video 0 clip 0" in found
+
+
+@pytest.mark.parametrize("kind", ["folder", *WRITERS])
+def test_a_shard_with_fewer_videos_than_were_planned_is_named(tmp_path: Path, kind: str) -> None:
+    """Even if nothing inside the shard contradicts anything else."""
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    names = ["a.mp4", "b.mp4", "c.mp4"]
+    for name in names:
+        (videos / name).write_bytes(bytes(video(33).payload or b""))
+    source = videos
+    if kind != "folder":
+        WRITERS[kind](source := videos / f"t.{kind}", [{"video": name, "caption": "two\nlines"} for name in names])
+    make_output(source, out := tmp_path / "out", CLIPS)
+    assert wrong(out) == []
+
+    def change(rows: Rows, footer: dict[str, Any]) -> None:
+        footer["planned"] -= sum(row["video_index"] == 2 for row in rows)
+        rows[:] = [row for row in rows if row["video_index"] < 2]
+
+    (path,) = (out / "data").glob("*.parquet")
+    rewrite(out, path.stem, change)
+    name = f"data/{path.stem}.parquet"
+    assert wrong(out) == [f"{name}: conservation: found neither row nor rejection, expected video 2 clip 0"]
+    rewrite(out, path.stem, add_a_video)
+    assert f"{name}: conservation: found 4 videos, expected 3 as in the plan" in wrong(out)
+
+
+def add_a_video(rows: Rows, footer: dict[str, Any]) -> None:
+    rows.extend([{**rows[0], "video_index": video} for video in (2, 3)])
+    footer["planned"] = len(rows)
 
 
 def test_a_lost_rejection_in_the_footer_breaks_conservation(out: Path) -> None:

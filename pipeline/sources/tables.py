@@ -115,7 +115,7 @@ def _parquet_ranges(uri: str, entry: Entry, shard_size: int, start: int) -> Iter
     for first in range(start, metadata.num_rows, shard_size):
         stop = min(first + shard_size, metadata.num_rows)
         share = entry.size * stop // metadata.num_rows - entry.size * first // metadata.num_rows
-        yield {"start": first, "stop": stop, "table_size": entry.size}, share
+        yield {"start": first, "stop": stop, "rows": stop - first, "table_size": entry.size}, share
 
 
 def _parquet_rows(uri: str, size: int, etag: str, start: int, stop: int) -> Iterator[dict[str, Any] | str]:

@@ -31,10 +31,10 @@ def jsonl_ranges(uri: str, entry: Entry, shard_size: int, start: int) -> Iterato
                 check_columns(_first_object(line, uri), uri)
             rows += bool(line.strip())
             if rows == shard_size or position - stop >= MAX_RANGE_BYTES:
-                yield {"start": stop, "stop": position}, position - stop
+                yield {"start": stop, "stop": position, "rows": rows}, position - stop
                 stop, rows = position, 0
         if rows:
-            yield {"start": stop, "stop": position}, position - stop
+            yield {"start": stop, "stop": position, "rows": rows}, position - stop
 
 
 def jsonl_rows(data: bytes) -> Iterator[dict[str, Any] | str]:
@@ -61,6 +61,11 @@ def csv_ranges(uri: str, entry: Entry, shard_size: int, start: int) -> Iterator[
     with _lines(uri, entry, begin) as lines:
         counted = _CountedLines(lines, uri, begin)
         stop, rows = begin, 0
+
+        def found() -> tuple[dict[str, Any], int]:
+            members = {"start": stop, "stop": counted.position, "rows": rows, "columns": columns}
+            return members, counted.position - stop
+
         reader = _csv_reader(counted)
         while True:
             try:
@@ -71,10 +76,10 @@ def csv_ranges(uri: str, entry: Entry, shard_size: int, start: int) -> Iterator[
                 row = ["a row that the read stage will refuse"]
             rows += bool(row)
             if rows == shard_size or counted.position - stop >= MAX_RANGE_BYTES:
-                yield {"start": stop, "stop": counted.position, "columns": columns}, counted.position - stop
+                yield found()
                 stop, rows = counted.position, 0
         if rows:
-            yield {"start": stop, "stop": counted.position, "columns": columns}, counted.position - stop
+            yield found()
 
 
 def csv_rows(data: bytes, columns: list[str]) -> Iterator[dict[str, Any] | str]:

@@ -1,0 +1,87 @@
+"""Laws: the line counts each clip once, whatever its chunks and retries say; rates and time left follow the clock."""
+
+from __future__ import annotations
+
+from pipeline.progress import Progress, Summary, duration, size
+from pipeline.records import Reason, Receipt, Rejection
+
+
+class Clock:
+    """Seconds that pass when they are told to."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def part(clip: int = 0, chunk: int = 0, num_chunks: int = 1, **facts: float) -> Receipt:
+    where = {"shard": "a", "video": 0, "clip": clip, "chunk": chunk, "num_chunks": num_chunks}
+    return Receipt(kind="part", num_bytes=10, **where, **facts)  # type: ignore[arg-type]
+
+
+def refused(clip: int = 0, chunk: int = 0, reason: Reason = "corrupt") -> Receipt:
+    rejection = Rejection(reason=reason, stage="decode", message="", key="k", uri="u")
+    return Receipt(kind="rejection", shard="a", video=0, clip=clip, chunk=chunk, rejection=rejection)
+
+
+def test_the_line_tells_shards_clips_rates_rejections_time_left_and_the_bottleneck() -> None:
+    clock = Clock()
+    made = Progress(num_shards=4, source_bytes=dict.fromkeys("abcd", 5_000_000), num_done_before=6, clock=clock)
+    made.slots = {"read": 1, "decode": 8, "encode": 2}
+    assert "shards 6/10  clips 0" in made.line()
+    assert "ETA ?" in made.line()
+    clock.now += 50
+    made.add(Receipt(kind="clips", shard="a", video=0, count=3, num_bytes=5_000_000, read_seconds=9))
+    for chunk in range(3):
+        made.add(part(0, chunk, 3, decode_seconds=24.0, encode_seconds=10.0))
+    made.add(part(1, encode_seconds=1.0))
+    made.add(refused(2))
+    made.commit("a")
+    assert made.line() == ("shards 7/10  clips 2  0.04 clips/s  0.1 MB/s in  rejected 1  ETA 2:30  bottleneck encode")
+    made.add(part(1, decode_seconds=60.0))
+    assert made.line().endswith("bottleneck decode")  # 132 s of 8 slots, 31 s of 2
+    made.add(Receipt(kind="clips", shard="b", video=0, count=1, read_seconds=9))
+    assert made.line().endswith("bottleneck read")
+
+
+def test_a_clip_is_rejected_once_however_many_of_its_chunks_are() -> None:
+    made = Progress(num_shards=1, source_bytes={"a": 1})
+    for chunk in range(3):
+        made.add(refused(0, chunk))
+    made.add(refused(1, reason="truncated"))
+    assert made.rejected == {"corrupt": 1, "truncated": 1}
+
+
+def test_the_table_tells_what_stands_there_and_what_is_left() -> None:
+    text = Summary(
+        planned_shards=30,
+        done_shards=18,
+        planned=9,
+        latents=6,
+        rejected={"truncated": 1, "corrupt": 2},
+        latent_bytes=1_234_567,
+        parts_staged=7,
+        wall_seconds=3723.4,
+        busy_seconds={"read": 0.5, "decode": 61.0},
+        open_shards={f"s{i:02}": "the number of its videos" for i in range(12)},
+    ).table()
+    lines = text.splitlines()
+    assert lines[:9] == [
+        "shards       18 of 30",
+        "planned      9 clips",
+        "latents      6  (1.23 MB)",
+        "rejected     3",
+        "  corrupt    2",
+        "  truncated  1",
+        "this run     1:02:03, 7 chunks encoded",
+        "busy         read 0.5 s, decode 1:01",
+        "left: s00    the number of its videos",
+    ]
+    assert len(lines) == 8 + 10 + 1
+    assert lines[-1] == "left         2 more"
+
+
+def test_units() -> None:
+    assert [duration(s) for s in (0.04, 59.9, 60, 3599.6)] == ["0.0 s", "59.9 s", "1:00", "1:00:00"]
+    assert [size(n) for n in (0, 999, 1000, 12_345_678, 5e15)] == ["0 B", "999 B", "1 kB", "12.3 MB", "5e+03 TB"]
