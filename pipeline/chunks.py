@@ -20,7 +20,7 @@ from typing import Any
 from pipeline.clips import ClipRule, PlannedClip, plan_clips
 from pipeline.decode import DecodedClip, DecodeSpec, iter_clips, measure, probe
 from pipeline.errors import LimitExceededError, NotFoundError, StorageError, VideoError
-from pipeline.guard import DiedAloneError, Guard, alone, attempt, deadline
+from pipeline.guard import DiedAloneError, Guard, alone, attempt, deadline, within_memory
 from pipeline.records import Chunk, Receipt, Rejection, Video, clip_id
 from pipeline.spec import LatentRule
 from pipeline.storage import read_object
@@ -128,7 +128,7 @@ class Decoder:
         look = partial(_look, self.clip, self.info, in_chunks, video.start, video.end)
         key = _key(video, "plan")
         if key in suspects:
-            return alone(self.deadline, look, bytes(source))
+            return alone(self.deadline, within_memory, look, bytes(source))
         with self._watched(guard, key):
             return look(source)
 
@@ -145,9 +145,12 @@ class Decoder:
 
     def _alone(self, source: bytes | memoryview, piece: _Piece) -> DecodedClip | VideoError | DiedAloneError:
         try:
-            return alone(self.deadline, _decode_one, self.decode, bytes(source), piece.spec)
+            decoded: DecodedClip | VideoError = alone(
+                self.deadline, within_memory, _decode_one, self.decode, bytes(source), piece.spec
+            )
         except DiedAloneError as error:
             return error
+        return decoded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,15 +6,21 @@ Pure: from a video's headers and timestamps to decode specs. No I/O, no decoding
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import islice
 
 from pipeline.clip_rule import ClipRule
 from pipeline.decode import DecodeSpec, Timeline, VideoInfo
 from pipeline.errors import ClipTooShortError, FilteredError, LimitExceededError
 
 __all__ = ["ClipRule", "PlannedClip", "plan_clips"]
+
+
+MAX_CLIPS = 200_000
+"""Of one video: a day of 60 frames a second has 106,000 of 49 frames; more than this is a forged file or a slip."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,12 +78,10 @@ def plan_clips(
         starts: Iterator[Fraction] = iter([begin])
     else:
         starts = _starts(timeline, rule, begin, stop, num_frames)
-    clips = []
-    for clip, at in enumerate(starts):
-        if clip == rule.max_clips:
-            break
-        clips.append(_planned(rule, clip, at, (num_frames, *shape[1:])))
-    return clips
+    wanted = list(islice(starts, min(MAX_CLIPS + 1, rule.max_clips or MAX_CLIPS + 1)))
+    if len(wanted) > MAX_CLIPS:
+        raise LimitExceededError(f"more than {MAX_CLIPS} clips")
+    return [_planned(rule, clip, at, (num_frames, *shape[1:])) for clip, at in enumerate(wanted)]
 
 
 def _stop(timeline: Timeline | None, end: Fraction | None) -> Fraction | None:
@@ -93,12 +97,7 @@ def _room(timeline: Timeline | None, rule: ClipRule, begin: Fraction, stop: Frac
         return None
     if rule.rate is not None:
         return math.ceil((stop - begin) * rule.rate)
-    if timeline is None:
-        return None
-    if timeline.is_truncated and stop > timeline.duration:
-        missing = math.floor((stop - timeline.duration) / (timeline.step * timeline.time_base))
-        return len(_native_times(timeline, begin, stop)) + missing
-    return len(_native_times(timeline, begin, stop))
+    return None if timeline is None else len(_NativeFrames(timeline, begin, stop))
 
 
 def _starts(
@@ -110,7 +109,7 @@ def _starts(
         return
     if rule.rate is None:
         assert timeline is not None
-        yield from _native_starts(timeline, rule, begin, stop, num_frames)
+        yield from _native_starts(_NativeFrames(timeline, begin, stop), rule, begin, num_frames)
         return
     stride = Fraction(num_frames) / rule.rate if rule.every is None else _exact(rule.every)
     last = Fraction(num_frames - 1) / rule.rate
@@ -120,31 +119,43 @@ def _starts(
         at += stride
 
 
-def _native_starts(
-    timeline: Timeline, rule: ClipRule, begin: Fraction, stop: Fraction, num_frames: int
-) -> Iterator[Fraction]:
-    times = _native_times(timeline, begin, stop)
-    if timeline.is_truncated:
-        step = timeline.step * timeline.time_base
-        times += [times[-1] + step * (i + 1) for i in range(math.floor((stop - timeline.duration) / step))]
+def _native_starts(frames: _NativeFrames, rule: ClipRule, begin: Fraction, num_frames: int) -> Iterator[Fraction]:
     if rule.every is None:
-        for first in range(0, len(times) - num_frames + 1, num_frames):
-            yield times[first]
+        for first in range(frames.first, frames.stop - num_frames + 1, num_frames):
+            yield frames.time(first)
         return
-    at, index = begin, 0
-    while True:
-        while index < len(times) and times[index] < at:
-            index += 1
-        if index + num_frames > len(times):
-            return
-        yield times[index]
-        while at <= times[index]:  # across a gap, one clip begins after it
-            at += _exact(rule.every)
+    at, every = begin, _exact(rule.every)
+    while (index := frames.index_at(at)) + num_frames <= frames.stop:
+        yield frames.time(index)
+        at += every * (math.floor((frames.time(index) - at) / every) + 1)  # across a gap, one clip begins after it
 
 
-def _native_times(timeline: Timeline, begin: Fraction, stop: Fraction) -> list[Fraction]:
-    times = (timeline.time(i) for i in range(timeline.num_frames))
-    return [t for t in times if begin <= t < stop]
+class _NativeFrames:
+    """The frames of a range, by their index in the video. Those that a cut-off file lacks are there, too, one step
+    apart."""
+
+    def __init__(self, timeline: Timeline, begin: Fraction, stop: Fraction) -> None:
+        self._timeline = timeline
+        self._last = timeline.time(timeline.num_frames - 1)
+        self._step = timeline.step * timeline.time_base
+        self.first, self.stop = self.index_at(begin), self.index_at(stop)
+        """Indexes, the second exclusive."""
+
+    def __len__(self) -> int:
+        return max(0, self.stop - self.first)
+
+    def index_at(self, at: Fraction) -> int:
+        """The first frame at or after a time."""
+        timeline = self._timeline
+        if at <= self._last:
+            return bisect_left(timeline.ticks, timeline.origin + at / timeline.time_base)
+        missing = math.ceil((at - self._last) / self._step) - 1 if timeline.is_truncated else 0
+        return timeline.num_frames + missing
+
+    def time(self, index: int) -> Fraction:
+        """When a frame appears, in seconds after the first."""
+        beyond = index - self._timeline.num_frames
+        return self._timeline.time(index) if beyond < 0 else self._last + self._step * (beyond + 1)
 
 
 def _choose_shape(info: VideoInfo, rule: ClipRule, room: int | None) -> tuple[int, int, int]:

@@ -135,6 +135,10 @@ class Encoder:
         return noise[:, :, chunk.latent_start : chunk.latent_start + frames]
 
 
+DEVICE_SIGNS = ("not enough memory", "cuDNN error", "CUBLAS_STATUS", "CUDA error", "Triton Error")
+"""What the messages of such errors hold."""
+
+
 class EncodeStage:
     """Chunks to latents under the guard; receipts pass through."""
 
@@ -190,10 +194,10 @@ def encode_or_die(encoder: Callable[[Chunk], Latent], chunk: Chunk) -> Latent:
 
 def _is_of_the_device(error: Exception) -> bool:
     """Whether memory or the device failed, not the code. torch raises a plain RuntimeError for host memory, cuDNN and
-    cuBLAS."""
+    cuBLAS, and so does Triton for whatever the driver says."""
     if isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError | MemoryError):
         return True
-    return any(sign in str(error) for sign in ("not enough memory", "cuDNN error", "CUBLAS_STATUS"))
+    return any(sign in str(error) for sign in DEVICE_SIGNS)
 
 
 def _encode_alone(make_encoder: Callable[[], Callable[[Chunk], Latent]], chunk: Chunk) -> Latent:

@@ -18,12 +18,14 @@ import contextlib
 import faulthandler
 import os
 import pickle
+import resource
 import signal
 import subprocess
 import sys
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeVar
 
 T = TypeVar("T")
@@ -33,6 +35,9 @@ MAX_STRIKES = 3
 
 MAX_EXCUSED = 9
 """Excused attempts after which the next ones count: it may be this very clip that eats the memory."""
+
+MEMORY_SHARE = 0.5
+"""Of the memory of this machine, or of its container: what a call `within_memory` may take."""
 
 ORPHAN_SECONDS = 10.0
 """How long a child may outlast the deadline of a parent that is gone."""
@@ -169,6 +174,23 @@ def alone(seconds: float, function: Callable[..., T], *args: Any) -> T:
     if not ok:
         raise value
     return value  # type: ignore[no-any-return]
+
+
+def within_memory(function: Callable[..., T], *args: Any) -> T:
+    """Call `function(*args)` with MEMORY_SHARE as a limit for this process, for good: one that eats all memory dies of
+    that. Otherwise Ray's memory monitor would end the worker that waits for it, again and again, without a verdict."""
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (int(_memory() * MEMORY_SHARE), most))
+    return function(*args)
+
+
+def _memory() -> int:
+    """Bytes of this machine, or of the control group that it runs in."""
+    sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for limit in ("memory.max", "memory/memory.limit_in_bytes"):  # version 2, version 1
+        with contextlib.suppress(OSError, ValueError):  # "max" is no number
+            sizes.append(int(Path("/sys/fs/cgroup", limit).read_text()))
+    return min(sizes)
 
 
 def _child() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
@@ -296,3 +297,24 @@ def test_the_missing_part_of_a_truncated_file_is_refused_clip_by_clip(fps: str) 
     num_sound = sum(isinstance(result, DecodedClip) for result in results)
     assert 0.3 * promised < num_sound < 0.6 * promised
     assert all(isinstance(result, TruncatedVideoError) for result in results[num_sound:])
+
+
+def test_native_clips_of_what_a_truncated_file_lacks() -> None:
+    """10 frames of 40 ms, and 2 s promised: 40 more. A range may lie wholly in what is missing."""
+    found = timeline(10, is_truncated=True, promised=Fraction(2))
+    rule = ClipRule(num_frames=8, fps="native", clips="all")
+    step = Fraction(40, 1000)
+    assert starts(plan_clips(INFO, found, rule)) == [8 * i * step for i in range(6)]
+    assert starts(plan_clips(INFO, found, rule, start=Fraction(1), end=Fraction(3, 2))) == [1]
+    every = ClipRule(num_frames=8, fps="native", clips="every", every=0.5)
+    assert starts(plan_clips(INFO, found, every)) == [0, 13 * step, 1, 38 * step]
+
+
+def test_a_file_that_promises_a_day_of_milliseconds_is_refused_and_needs_no_memory() -> None:
+    found = timeline(10, step_ms=1, is_truncated=True, promised=Fraction(86_400))
+    tracemalloc.start()
+    assert len(plan_clips(INFO, found, ClipRule(num_frames=9, fps="native"))) == 1
+    assert tracemalloc.get_traced_memory()[1] < 1e6
+    tracemalloc.stop()
+    with pytest.raises(LimitExceededError, match="more than 200000 clips"):
+        plan_clips(INFO, found, ClipRule(num_frames=9, fps="native", clips="all"))

@@ -1,5 +1,7 @@
 """Laws: a latent is a function of chunk and Spec; scaled as the Spec says; the same noise however a clip is cut."""
 
+import os
+import signal
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,7 +12,7 @@ import torch
 
 import vae
 from pipeline.chunks import Decoder
-from pipeline.encode import Encoder, EncodeStage, NonfiniteLatentError
+from pipeline.encode import Encoder, EncodeStage, NonfiniteLatentError, encode_or_die
 from pipeline.errors import ConfigError, EncoderError
 from pipeline.guard import MAX_STRIKES, Strikes
 from pipeline.parts import DTYPES, join
@@ -124,6 +126,34 @@ def test_bad_code_crashes_and_is_no_strike() -> None:
     with pytest.raises(RuntimeError, match="shape mismatch"):
         EncodeStage(Buggy, guard, 60)(chunk)
     assert not guard.suspects("")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`"),
+        RuntimeError("Triton Error [CUDA]: unspecified launch failure"),
+        MemoryError(),
+    ],
+)
+def test_where_the_device_fails_the_process_ends_and_the_clip_is_tried_again(error: Exception) -> None:
+    """A CUDA context stays poisoned until its process ends."""
+    (chunk,) = chunks()
+
+    def fail(chunk: Chunk) -> Latent:
+        raise error
+
+    if (child := os.fork()) == 0:
+        try:
+            encode_or_die(fail, chunk)
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status)
+    assert os.WTERMSIG(status) == signal.SIGKILL
 
 
 def test_encoders_that_keep_dying_in_their_start_are_given_up() -> None:

@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Iterator
@@ -15,7 +16,16 @@ import pytest
 import ray
 
 from pipeline.cluster import RemoteStrikes, ended_for_memory
-from pipeline.guard import MAX_EXCUSED, MAX_STRIKES, Strikes, alone
+from pipeline.guard import (
+    MAX_EXCUSED,
+    MAX_STRIKES,
+    MEMORY_SHARE,
+    DiedAloneError,
+    Strikes,
+    _memory,
+    alone,
+    within_memory,
+)
 
 
 def test_unfinished_attempts_count_and_finished_ones_do_not() -> None:
@@ -62,6 +72,12 @@ def test_who_is_excused_again_and_again_becomes_a_suspect_in_the_end() -> None:
 def test_a_child_that_cannot_load_its_call_is_no_verdict_on_the_clip() -> None:
     with pytest.raises(RuntimeError, match="could not begin"):
         alone(60, Unloadable())
+
+
+def test_what_eats_all_memory_alone_dies_of_it_and_its_parent_does_not() -> None:
+    with pytest.raises(DiedAloneError, match=f"signal {signal.SIGKILL}"):
+        alone(60, within_memory, bytearray, int(_memory() * MEMORY_SHARE) + 1)
+    assert len(alone(60, within_memory, bytes, 1 << 20)) == 1 << 20
 
 
 class Unloadable:

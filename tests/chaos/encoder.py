@@ -1,4 +1,4 @@
-"""An encoder that runs out of memory on the clips that say so."""
+"""An encoder that runs out of memory, or whose device fails, on the clips that say so."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pipeline.encode import Encoder
 from pipeline.records import Chunk, Latent
 from tests.chaos.stages import Plot, note
 
-FAILURES = {"oom_once": 1, "oom_twice": 2}
+FAILURES = {"oom_once": 1, "oom_twice": 2, "device_once": 1}
 """How often the forward of such a clip fails, over all processes: the first failure is tried again in place, the
-second ends the actor."""
+second ends the actor. An error of the device ends it at once."""
 
 
 class PoisonedEncoder(Encoder):
@@ -32,7 +32,7 @@ class PoisonedEncoder(Encoder):
     def _encode(self, chunk: Chunk) -> torch.Tensor:
         kind = str(chunk.row["key"]).partition("-")[0]
         if kind in self._plot.armed and chunk.clip == 1 and self._fails(kind, chunk):
-            raise torch.OutOfMemoryError(f"chaos: {kind}")
+            raise (torch.AcceleratorError if kind == "device_once" else torch.OutOfMemoryError)(f"chaos: {kind}")
         return super()._encode(chunk)
 
     def _fails(self, kind: str, chunk: Chunk) -> bool:

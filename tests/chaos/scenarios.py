@@ -154,9 +154,9 @@ def poisoned_decoder(lab: Lab, result: Result, kills: int) -> None:
 
 
 def poisoned_encoder(lab: Lab, result: Result, kills: int) -> None:
-    """An encoder that is out of memory always on one clip, and once or twice on others."""
+    """An encoder that is out of memory always on one clip, once or twice on others; a device that fails on one."""
     with watched(lab, result, {("oom_always-14", 1): "encode_crashed"}) as output:
-        run = lab.start(output, armed=("oom_always", "oom_once", "oom_twice"), pause=0.0)
+        run = lab.start(output, armed=("oom_always", "oom_once", "oom_twice", "device_once"), pause=0.0)
         if run.expect(OK, LEFT) == LEFT:
             result.broken.append(f"something left:\n{run.tail()}")
 
@@ -166,9 +166,12 @@ def stop(lab: Lab, result: Result, kills: int) -> None:
     rng = lab.rng("stop")
     while result.kills < kills:
         with watched(lab, result) as output:
-            run = lab.start(output, grace=rng.choice((0.5, 30.0)))
+            run = lab.start(output, grace=(grace := rng.choice((0.5, 60.0))))
             if moment(run, output, rng, 1.5 * lab.seconds):
                 result.kills += run.signal(signal.SIGTERM)
+            asked = time.monotonic()
+            run.wait()
+            in_time = time.monotonic() - asked < grace
             code = run.end()
             # Before the job is up there is nothing to finish, and SIGTERM is what it always is.
             early = code in (-signal.SIGTERM, signal.SIGTERM) and "clips/s" not in run.tail()
@@ -176,16 +179,23 @@ def stop(lab: Lab, result: Result, kills: int) -> None:
                 result.broken.append(f"exit code {code} after SIGTERM:\n{run.tail()}")
             if code == STOPPED and list(output.glob("_claims/*")):
                 result.broken.append("claims left after a stop")
+            if in_time and code == STOPPED and list(output.glob("_staging/*/*.part")):
+                result.broken.append("a shard that was open is not finished, and the grace period was not over")
             resume(lab, result, output)
 
 
 def two_runs(lab: Lab, result: Result, kills: int) -> None:
-    """Two runs at once on one output: both end well, and they share the work."""
+    """Two runs at once on one output: both end well, and no chunk is encoded by both."""
     with watched(lab, result) as output:
-        first, second = lab.start(output, pause=0.5), lab.start(output, pause=0.5)
+        first = lab.start(output, pause=0.5)
+        if not first.wait(lambda: bool(list(output.glob("_claims/*")))):
+            raise LawBrokenError(f"it ended without a claim:\n{first.tail()}")
+        second = lab.start(output, pause=0.5)
         for run in (first, second):
             run.wait()
         for run in (first, second):
             run.expect(OK)
-        if "another run" not in first.tail(100_000):
-            result.note = "they did not meet"
+        if "another run" not in first.tail(100_000):  # they write one log
+            result.broken.append(f"they did not meet:\n{first.tail()}")
+    if result.again:
+        result.broken.append(f"{result.again} chunks were encoded by both")

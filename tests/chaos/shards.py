@@ -13,7 +13,7 @@ CONTENTS = (
     ("plain", "segfault", "plain", "hang", "plain", "plain"),
     ("plain", "plain", "memory", "plain", "oom_always", "plain"),
     ("plain", "oom_once", "plain", "oom_twice", "broken", "plain"),
-    ("plain", "plain", "short", "plain", "plain", "plain"),
+    ("plain", "plain", "short", "plain", "device_once", "plain"),
 )
 """Kinds of the videos of each shard. "broken" and "short" are rejected in every run, the undisturbed one too; the
 others are healthy unless a stage is poisoned."""

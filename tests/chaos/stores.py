@@ -114,12 +114,13 @@ def full_store(lab: Lab, result: Result, kills: int) -> None:
         name = lab.output().name
         uri, order = f"s3://{BUCKET}/{name}", {"environment": store.environment, "pause": 0.0}
         with reader(lambda: store.files(name), expected, poisoned=False) as wrong:
-            store.proxy.add("PutObject", Status(507, "XMinioStorageFull"), times=10**9, path="/data/")
-            run = lab.start(uri, **order)
-            run.expect(LEFT)
-            if "XMinioStorageFull" not in run.tail(100_000):
-                result.broken.append(f"does not say that the store is full:\n{run.tail()}")
-            store.proxy.clear()
+            for path in ("/_staging/", "/data/"):
+                store.proxy.add("PutObject", Status(507, "XMinioStorageFull"), times=10**9, path=path)
+                run = lab.start(uri, **order)
+                run.expect(LEFT)
+                if f"{path.strip('/')}/" not in run.tail() or "XMinioStorageFull" not in run.tail():
+                    result.broken.append(f"does not say that the store is full:\n{run.tail()}")
+                store.proxy.clear()
             lab.start(uri, **order).expect(OK)
         result.broken += wrong
         others = [path for path in store.paths(name) if not path.startswith("data/")]
