@@ -137,6 +137,17 @@ def cut(data: bytes, share: float) -> bytes:
     return data[: int(len(data) * share)]
 
 
+def without_pts(mpegts: bytes, every: int) -> bytes:
+    """An MPEG-TS file in which every so-many-th packet of the video has no timestamps (ISO/IEC 13818-1, 2.4.3.6)."""
+    data, start, number = bytearray(mpegts), -1, 0
+    while (start := data.find(b"\0\0\1\xe0", start + 1)) >= 0:
+        number += 1
+        if number % every == 0:
+            data[start + 7] &= 0x3F  # PTS_DTS_flags
+            data[start + 9 : start + 9 + data[start + 8]] = b"\xff" * data[start + 8]  # stuffing
+    return bytes(data)
+
+
 def flip_bytes(data: bytes, start: int, stop: int) -> bytes:
     """The file with bytes [start, stop) inverted."""
     return data[:start] + bytes(255 - b for b in data[start:stop]) + data[stop:]

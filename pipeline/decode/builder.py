@@ -21,9 +21,9 @@ _HDR_TRANSFERS = {16: "PQ (SMPTE ST 2084)", 18: "HLG (ARIB STD-B67)"}
 class ClipBuilder:
     """Collects one spec's frames from pictures that come in presentation order."""
 
-    def __init__(self, spec: DecodeSpec, codec: str, sar: Fraction, time_base: Fraction, origin: int) -> None:
+    def __init__(self, spec: DecodeSpec, codec: str, time_base: Fraction, origin: int) -> None:
         self.spec = spec
-        self._codec, self._sar, self._base, self._origin = codec, sar, time_base, origin
+        self._codec, self._base, self._origin = codec, time_base, origin
         self.result: DecodedClip | VideoError | None = None
         self.first = origin + math.ceil(spec.start / time_base)
         self.needs: list[int] = []
@@ -107,7 +107,7 @@ class ClipBuilder:
         """Make `shown` the next frame, standing for the time `need`."""
         self._check_health(shown, need, reader)
         is_repeat = bool(self._ticks) and self._ticks[-1] == shown.ticks
-        kind = self._kinds[-1] if is_repeat else frame_kind(shown.frame, self._sar)
+        kind = self._kinds[-1] if is_repeat else frame_kind(shown.frame, shown.sar)
         if self.spec.hdr == "reject" and kind.color_trc in _HDR_TRANSFERS:
             raise HdrError(f"the picture is HDR: {_HDR_TRANSFERS[kind.color_trc]}")
         out = self._row()

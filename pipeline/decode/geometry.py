@@ -17,6 +17,16 @@ _MAX_SKEW_DEGREES = 1.0
 """How far a display matrix may be from a multiple of 90 degrees; FFmpeg's autorotate has the same bound."""
 
 
+_MIN_ASPECT = Fraction(1, 16)
+"""Pixels narrower or wider than this are a broken header, not an anamorphic picture."""
+
+
+def pixel_aspect(*stated: Fraction | None) -> Fraction:
+    """Width by height of a pixel: the first that is stated; none, and what makes no sense, count as square."""
+    aspect = next(filter(None, stated), Fraction(1))
+    return Fraction(aspect) if _MIN_ASPECT <= aspect <= 1 / _MIN_ASPECT else Fraction(1)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Orientation:
     """How to turn a decoded picture upright: transpose, then mirror across, then mirror down."""

@@ -60,7 +60,7 @@ class FrameKind:
 
 
 def frame_kind(frame: Any, sar: Fraction) -> FrameKind:
-    """Read a frame's properties. `sar` is the stream's sample aspect ratio: PyAV's frames do not carry theirs."""
+    """Read a frame's properties. `sar` is its sample aspect ratio, which PyAV's frames do not carry."""
     return FrameKind(
         width=frame.width,
         height=frame.height,

@@ -6,14 +6,11 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from pipeline.decode.geometry import UPRIGHT
+from pipeline.decode.geometry import UPRIGHT, pixel_aspect
 from pipeline.decode.graph import FrameKind, frame_kind
 from pipeline.decode.opening import Feed, Source, choose_stream, discard_others, open_container, open_feed
 from pipeline.decode.reader import PictureReader
 from pipeline.decode.spec import DEFAULT_MAX_PIXELS
-
-_MIN_SAR = Fraction(1, 16)
-"""Pixels narrower or wider than this are a broken header, not an anamorphic picture."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,12 +92,6 @@ def is_still(format_name: str) -> bool:
     return format_name.endswith("_pipe") or format_name == "image2"
 
 
-def stream_sar(stream: Any, decoded: Fraction | None = None) -> Fraction:
-    """Sample aspect ratio by the container, else as `decoded`; unknown, zero and nonsensical ones count as square."""
-    sar = stream.sample_aspect_ratio or decoded
-    return Fraction(sar) if sar and _MIN_SAR <= sar <= 1 / _MIN_SAR else Fraction(1)
-
-
 def _header_kind(stream: Any) -> FrameKind:
     context = stream.codec_context
     return FrameKind(
@@ -111,7 +102,7 @@ def _header_kind(stream: Any) -> FrameKind:
         color_range=int(context.color_range),
         color_trc=int(context.color_trc),
         color_primaries=int(context.color_primaries),
-        sar=stream_sar(stream),
+        sar=pixel_aspect(stream.sample_aspect_ratio),
         turn=UPRIGHT,
         is_interlaced=False,
     )
@@ -119,7 +110,7 @@ def _header_kind(stream: Any) -> FrameKind:
 
 def _first_kind(container: Any, stream: Any, feed: Feed) -> FrameKind | None:
     for picture in PictureReader(container, stream, feed).pictures():
-        return frame_kind(picture.frame, stream_sar(stream, stream.codec_context.sample_aspect_ratio))
+        return frame_kind(picture.frame, picture.sar)
     return None
 
 

@@ -16,7 +16,6 @@ from typing import Any
 
 from pipeline.decode.builder import ClipBuilder
 from pipeline.decode.clip import DecodedClip, DecodeStats
-from pipeline.decode.info import stream_sar
 from pipeline.decode.opening import Feed, Source, choose_stream, discard_others, open_container, open_feed
 from pipeline.decode.reader import Picture, PictureReader
 from pipeline.decode.seeking import DistrustError, Seeker
@@ -136,8 +135,8 @@ class _Pass:
         self.origin = first.ticks
         if self.builders:
             return
-        codec, sar, base = self.stream.codec_context.name, stream_sar(self.stream), self.stream.time_base
-        self.builders = [ClipBuilder(spec, codec, sar, base, first.ticks) for spec in self.specs]
+        codec, base = self.stream.codec_context.name, self.stream.time_base
+        self.builders = [ClipBuilder(spec, codec, base, first.ticks) for spec in self.specs]
         for builder in self.builders:
             if builder.spec.output_bytes > builder.spec.max_output_bytes:
                 limit = builder.spec.max_output_bytes

@@ -9,12 +9,14 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import av
 from av.video.frame import PictureType
 
 from pipeline.decode.disposable import is_disposable, nal_length_size
+from pipeline.decode.geometry import pixel_aspect
 from pipeline.decode.opening import Feed
 from pipeline.errors import UnsupportedCodecError
 
@@ -26,6 +28,8 @@ _MAX_DEMUX_ERRORS_IN_ALL = 1000
 
 
 _MPEG = {"mpeg1video", "mpeg2video", "mpeg4"}
+_ASPECT_IN_STREAM = {"mpegts", "mpeg", "mpegvideo", "m4v", "h264", "hevc", "vvc"}
+"""Containers that say nothing of a pixel's shape: what the stream says holds, and may change, as in broadcasts."""
 
 
 @dataclass(slots=True, eq=False)
@@ -39,6 +43,8 @@ class Picture:
     """The timestamp was missing or did not increase."""
     tainted: bool
     """Predicted, as far as can be told, from a packet that was lost."""
+    sar: Fraction
+    """Sample aspect ratio: a pixel's width by its height."""
     converted: dict[Any, Any] = field(default_factory=dict)
     """Outputs by geometry: clips that overlap convert a frame once."""
 
@@ -80,17 +86,20 @@ class PictureReader:
         self.skipped: set[int] = set()
         """Those of them that were left out, as nothing is predicted from them."""
         self._length_size = nal_length_size(stream)
+        self._aspect_changes = container.format.name in _ASPECT_IN_STREAM
         self._ranked = uses_ranked_times(container, stream)
         self._step = nominal_step(stream)
         self._reset()
 
     def _reset(self) -> None:
         self._pending: list[int] = []
+        self._num_untimed = 0
         self._orders: dict[int, tuple[int, bool]] = {}
         self._order = 0
         self._last: int | None = None
         self._damage: list[_Damage] = []
         self._keyframes: list[tuple[int, int]] = []
+        self._aspects: list[tuple[int, Fraction]] = []
         self._barren = 0
         self._demux_errors = 0
 
@@ -119,6 +128,8 @@ class PictureReader:
                 if self._barren > _MAX_BARREN_ERRORS:
                     return
                 continue
+            if self._aspect_changes:
+                self._note_aspect()
             for frame in frames:
                 self.frames_decoded += 1
                 self._barren = 0
@@ -172,7 +183,10 @@ class PictureReader:
     def _submit(self, packet: Any, disposable: bool) -> None:
         self._order += 1
         ticks = packet_ticks(packet)
-        if ticks is None or packet.is_discard:
+        if packet.is_discard:
+            return
+        if ticks is None:
+            self._num_untimed += 1
             return
         heapq.heappush(self._pending, ticks)
         self._orders[ticks] = (self._order, disposable)
@@ -183,6 +197,7 @@ class PictureReader:
         self._note(error)
         self._barren += 1
         if not packet.is_discard:
+            self._num_untimed -= packet_ticks(packet) is None
             self._damage.append(_Damage(self._order, packet_ticks(packet), spreads=not self._is_disposable(packet)))
 
     def _note(self, error: Exception) -> None:
@@ -196,6 +211,9 @@ class PictureReader:
             ticks = self._next_pending(own)
         elif own is not None and (self._last is None or own > self._last):
             ticks = own
+        elif own is None and self._num_untimed > 0:
+            self._num_untimed -= 1
+            ticks = self._between(frame)
         else:
             ticks = self._next_pending(own)
         order, disposable = self._orders.get(own if own is not None else ticks, (self._order, False))
@@ -205,17 +223,44 @@ class PictureReader:
         while self._pending and self._pending[0] <= ticks:
             self._orders.pop(heapq.heappop(self._pending), None)
         self._last = ticks
-        return Picture(frame=frame, ticks=ticks, repaired=own != ticks, tainted=tainted)
+        return Picture(frame=frame, ticks=ticks, repaired=own != ticks, tainted=tainted, sar=self._aspect_of(order))
+
+    def _note_aspect(self) -> None:
+        """Remember the aspect that the decoder knows now, by the place in decoding order from which on it holds."""
+        by_container = None if self._aspect_changes else self._stream.sample_aspect_ratio
+        aspect = pixel_aspect(by_container, self._stream.codec_context.sample_aspect_ratio)
+        if not self._aspects or self._aspects[-1][1] != aspect:
+            self._aspects.append((self._order, aspect))
+
+    def _aspect_of(self, order: int) -> Fraction:
+        if not self._aspects:
+            self._note_aspect()
+        return next((aspect for since, aspect in reversed(self._aspects) if since <= order), self._aspects[0][1])
+
+    def _between(self, frame: Any) -> int:
+        """The time of a frame whose packet had none: a step on, or half way to the next that has one."""
+        self._forget_past()
+        following = self._pending[0] if self._pending else None
+        step = self._step if frame.interlaced_frame else int(frame.duration or self._step)  # of a field: half of it
+        if self._last is None:
+            return 0 if following is None else following - step
+        ticks = self._last + step
+        if following is not None and following <= ticks:
+            ticks = max(self._last + 1, (self._last + following) // 2)
+        return ticks
 
     def _next_pending(self, own: int | None) -> int:
         """The smallest timestamp that was fed in and has not come out, else one step on."""
-        while self._pending and self._last is not None and self._pending[0] <= self._last:
-            self._orders.pop(heapq.heappop(self._pending), None)
+        self._forget_past()
         if self._pending:
             return self._pending[0]
         if self._last is not None:
             return self._last + self._step
         return 0 if own is None else own
+
+    def _forget_past(self) -> None:
+        while self._pending and self._last is not None and self._pending[0] <= self._last:
+            self._orders.pop(heapq.heappop(self._pending), None)
 
     def _is_never_referred_to(self, frame: Any) -> bool:
         """Whether nothing is predicted from the frame: a B-frame before H.264 came."""

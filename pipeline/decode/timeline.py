@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
@@ -193,8 +194,7 @@ class _Tally:
         """(ticks, duration) as decoding will find them: ascending, one step on where a clock is missing or restarts."""
         shown: list[tuple[int, int]] = []
         for start, stop in pairwise([0, *self.restarts, len(self.shown)]):
-            untimed = [(None, d) for t, d in self.shown[start:stop] if t is None]
-            for ticks, duration in [*sorted((t, d) for t, d in self.shown[start:stop] if t is not None), *untimed]:
+            for ticks, duration in _with_untimed(self.shown[start:stop], nominal):
                 if ticks is None or (shown and ticks <= shown[-1][0]):
                     ticks = shown[-1][0] + nominal if shown else 0
                 shown.append((ticks, duration))
@@ -221,6 +221,21 @@ class _Tally:
             short = True
             promised = seen * self.stream.frames / self.num_packets
         return promised, self.is_cut or short or breaks_off(self.feed, formats)
+
+
+def _with_untimed(shown: Sequence[tuple[int | None, int]], nominal: int) -> Iterator[tuple[int | None, int]]:
+    """Times in ascending order, and what came without one where they leave room for it; what is left, at the end."""
+    timed = sorted((ticks, duration) for ticks, duration in shown if ticks is not None)
+    untimed = [duration for ticks, duration in shown if ticks is None]
+    for i, (ticks, duration) in enumerate(timed):
+        yield ticks, duration
+        if not untimed or i + 1 == len(timed):
+            continue
+        at, step = ticks, untimed[-1] or nominal
+        while untimed and 2 * (timed[i + 1][0] - at) > 3 * step:
+            at += step
+            yield at, untimed.pop()
+    yield from ((None, duration) for duration in untimed)
 
 
 def _every_packet(reader: PictureReader, container: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -196,6 +197,25 @@ def test_odd_sizes(width: int, height: int) -> None:
     data = make_video(num_frames=3, width=width, height=height, pix_fmt="yuv444p")
     clip = decode_clip(data, DecodeSpec(num_frames=3, fps=None, height=96, width=128, fit="stretch"))
     assert [read_number(f) for f in clip.frames] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("codec", ["mpeg2video", "libx264"])
+def test_a_pixel_aspect_that_changes_in_mid_stream_changes_with_its_frame(codec: str) -> None:
+    """A broadcast that goes from 4:3 to 16:9. Reached in passing and by seeking."""
+    make = partial(make_video, codec=codec, container="mpegts", gop=8, time_base=Fraction(1, 24))
+    parts = [
+        make(times=[Fraction(24 * part + n, 24) for n in range(24, 48)], sar=sar)
+        for part, sar in enumerate((Fraction(1), Fraction(4, 3)))
+    ]
+    data = b"".join(parts)
+    assert probe(data).sar == 1
+    whole = decode_clip(data, DecodeSpec(num_frames=48, fps=None, height=64, width=64))
+    assert [(first, kind.sar) for first, kind, _, _ in whole.kinds] == [(0, 1), (24, Fraction(4, 3))]
+    (_, _, before, _), (_, _, after, _) = whole.kinds
+    assert before[2] > after[2]  # wider pixels, so fewer of them make a square
+    for start in (20, 23, 24, 25, 40):
+        clip = decode_clip(data, DecodeSpec(num_frames=4, fps=None, height=64, width=64, start=Fraction(start, 24)))
+        assert np.array_equal(clip.frames, whole.frames[start : start + 4])
 
 
 def test_a_pixel_aspect_that_only_the_stream_states_is_seen_before_and_after_decoding() -> None:

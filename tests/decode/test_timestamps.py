@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 
 from pipeline.decode import DecodedClip, DecodeSpec, decode_clip, iter_clips, measure, merge_facts, probe
 from pipeline.errors import UnsupportedCodecError
-from tests.videos import make_video, picture, read_number
+from tests.videos import make_video, picture, read_number, without_pts
 
 TICKS = {"time_base": Fraction(1, 24)}
 MILLIS = {"time_base": Fraction(1, 1000)}
@@ -109,6 +109,24 @@ def test_a_stream_without_a_clock_runs_at_its_nominal_rate() -> None:
     assert numbers(clip) == list(range(30))
     assert clip.timestamps == tuple(Fraction(i, 25) for i in range(30))
     assert all(clip.repaired)
+
+
+@pytest.mark.parametrize("every", [2, 3, 5])
+@pytest.mark.parametrize(("codec", "bframes"), [("libx264", 0), ("libx264", 2), ("libx265", 2)])
+def test_frames_that_have_no_time_among_others_that_have_stand_between_them(
+    codec: str, bframes: int, every: int
+) -> None:
+    whole = make_video(codec=codec, container="mpegts", bframes=bframes, **TICKS)
+    data = without_pts(whole, every)
+    clip = decode_clip(data, spec(48))
+    assert numbers(clip) == list(range(48))
+    assert clip.timestamps == tuple(Fraction(i, 24) for i in range(48))
+    assert sum(clip.repaired) == 48 // every
+    timeline = measure(data)
+    assert (timeline.num_frames, timeline.is_trusted) == (48, False)
+    assert abs(timeline.duration - 2) <= Fraction(1, 24)
+    grid = decode_clip(data, spec(5, fps=Fraction(8), start=Fraction(1, 2)))
+    assert numbers(grid) == [12, 15, 18, 21, 24]
 
 
 def test_avi_with_b_frames_gives_each_frame_its_own_time() -> None:
