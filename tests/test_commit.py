@@ -18,7 +18,10 @@ from pipeline.shard_file import holds
 from pipeline.spec import LatentRule
 from pipeline.storage import Storage
 from pipeline.tally import tally
+from tests.outputs import make_output
 from tests.small import latent, spec
+from tests.sources import make_tar
+from tests.videos import make_video
 
 SPEC = spec().to_json()
 REJECTION = Rejection(reason="corrupt", stage="decode", message="m", key="key2", uri="s.tar#key2.mp4", start="0")
@@ -156,6 +159,24 @@ def test_a_committed_shard_without_its_index_is_counted_and_sealed(output: Stora
 def test_repeats_are_counted_on_a_grid_and_where_native_frames_were_padded() -> None:
     assert holds([0, 0, 1], "0", "2") == (1, 0.5)
     assert holds([0, 0.5, 0.5, 0.5], "0", None) == (2, 0.0)
+
+
+def test_a_row_tells_enough_to_find_the_same_pixels_again(tmp_path: Path) -> None:
+    """Four frames a second on a grid of eight, turned: every second frame is a repeat."""
+    video = make_video(num_frames=8, fps=4, width=96, height=64, rotation=90)
+    (tmp_path / "a.tar").write_bytes(make_tar([("a.mp4", video), ("a.json", b'{"caption": "c", "n": [1]}')]))
+    make_output(tmp_path / "a.tar", tmp_path / "out")
+    (row,) = pq.read_table(tmp_path / "out/data").drop_columns(["latent", "latent_crc32"]).to_pylist()
+    assert row["source_uri"] == f"{tmp_path}/a.tar#a.mp4"
+    assert (row["key"], row["caption"], json.loads(row["extra_json"])) == ("a", "c", {"n": [1]})
+    assert (row["start_sec"], row["end_sec"], row["fps"], row["num_frames"]) == (0, 9 / 8, 8, 9)
+    assert row["timestamps_sec"] == [0, 0, 0.25, 0.25, 0.5, 0.5, 0.75, 0.75, 1]
+    assert (row["num_duplicates"], row["longest_hold_sec"], row["num_repaired"]) == (4, 0.125, 0)
+    source = json.loads(row["source_json"])
+    assert (source["codec"], source["width"], source["height"], source["rotation"]) == ("h264", 96, 64, 90)
+    assert (source["display_width"], source["display_height"], source["sar"]) == (64, 96, "1/1")
+    assert (source["crop"], source["placed"]) == ([26, 0, 42, 64], [0, 0, 48, 32])
+    assert {"colorspace", "color_range", "color_trc", "color_primaries", "pix_fmt", "interlaced"} <= source.keys()
 
 
 def test_a_loser_adopts_the_winners_file(output: Storage, caplog: pytest.LogCaptureFixture) -> None:
