@@ -124,9 +124,8 @@ class ClipBuilder:
         if shown.corrupt:
             raise CorruptVideoError(f"the decoder flags the frame {self._at(need)} as corrupt")
         if shown.tainted and self.spec.on_error == "raise":
-            raise CorruptVideoError(
-                f"the frame {self._at(need)} was predicted from a damaged one: {reader.first_error}"
-            )
+            cause = reader.first_error or "the decoder flags it"
+            raise CorruptVideoError(f"the frame {self._at(need)} was predicted from a damaged one: {cause}")
         self._check_hole(shown.ticks, need, reader)
         width, height = shown.frame.width, shown.frame.height
         if width * height > self.spec.max_pixels:

@@ -12,13 +12,14 @@ _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 _MAX_BOXES = 1_000_000
 
 
-def breaks_off(feed: Feed, formats: set[str]) -> bool:
-    """Whether the last top-level element of a Matroska or MP4 file reaches beyond the end of the file."""
+def breaks_off(feed: Feed, formats: set[str]) -> bool | None:
+    """Whether the last top-level element of a Matroska or MP4 file reaches beyond the end of the file. None: it does
+    not say how long it is, or this is another format."""
     if "matroska" in formats:
         return _segment_breaks_off(feed)
     if "mov" in formats:
         return _boxes_break_off(feed)
-    return False
+    return None
 
 
 def _boxes_break_off(feed: Feed) -> bool:
@@ -39,18 +40,18 @@ def _boxes_break_off(feed: Feed) -> bool:
     return False
 
 
-def _segment_breaks_off(feed: Feed) -> bool:
+def _segment_breaks_off(feed: Feed) -> bool | None:
     """RFC 8794, 4 and 5: an element is its id, its size as a variable-length integer, its data."""
     head = feed.read_at(0, 64)
     if not head.startswith(_EBML):
-        return False
+        return None
     size, length = _variable_integer(head[4:12])
     offset = 4 + length + (size or 0)
     head = feed.read_at(offset, 12)
     if size is None or not head.startswith(_SEGMENT):
-        return False
+        return None
     size, length = _variable_integer(head[4:12])
-    return size is not None and offset + 4 + length + size > feed.size
+    return None if size is None else offset + 4 + length + size > feed.size
 
 
 def _variable_integer(data: bytes) -> tuple[int | None, int]:

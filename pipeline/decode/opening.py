@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import av
+from av.codec.context import Flags
 from av.stream import Discard, Disposition
 
 from pipeline.errors import CorruptVideoError, LimitExceededError, NoVideoStreamError, OpenError, UnsupportedCodecError
@@ -115,11 +116,14 @@ def open_container(feed: Feed, *, with_trial: bool = True) -> Iterator[Any]:
 
     Raises:
         OpenError: FFmpeg can't make anything of the content.
+        UnsupportedCodecError: an animated WebP.
         CorruptVideoError: in place of an FFmpeg error that the body of the `with` lets through.
         OSError: as the storage raised it.
     """
     with _open(feed, _AV_OPTIONS if with_trial or not _is_mp4(feed) else _AV_OPTIONS | _NO_TRIAL) as container:
         feed.check()
+        if container.format.name == "webp_pipe" and feed.read_at(12, 4) == b"VP8X" and feed.read_at(20, 1)[0] & 2:
+            raise UnsupportedCodecError("an animated WebP, which FFmpeg does not decode")
         try:
             yield container
         except av.FFmpegError as error:
@@ -144,16 +148,23 @@ def _open(feed: Feed, options: dict[str, str]) -> Any:
         raise OpenError(f"cannot be opened as a video: {describe(error)}") from None
 
 
-def choose_stream(container: Any, max_pixels: int | None = None) -> Any:
+def choose_stream(container: Any, max_pixels: int | None = None, *, any_order: bool = False) -> Any:
     """The video stream that a player would show, set up for decoding on one thread.
 
-    FFmpeg's own choice (`best`), unless that is cover art: then the largest of the others.
+    FFmpeg's own choice (`best`), unless that is cover art: then the largest of the others. With `any_order` H.264
+    frames may be reordered as far as its specification allows, where the stream does not say how far: the decoder takes
+    that for not at all, corrects itself, and drops what comes too late by then.
 
     Raises:
         NoVideoStreamError, UnsupportedCodecError
         LimitExceededError: the header announces more than `max_pixels` a frame.
     """
     moving = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    whole = [s for s in moving if not s.disposition & Disposition.dependent]
+    if len(whole) < len(moving):
+        if not any(s.disposition & Disposition.default for s in whole):
+            raise UnsupportedCodecError("a picture made of tiles, each a stream of its own (HEIF grid)")
+        moving = whole
     if not moving:
         kinds = sorted({s.type for s in container.streams})
         raise NoVideoStreamError(f"no video stream; the container has {kinds or 'no streams'}")
@@ -169,6 +180,9 @@ def choose_stream(container: Any, max_pixels: int | None = None) -> Any:
     options = {} if max_pixels is None else {"max_pixels": str(max_pixels)}
     if stream.codec_context.name in _SILENT_ABOUT_LOSS:
         options["err_detect"] = "explode"
+    if any_order and stream.codec_context.name == "h264":
+        options["strict"] = "1"
+    stream.codec_context.flags |= Flags.unaligned  # else up to 31 columns that the stream crops on the left stay
     stream.codec_context.options = options
     return stream
 

@@ -73,6 +73,10 @@ def iter_clips(
                 yield error
 
 
+class _LateError(Exception):
+    """The decoder gives frames out too early, and drops those that should have come before them."""
+
+
 class _Pass:
     def __init__(self, feed: Feed, specs: Sequence[DecodeSpec], timeline: Timeline | None) -> None:
         self.feed = feed
@@ -83,14 +87,16 @@ class _Pass:
         self.builders: list[ClipBuilder] = []
         self.frames_decoded = self.errors = self.seeks = 0
         self.may_seek = True
+        self.any_order = False
 
     def run(self) -> Iterator[DecodedClip | VideoError]:
         while self.num_yielded < len(self.specs):
             try:
                 yield from self._once()
                 return
-            except DistrustError:
-                self.may_seek = False
+            except (DistrustError, _LateError) as error:
+                self.any_order |= isinstance(error, _LateError)
+                self.may_seek &= isinstance(error, _LateError)
                 self.seeks += self.seeker.num_seeks
                 for builder in self.builders:
                     builder.restart()
@@ -99,7 +105,7 @@ class _Pass:
         """Open the video and go through it once, seeking where that is allowed."""
         max_pixels = max(spec.max_pixels for spec in self.specs)
         with open_container(self.feed) as container:
-            self.stream = choose_stream(container, max_pixels)
+            self.stream = choose_stream(container, max_pixels, any_order=self.any_order)
             discard_others(container, self.stream)
             self.reader = PictureReader(container, self.stream, self.feed)
             try:
@@ -153,6 +159,8 @@ class _Pass:
                 found = self.seeker.towards(ahead[0].first, shown, self._measured)
                 shown, pictures = found or (shown, pictures)
             following = next(pictures, None)
+            if self.reader.is_late and self.stream.codec_context.name == "h264" and not self.any_order:
+                raise _LateError
             self.seeker.check(following)
             until = following.ticks if following is not None else shown.ticks + self._last_step(shown)
             while ahead and ahead[0].first < until:
@@ -228,10 +236,8 @@ class _Pass:
 
     def _last_step(self, last: Picture) -> int:
         """How long the video's last picture stays, in ticks. Not from decoded neighbours: a seek may have none."""
-        duration = int(last.frame.duration or 0)
-        if duration and not last.frame.interlaced_frame:
-            return duration
-        return max(duration, self._measured().step)  # FFmpeg gives a frame of two packets the duration of one field
+        timeline = self._measured()
+        return timeline.end - last.ticks if last.ticks == timeline.ticks[-1] else timeline.step
 
     def _stats(self) -> DecodeStats:
         return DecodeStats(

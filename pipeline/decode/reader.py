@@ -85,9 +85,12 @@ class PictureReader:
         """Timestamps of frames that need not come."""
         self.skipped: set[int] = set()
         """Those of them that were left out, as nothing is predicted from them."""
+        self.is_late = False
+        """A packet came after a frame that is shown later than its own: the decoder did not wait long enough."""
         self._length_size = nal_length_size(stream)
         self._aspect_changes = container.format.name in _ASPECT_IN_STREAM
         self._ranked = uses_ranked_times(container, stream)
+        self._may_be_ranked = "mov" in container.format.name.split(",")
         self._step = nominal_step(stream)
         self._reset()
 
@@ -112,6 +115,8 @@ class PictureReader:
         """Pictures in presentation order until the end of the file."""
         for packet in self.packets():
             is_flush = packet.size == 0 and packet.pts is None and packet.dts is None
+            if packet.size == 0 and not is_flush:
+                continue  # the frame before stays, as AVI and Theora say it
             if not is_flush:
                 disposable = self._is_disposable(packet)
                 if disposable and packet.pts in self.unwanted:
@@ -185,9 +190,11 @@ class PictureReader:
         ticks = packet_ticks(packet)
         if packet.is_discard:
             return
+        self._may_be_ranked &= packet.pts == packet.dts
         if ticks is None:
             self._num_untimed += 1
             return
+        self.is_late |= self._last is not None and ticks < self._last
         heapq.heappush(self._pending, ticks)
         self._orders[ticks] = (self._order, disposable)
         if packet.is_keyframe:
@@ -197,8 +204,12 @@ class PictureReader:
         self._note(error)
         self._barren += 1
         if not packet.is_discard:
-            self._num_untimed -= packet_ticks(packet) is None
-            self._damage.append(_Damage(self._order, packet_ticks(packet), spreads=not self._is_disposable(packet)))
+            if (ticks := packet_ticks(packet)) is None:
+                self._num_untimed -= 1
+            elif ticks in self._pending:
+                self._pending.remove(ticks)
+                heapq.heapify(self._pending)
+            self._damage.append(_Damage(self._order, ticks, spreads=not self._is_disposable(packet)))
 
     def _note(self, error: Exception) -> None:
         self.errors += 1
@@ -207,12 +218,12 @@ class PictureReader:
 
     def _picture(self, frame: Any) -> Picture:
         own = frame.pts
-        if self._ranked:
+        if self._ranked or (self._may_be_ranked and self._stream.codec_context.has_b_frames):
             ticks = self._next_pending(own)
         elif own is not None and (self._last is None or own > self._last):
             ticks = own
-        elif own is None and self._num_untimed > 0:
-            self._num_untimed -= 1
+        elif own is not None or self._num_untimed > 0:
+            self._num_untimed -= own is None
             ticks = self._between(frame)
         else:
             ticks = self._next_pending(own)
@@ -238,7 +249,7 @@ class PictureReader:
         return next((aspect for since, aspect in reversed(self._aspects) if since <= order), self._aspects[0][1])
 
     def _between(self, frame: Any) -> int:
-        """The time of a frame whose packet had none: a step on, or half way to the next that has one."""
+        """The time of a frame whose packet had none, or one that is past: a step on, or half way to the next."""
         self._forget_past()
         following = self._pending[0] if self._pending else None
         step = self._step if frame.interlaced_frame else int(frame.duration or self._step)  # of a field: half of it
@@ -286,7 +297,7 @@ def uses_ranked_times(container: Any, stream: Any) -> bool:
     """Whether frame timestamps are meaningless but for their multitude: AVI stores no presentation times.
 
     With B-frames, what libav gives is decoding times attached to the wrong frames; the k-th frame shown has the k-th
-    smallest of them.
+    smallest of them. So it is in an MP4 whose packets all say that they are shown when they are decoded.
     """
     return container.format.name == "avi" and bool(stream.codec_context.has_b_frames)
 

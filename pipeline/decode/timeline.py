@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,13 +11,17 @@ from itertools import pairwise
 from typing import Any
 
 from pipeline.decode.extent import breaks_off
+from pipeline.decode.invisible import is_invisible
 from pipeline.decode.opening import Feed, Source, choose_stream, open_container, open_feed
 from pipeline.decode.reader import PictureReader, nominal_step, packet_ticks, uses_ranked_times
 from pipeline.errors import NoFramesError
 
-_HONEST_DURATION = {"matroska", "avi", "flv", "asf"}
+_HONEST_DURATION = {"matroska", "flv", "asf"}
 """Containers whose header states the duration. Not MPEG streams, where it is estimated from the bit rate; not MP4,
-where edit lists make it mean something else, and which states the number of samples."""
+where edit lists make it mean something else, and which states the number of samples; not AVI, of which FFmpeg computes
+it from the size of the file, and which states the number of frames."""
+_TRANSPORT = {"mpegts", "mpeg"}
+"""Containers in which a packet that is marked as corrupt followed a gap; elsewhere the end of the file cut it short."""
 _SLACK_SECONDS = Fraction(1, 2)
 _SLACK_SHARE = Fraction(1, 50)
 """What every stream together may fall short of the header's duration before the file counts as cut off."""
@@ -115,9 +120,11 @@ class _Tally:
         """Where each stream ends, in its ticks."""
         reader = PictureReader(container, stream, feed)
         last_dts: int | None = None
+        is_short = False
         for packet in _every_packet(reader, container):
             if packet.dts is None and packet.pts is None and packet.size == 0:
                 continue
+            is_short = bool(packet.is_corrupt)
             self._note_end(packet)
             if packet.stream_index != stream.index:
                 continue
@@ -137,7 +144,7 @@ class _Tally:
             if packet.is_keyframe and ticks is not None:
                 self.first_key = self.first_key or (len(self.shown) - 1, ticks)
                 self.keyframes.append(ticks)
-        self.is_cut = reader.is_cut
+        self.is_cut = reader.is_cut or (is_short and container.format.name not in _TRANSPORT)
 
     def timeline(self) -> Timeline:
         if not self.shown:
@@ -155,6 +162,8 @@ class _Tally:
         end = ticks[-1] + (shown[-1][1] or step)
         promised, truncated = self._promise(end)
         base = Fraction(self.stream.time_base)
+        if not truncated:
+            end = max(end, math.floor(promised / base))
         return Timeline(
             time_base=base,
             ticks=ticks,
@@ -194,9 +203,11 @@ class _Tally:
         """(ticks, duration) as decoding will find them: ascending, one step on where a clock is missing or restarts."""
         shown: list[tuple[int, int]] = []
         for start, stop in pairwise([0, *self.restarts, len(self.shown)]):
-            for ticks, duration in _with_untimed(self.shown[start:stop], nominal):
+            told = list(_with_untimed(self.shown[start:stop], nominal))
+            times = [ticks for ticks, _ in told if ticks is not None]
+            for ticks, duration in told:
                 if ticks is None or (shown and ticks <= shown[-1][0]):
-                    ticks = shown[-1][0] + nominal if shown else 0
+                    ticks = _after(shown[-1][0], times, duration or nominal) if shown else 0
                 shown.append((ticks, duration))
         return shown
 
@@ -206,7 +217,8 @@ class _Tally:
             self.ends[packet.stream_index] = max(self.ends.get(packet.stream_index, end), end)
 
     def _promise(self, end: int) -> tuple[Fraction, bool]:
-        """Seconds on the stream's clock that the header promises, and whether the file falls short of them."""
+        """Seconds on the stream's clock that the header promises, and whether the file falls short of them. If it does
+        not and they are more than were seen, the last picture stays so long."""
         seen = end * Fraction(self.stream.time_base)
         formats = set(self.container.format.name.split(","))
         promised = seen
@@ -217,10 +229,24 @@ class _Tally:
         bases = {index: self.container.streams[index].time_base for index in self.ends}
         ends = [end * Fraction(bases[index]) for index, end in self.ends.items() if bases[index]]
         short = promised - max([seen, *ends]) > slack
+        if "avi" in formats and (frames := self.stream.frames * Fraction(self.stream.time_base)) - seen > slack:
+            promised, short = frames, True
         if "mov" in formats and self.stream.frames > self.num_packets:
             short = True
             promised = seen * self.stream.frames / self.num_packets
-        return promised, self.is_cut or short or breaks_off(self.feed, formats)
+        broken = breaks_off(self.feed, formats)
+        if broken is False and "matroska" in formats and not self.is_cut:
+            return (promised if short else seen), False
+        truncated = self.is_cut or short or bool(broken)
+        return (promised if truncated else seen), truncated
+
+
+def _after(last: int, times: list[int], step: int) -> int:
+    """One step on from `last`, or half way to the next of the ascending `times`, if that is nearer."""
+    index = bisect_right(times, last)
+    if index < len(times) and times[index] <= last + step:
+        return max(last + 1, (last + times[index]) // 2)
+    return last + step
 
 
 def _with_untimed(shown: Sequence[tuple[int | None, int]], nominal: int) -> Iterator[tuple[int | None, int]]:
@@ -241,24 +267,3 @@ def _with_untimed(shown: Sequence[tuple[int | None, int]], nominal: int) -> Iter
 def _every_packet(reader: PictureReader, container: Any) -> Any:
     """The packets of all streams: a cut-off file is one where none of them lasts as long as the header says."""
     return reader.packets(every_stream=True) if len(container.streams) > 1 else reader.packets()
-
-
-def is_invisible(packet: Any, stream: Any) -> bool:
-    """Whether a packet shows nothing: an empty one (a dropped frame in AVI), or a frame that is only referred to.
-
-    VP8 (RFC 6386, 9.1) and VP9 (bitstream specification, 6.2) say so in their first byte; a VP9 superframe, told by
-    its last byte, always shows one.
-    """
-    if packet.size == 0:
-        return True
-    codec = stream.codec_context.name
-    if codec not in ("vp8", "vp9"):
-        return False
-    data = memoryview(packet)
-    first, last = data[0], data[-1]
-    if codec == "vp8":
-        return not first & 0x10
-    if last & 0xE0 == 0xC0:
-        return False
-    shift = 0 if first & 0x30 == 0x30 else 1
-    return not (first >> shift) & 0b101
