@@ -6,7 +6,6 @@ a picture that was predicted from it, or that would be shown in its place, is no
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -15,6 +14,7 @@ from typing import Any
 import av
 from av.video.frame import PictureType
 
+from pipeline.decode.clock import FrameClock, packet_ticks
 from pipeline.decode.disposable import is_disposable, nal_length_size
 from pipeline.decode.geometry import pixel_aspect
 from pipeline.decode.opening import Feed
@@ -85,21 +85,15 @@ class PictureReader:
         """Timestamps of frames that need not come."""
         self.skipped: set[int] = set()
         """Those of them that were left out, as nothing is predicted from them."""
-        self.is_late = False
-        """A packet came after a frame that is shown later than its own: the decoder did not wait long enough."""
         self._length_size = nal_length_size(stream)
         self._aspect_changes = container.format.name in _ASPECT_IN_STREAM
-        self._ranked = uses_ranked_times(container, stream)
-        self._may_be_ranked = "mov" in container.format.name.split(",")
-        self._step = nominal_step(stream)
+        self._clock = FrameClock(container, stream)
         self._reset()
 
     def _reset(self) -> None:
-        self._pending: list[int] = []
-        self._num_untimed = 0
+        self._clock.reset()
         self._orders: dict[int, tuple[int, bool]] = {}
         self._order = 0
-        self._last: int | None = None
         self._damage: list[_Damage] = []
         self._keyframes: list[tuple[int, int]] = []
         self._aspects: list[tuple[int, Fraction]] = []
@@ -179,6 +173,11 @@ class PictureReader:
         return self._length_size is not None
 
     @property
+    def is_late(self) -> bool:
+        """See FrameClock."""
+        return self._clock.is_late
+
+    @property
     def has_damage(self) -> bool:
         return bool(self._damage) or self.is_cut
 
@@ -187,15 +186,11 @@ class PictureReader:
 
     def _submit(self, packet: Any, disposable: bool) -> None:
         self._order += 1
-        ticks = packet_ticks(packet)
         if packet.is_discard:
             return
-        self._may_be_ranked &= packet.pts == packet.dts
-        if ticks is None:
-            self._num_untimed += 1
+        self._clock.submit(packet)
+        if (ticks := packet_ticks(packet)) is None:
             return
-        self.is_late |= self._last is not None and ticks < self._last
-        heapq.heappush(self._pending, ticks)
         self._orders[ticks] = (self._order, disposable)
         if packet.is_keyframe:
             self._keyframes.append((self._order, ticks))
@@ -204,12 +199,8 @@ class PictureReader:
         self._note(error)
         self._barren += 1
         if not packet.is_discard:
-            if (ticks := packet_ticks(packet)) is None:
-                self._num_untimed -= 1
-            elif ticks in self._pending:
-                self._pending.remove(ticks)
-                heapq.heapify(self._pending)
-            self._damage.append(_Damage(self._order, ticks, spreads=not self._is_disposable(packet)))
+            self._clock.lose(packet)
+            self._damage.append(_Damage(self._order, packet_ticks(packet), spreads=not self._is_disposable(packet)))
 
     def _note(self, error: Exception) -> None:
         self.errors += 1
@@ -217,24 +208,14 @@ class PictureReader:
             self.first_error = f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}"
 
     def _picture(self, frame: Any) -> Picture:
-        own = frame.pts
-        if self._ranked or (self._may_be_ranked and self._stream.codec_context.has_b_frames):
-            ticks = self._next_pending(own)
-        elif own is not None and (self._last is None or own > self._last):
-            ticks = own
-        elif own is not None or self._num_untimed > 0:
-            self._num_untimed -= own is None
-            ticks = self._between(frame)
-        else:
-            ticks = self._next_pending(own)
-        order, disposable = self._orders.get(own if own is not None else ticks, (self._order, False))
+        ticks = self._clock.time_of(frame)
+        order, disposable = self._orders.get(ticks if frame.pts is None else frame.pts, (self._order, False))
         tainted = self._is_tainted(order, ticks)
         if frame.is_corrupt and not disposable and not self._is_never_referred_to(frame):
             self._damage.append(_Damage(order, None, spreads=True))
-        while self._pending and self._pending[0] <= ticks:
-            self._orders.pop(heapq.heappop(self._pending), None)
-        self._last = ticks
-        return Picture(frame=frame, ticks=ticks, repaired=own != ticks, tainted=tainted, sar=self._aspect_of(order))
+        self._orders = {later: place for later, place in self._orders.items() if later > ticks}
+        repaired = frame.pts != ticks
+        return Picture(frame=frame, ticks=ticks, repaired=repaired, tainted=tainted, sar=self._aspect_of(order))
 
     def _note_aspect(self) -> None:
         """Remember the aspect that the decoder knows now, by the place in decoding order from which on it holds."""
@@ -248,31 +229,6 @@ class PictureReader:
             self._note_aspect()
         return next((aspect for since, aspect in reversed(self._aspects) if since <= order), self._aspects[0][1])
 
-    def _between(self, frame: Any) -> int:
-        """The time of a frame whose packet had none, or one that is past: a step on, or half way to the next."""
-        self._forget_past()
-        following = self._pending[0] if self._pending else None
-        step = self._step if frame.interlaced_frame else int(frame.duration or self._step)  # of a field: half of it
-        if self._last is None:
-            return 0 if following is None else following - step
-        ticks = self._last + step
-        if following is not None and following <= ticks:
-            ticks = max(self._last + 1, (self._last + following) // 2)
-        return ticks
-
-    def _next_pending(self, own: int | None) -> int:
-        """The smallest timestamp that was fed in and has not come out, else one step on."""
-        self._forget_past()
-        if self._pending:
-            return self._pending[0]
-        if self._last is not None:
-            return self._last + self._step
-        return 0 if own is None else own
-
-    def _forget_past(self) -> None:
-        while self._pending and self._last is not None and self._pending[0] <= self._last:
-            self._orders.pop(heapq.heappop(self._pending), None)
-
     def _is_never_referred_to(self, frame: Any) -> bool:
         """Whether nothing is predicted from the frame: a B-frame before H.264 came."""
         return frame.pict_type == PictureType.B and self._stream.codec_context.name in _MPEG
@@ -285,27 +241,3 @@ class PictureReader:
         if not before:
             return False
         return not any(max(before) < key_order <= order and key <= ticks for key_order, key in self._keyframes)
-
-
-def packet_ticks(packet: Any) -> int | None:
-    """A packet's presentation timestamp, or its decoding timestamp where the container has no other."""
-    ticks = packet.pts if packet.pts is not None else packet.dts
-    return None if ticks is None else int(ticks)
-
-
-def uses_ranked_times(container: Any, stream: Any) -> bool:
-    """Whether frame timestamps are meaningless but for their multitude: AVI stores no presentation times.
-
-    With B-frames, what libav gives is decoding times attached to the wrong frames; the k-th frame shown has the k-th
-    smallest of them. So it is in an MP4 whose packets all say that they are shown when they are decoded.
-    """
-    return container.format.name == "avi" and bool(stream.codec_context.has_b_frames)
-
-
-def nominal_step(stream: Any) -> int:
-    """Ticks from one frame to the next by the header's frame rate; at least 1. For synthetic times and last frames."""
-    rate = stream.guessed_rate or stream.average_rate
-    if not rate or not stream.time_base:
-        return 1
-    step: int = round(1 / (rate * stream.time_base))
-    return max(1, step)

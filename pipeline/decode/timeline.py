@@ -10,10 +10,11 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import Any
 
+from pipeline.decode.clock import nominal_step, one_on, packet_ticks, uses_ranked_times
 from pipeline.decode.extent import breaks_off
 from pipeline.decode.invisible import is_invisible
 from pipeline.decode.opening import Feed, Source, choose_stream, open_container, open_feed
-from pipeline.decode.reader import PictureReader, nominal_step, packet_ticks, uses_ranked_times
+from pipeline.decode.reader import PictureReader
 from pipeline.errors import NoFramesError
 
 _HONEST_DURATION = {"matroska", "flv", "asf"}
@@ -206,8 +207,12 @@ class _Tally:
             told = list(_with_untimed(self.shown[start:stop], nominal))
             times = [ticks for ticks, _ in told if ticks is not None]
             for ticks, duration in told:
-                if ticks is None or (shown and ticks <= shown[-1][0]):
-                    ticks = _after(shown[-1][0], times, duration or nominal) if shown else 0
+                last = shown[-1][0] if shown else None
+                if last is None:
+                    ticks = ticks or 0
+                elif ticks is None or ticks <= last:
+                    later = bisect_right(times, last)
+                    ticks = one_on(last, times[later] if later < len(times) else None, duration or nominal)
                 shown.append((ticks, duration))
         return shown
 
@@ -239,14 +244,6 @@ class _Tally:
             return (promised if short else seen), False
         truncated = self.is_cut or short or bool(broken)
         return (promised if truncated else seen), truncated
-
-
-def _after(last: int, times: list[int], step: int) -> int:
-    """One step on from `last`, or half way to the next of the ascending `times`, if that is nearer."""
-    index = bisect_right(times, last)
-    if index < len(times) and times[index] <= last + step:
-        return max(last + 1, (last + times[index]) // 2)
-    return last + step
 
 
 def _with_untimed(shown: Sequence[tuple[int | None, int]], nominal: int) -> Iterator[tuple[int | None, int]]:
