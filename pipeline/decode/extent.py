@@ -1,25 +1,54 @@
 """Whether a file ends before its outermost elements do: the one sign of truncation that needs no clock.
 
-Matroska and MP4 state the size of their top-level elements. Demuxers read on to the end of the file and say nothing.
-AVI states sizes too, but real files have wrong ones (`androidx__sample-with-large-length.avi`), so it is not asked.
+Matroska and MP4 state the size of their top-level elements, ASF that of the file, Ogg that of each page, and a GIF ends
+with a trailer. Demuxers read on to the end of the file and say nothing. AVI states sizes too, but real files have wrong
+ones (`androidx__sample-with-large-length.avi`), so it is not asked.
 """
 
 from __future__ import annotations
 
+from pipeline.decode import gif
 from pipeline.decode.opening import Feed
 
 _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
+_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 _MAX_BOXES = 1_000_000
+_MAX_GIF_BYTES = 1 << 26
+_MAX_PAGE_BYTES = 65_307
 
 
 def breaks_off(feed: Feed, formats: set[str]) -> bool | None:
-    """Whether the last top-level element of a Matroska or MP4 file reaches beyond the end of the file. None: it does
-    not say how long it is, or this is another format."""
+    """Whether the last element reaches beyond the end of the file. None: the file does not say."""
     if "matroska" in formats:
         return _segment_breaks_off(feed)
     if "mov" in formats:
         return _boxes_break_off(feed)
+    if "asf" in formats:
+        return _asf_breaks_off(feed)
+    if "ogg" in formats:
+        return _last_page_breaks_off(feed)
+    if "gif" in formats and feed.size <= _MAX_GIF_BYTES:
+        return gif.breaks_off(feed.read_at(0, feed.size))
     return None
+
+
+def _asf_breaks_off(feed: Feed) -> bool | None:
+    """ASF specification, 3.2: in the header, the size of the file stands 40 bytes after this id; 0 if it was live."""
+    head = feed.read_at(0, 1 << 16)
+    at = head.find(_FILE_PROPERTIES)
+    stated = int.from_bytes(head[at + 40 : at + 48], "little") if at >= 0 else 0
+    return feed.size < stated if stated else None
+
+
+def _last_page_breaks_off(feed: Feed) -> bool | None:
+    """RFC 3533, 6: a page's header is 27 bytes and a table of the sizes of its segments, whose number is the last."""
+    tail = feed.read_at(max(0, feed.size - 2 * _MAX_PAGE_BYTES), 2 * _MAX_PAGE_BYTES)
+    at = tail.rfind(b"OggS")
+    if at < 0:
+        return None
+    header = tail[at : at + 27]
+    table = tail[at + 27 : at + 27 + header[26]] if len(header) == 27 else b""
+    return len(header) < 27 or len(table) < header[26] or at + 27 + len(table) + sum(table) > len(tail)
 
 
 def _boxes_break_off(feed: Feed) -> bool:

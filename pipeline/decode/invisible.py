@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-_IMAGE, _EXTENSION, _TRAILER = 0x2C, 0x21, 0x3B
+from pipeline.decode.gif import holds_an_image
 
 
 def is_invisible(packet: Any, stream: Any) -> bool:
@@ -26,18 +26,5 @@ def is_invisible(packet: Any, stream: Any) -> bool:
             shift = 0 if data[0] & 0x30 == 0x30 else 1
             return not (data[0] >> shift) & 0b101
         case "gif":
-            return not _holds_an_image(memoryview(packet))
+            return not holds_an_image(memoryview(packet))
     return False
-
-
-def _holds_an_image(gif: memoryview) -> bool:
-    """Whether an image comes after any number of extensions (GIF89a, 18 to 27). The first packet has the header."""
-    at = 0
-    if bytes(gif[:3]) == b"GIF" and len(gif) > 10:
-        at = 13 + (6 << (gif[10] & 7) if gif[10] & 0x80 else 0)
-    while at < len(gif) and gif[at] == _EXTENSION:
-        at += 2
-        while at < len(gif) and gif[at]:
-            at += 1 + gif[at]
-        at += 1
-    return at < len(gif) and gif[at] != _TRAILER

@@ -17,7 +17,7 @@ from pipeline.decode.opening import Feed, Source, choose_stream, open_container,
 from pipeline.decode.reader import PictureReader
 from pipeline.errors import NoFramesError
 
-_HONEST_DURATION = {"matroska", "flv", "asf"}
+_HONEST_DURATION = {"matroska", "flv"}
 """Containers whose header states the duration. Not MPEG streams, where it is estimated from the bit rate; not MP4,
 where edit lists make it mean something else, and which states the number of samples; not AVI, of which FFmpeg computes
 it from the size of the file, and which states the number of frames."""

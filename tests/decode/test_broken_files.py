@@ -39,8 +39,9 @@ CONTAINERS: dict[str, dict[str, Any]] = {
     "avi": {"container": "avi", "codec": "mpeg4", "time_base": Fraction(1, 24)},
     "flv": {"container": "flv", "time_base": Fraction(1, 1000)},
     "asf": {"container": "asf", "codec": "msmpeg4", "time_base": Fraction(1, 24)},
+    "ogg": {"container": "ogg", "codec": "libvpx", "time_base": Fraction(1, 24)},
 }
-SELF_DESCRIBING = ["fragmented mp4", "matroska", "matroska with sound", "webm vp8", "webm vp9", "flv"]
+SELF_DESCRIBING = ["fragmented mp4", "matroska", "matroska with sound", "webm vp8", "webm vp9", "flv", "ogg"]
 
 
 def spec(num_frames: int = 72, **changes: Any) -> DecodeSpec:
@@ -75,6 +76,11 @@ def test_a_truncated_file_never_gives_a_full_clip(whole: dict[str, bytes], name:
                 num_sound = max(0, max(shown) - 2)
                 assert shown[:num_sound] == list(range(num_sound))
                 assert shown == sorted(shown)
+
+
+def test_a_truncated_asf_is_told_by_its_size(whole: dict[str, bytes]) -> None:
+    for share in (0.99, 0.75, 0.3):
+        assert measure(cut(whole["asf"], share)).is_truncated
 
 
 @pytest.mark.parametrize("name", SELF_DESCRIBING)

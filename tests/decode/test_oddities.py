@@ -93,6 +93,14 @@ def test_what_follows_the_last_image_of_a_gif_is_no_frame() -> None:
     assert len(decode_clip(data, spec(8)).frames) == 8
 
 
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.97])
+def test_a_gif_without_its_trailer_is_cut_off(share: float) -> None:
+    whole = make_video(num_frames=8, fps=10, container="gif", codec="gif", pix_fmt="rgb8", time_base=Fraction(1, 100))
+    assert not measure(whole).is_truncated
+    assert not measure(whole + b"\0\0").is_truncated
+    assert measure(cut(whole, share)).is_truncated
+
+
 def test_a_whole_file_with_one_picture_shows_it_as_long_as_the_header_says() -> None:
     data = bytearray(make_video(num_frames=1, container="matroska", time_base=Fraction(1, 1000)))
     at = data.index(b"\x44\x89\x88") + 3  # Duration, 8 bytes
