@@ -179,8 +179,9 @@ def alone(seconds: float, function: Callable[..., T], *args: Any) -> T:
 def within_memory(function: Callable[..., T], *args: Any) -> T:
     """Call `function(*args)` with MEMORY_SHARE as a limit for this process, for good: one that eats all memory dies of
     that. Otherwise Ray's memory monitor would end the worker that waits for it, again and again, without a verdict."""
-    _, most = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (int(_memory() * MEMORY_SHARE), most))
+    limits = resource.getrlimit(resource.RLIMIT_DATA)
+    share = min([int(_memory() * MEMORY_SHARE), *(limit for limit in limits if limit != resource.RLIM_INFINITY)])
+    resource.setrlimit(resource.RLIMIT_DATA, (share, limits[1]))
     return function(*args)
 
 

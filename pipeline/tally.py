@@ -85,5 +85,5 @@ def _rejections(output: Storage, shard: str) -> list[dict[str, Any]]:
 
 
 def target(rejection: dict[str, Any]) -> Target:
-    """A clip has a start; what has none is a whole video, or the rest of a tar."""
-    return rejection["video"], None if rejection["start"] is None else rejection["clip"]
+    """A clip has a start, or was one of several and is gone; else it is a whole video, or the rest of a tar."""
+    return rejection["video"], rejection["clip"] if rejection["start"] is not None or rejection["clip"] else None

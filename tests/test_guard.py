@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import resource
 import shutil
 import signal
 import tempfile
@@ -78,6 +79,16 @@ def test_what_eats_all_memory_alone_dies_of_it_and_its_parent_does_not() -> None
     with pytest.raises(DiedAloneError, match=f"signal {signal.SIGKILL}"):
         alone(60, within_memory, bytearray, int(_memory() * MEMORY_SHARE) + 1)
     assert len(alone(60, within_memory, bytes, 1 << 20)) == 1 << 20
+
+
+def test_a_lower_limit_that_is_there_already_is_kept() -> None:
+    assert alone(60, limited_call) == 1 << 30
+
+
+def limited_call() -> int:
+    resource.setrlimit(resource.RLIMIT_DATA, (1 << 30, 1 << 30))
+    within_memory(len, b"")
+    return resource.getrlimit(resource.RLIMIT_DATA)[0]
 
 
 class Unloadable:

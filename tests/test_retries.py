@@ -37,7 +37,7 @@ from pipeline.sources.samples import Sample, refuse
 from pipeline.spec import LatentRule, settle
 from pipeline.stop import Stop
 from pipeline.storage import Storage
-from pipeline.tally import tally
+from pipeline.tally import tally, target
 from pipeline.verify import verify
 from tests.deadly import dies_alone
 from tests.small import CLIP, spec
@@ -333,6 +333,12 @@ def test_what_is_chosen_travels_on_and_nothing_behind_it_is_read() -> None:
     assert chosen(2, [1, [0]]) == [("b", (0,)), ("c", None), ("d", "bad_sidecar"), ("e", None)]
     stream = samples()
     assert chosen(None, [3, None], [7, None]) == [("d", "bad_sidecar"), ("", "not_found")]
+
+
+def test_a_clip_that_is_gone_is_itself_and_not_the_whole_video() -> None:
+    gone, whole = ({"video": 3, "clip": clip, "start": None} for clip in (7, 0))
+    assert (target(gone), target(whole)) == ((3, 7), (3, None))
+    assert target({"video": 3, "clip": 0, "start": "0"}) == (3, 0)
 
 
 def test_only_reasons_of_rejections_can_be_asked_for() -> None:

@@ -26,14 +26,15 @@ class ClipBuilder:
         self._codec, self._base, self._origin = codec, time_base, origin
         self.result: DecodedClip | VideoError | None = None
         self.first = origin + math.ceil(spec.start / time_base)
-        self.needs: list[int] = []
-        """Ticks that each frame stands for; none with native frames, which are counted."""
         if spec.fps is not None:
-            self.needs = [origin + math.floor(spec.target(i) / time_base) for i in range(spec.num_frames)]
-            self.first = self.needs[0]
+            self.first = self.need(0)
         self._converters: dict[FrameKind, Converter] = {}
         self._frames: np.ndarray | None = None
         self.restart()
+
+    def need(self, i: int) -> int:
+        """Ticks that frame i stands for. Not with native frames, which are counted."""
+        return self._origin + math.floor(self.spec.target(i) / self._base)
 
     def restart(self) -> None:
         """Forget every picture, unless there is a result: the pass begins again."""
@@ -66,8 +67,8 @@ class ClipBuilder:
             if self.spec.fps is None:
                 self._offer_native(shown, reader)
             else:
-                while not self.is_complete and shown.ticks <= self.needs[self._done] < until:
-                    self._take(shown, self.needs[self._done], reader)
+                while not self.is_complete and shown.ticks <= (need := self.need(self._done)) < until:
+                    self._take(shown, need, reader)
             if self._done and not self.is_complete:
                 self._span += 1
                 if self._span > self.spec.max_decoded_frames:

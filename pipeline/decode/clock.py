@@ -57,6 +57,11 @@ class FrameClock:
         self._num_untimed = 0
         self._last: int | None = None
 
+    @property
+    def is_ranked(self) -> bool:
+        """The timestamps of frames are right as a multitude only: the k-th frame shown has the k-th smallest."""
+        return self._is_ranked or (self._is_unordered and bool(self._context.has_b_frames))
+
     def submit(self, packet: Any) -> None:
         """A packet goes in whose frame is to be shown."""
         self._is_unordered &= packet.pts == packet.dts
@@ -78,7 +83,7 @@ class FrameClock:
         """When the next frame is shown: by its own timestamp, if it has one that is later than the last frame's."""
         own = frame.pts
         self._forget_up_to(self._last)
-        if self._is_ranked or (self._is_unordered and self._context.has_b_frames):
+        if self.is_ranked:
             ticks = self._next_pending(own)
         elif own is not None and (self._last is None or own > self._last):
             ticks = int(own)

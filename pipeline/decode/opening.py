@@ -122,13 +122,17 @@ def open_container(feed: Feed, *, with_trial: bool = True) -> Iterator[Any]:
     """
     with _open(feed, _AV_OPTIONS if with_trial or not _is_mp4(feed) else _AV_OPTIONS | _NO_TRIAL) as container:
         feed.check()
-        if container.format.name == "webp_pipe" and feed.read_at(12, 4) == b"VP8X" and feed.read_at(20, 1)[0] & 2:
+        if container.format.name == "webp_pipe" and _is_animated_webp(feed.read_at(0, 21)):
             raise UnsupportedCodecError("an animated WebP, which FFmpeg does not decode")
         try:
             yield container
         except av.FFmpegError as error:
             feed.check()
             raise CorruptVideoError(describe(error)) from None
+
+
+def _is_animated_webp(head: bytes) -> bool:
+    return len(head) > 20 and head[12:16] == b"VP8X" and bool(head[20] & 2)
 
 
 def _is_mp4(feed: Feed) -> bool:

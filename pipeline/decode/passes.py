@@ -194,8 +194,9 @@ class _Pass:
         timeline = self._measured()
         wanted = {timeline.ticks[-1]}
         for builder in self.builders:
-            wanted.update(map(timeline.shown_at, builder.needs))
-            if timeline.num_between(builder.needs[0], builder.needs[-1]) > builder.spec.max_decoded_frames:
+            num_frames = builder.spec.num_frames
+            wanted.update(timeline.shown_at(builder.need(i)) for i in range(num_frames))
+            if timeline.num_between(builder.first, builder.need(num_frames - 1)) > builder.spec.max_decoded_frames:
                 return
         self.seeker.leave_out(frozenset(timeline.ticks) - wanted, first, timeline)
 

@@ -6,6 +6,7 @@ a picture that was predicted from it, or that would be shown in its place, is no
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -86,17 +87,20 @@ class PictureReader:
         self.skipped: set[int] = set()
         """Those of them that were left out, as nothing is predicted from them."""
         self._length_size = nal_length_size(stream)
+        self._aspects: list[tuple[int, Fraction]] = []
         self._aspect_changes = container.format.name in _ASPECT_IN_STREAM
         self._clock = FrameClock(container, stream)
         self._reset()
 
     def _reset(self) -> None:
         self._clock.reset()
+        self._fed: list[int] = []
         self._orders: dict[int, tuple[int, bool]] = {}
         self._order = 0
         self._damage: list[_Damage] = []
         self._keyframes: list[tuple[int, int]] = []
-        self._aspects: list[tuple[int, Fraction]] = []
+        if self._aspect_changes:
+            self._aspects.clear()
         self._barren = 0
         self._demux_errors = 0
 
@@ -173,6 +177,11 @@ class PictureReader:
         return self._length_size is not None
 
     @property
+    def is_ranked(self) -> bool:
+        """See FrameClock."""
+        return self._clock.is_ranked
+
+    @property
     def is_late(self) -> bool:
         """See FrameClock."""
         return self._clock.is_late
@@ -192,6 +201,7 @@ class PictureReader:
         if (ticks := packet_ticks(packet)) is None:
             return
         self._orders[ticks] = (self._order, disposable)
+        heapq.heappush(self._fed, ticks)
         if packet.is_keyframe:
             self._keyframes.append((self._order, ticks))
 
@@ -213,7 +223,8 @@ class PictureReader:
         tainted = self._is_tainted(order, ticks)
         if frame.is_corrupt and not disposable and not self._is_never_referred_to(frame):
             self._damage.append(_Damage(order, None, spreads=True))
-        self._orders = {later: place for later, place in self._orders.items() if later > ticks}
+        while self._fed and self._fed[0] <= ticks:
+            self._orders.pop(heapq.heappop(self._fed), None)
         repaired = frame.pts != ticks
         return Picture(frame=frame, ticks=ticks, repaired=repaired, tainted=tainted, sar=self._aspect_of(order))
 

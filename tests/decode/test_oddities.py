@@ -5,15 +5,19 @@ from __future__ import annotations
 import io
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from fractions import Fraction
+from functools import partial
+from itertools import count
 from typing import Any
 
 import av
 import pytest
 from PIL import Image
 
-from pipeline.decode import DecodedClip, DecodeSpec, decode_clip, measure, probe
-from pipeline.errors import TruncatedVideoError, UnsupportedCodecError
+from pipeline.decode import DecodedClip, DecodeSpec, decode_clip, iter_clips, measure, probe
+from pipeline.errors import TruncatedVideoError, UnsupportedCodecError, VideoError
+from tests.decode.shared_set import linear, same
 from tests.videos import cut, make_video, picture, read_number
 
 
@@ -31,7 +35,7 @@ def remuxed(data: bytes, change: Callable[[Any], list[Any]], container: str = "m
     with av.open(io.BytesIO(data)) as source, av.open(buffer, "w", format=container) as out:
         stream = out.add_stream_from_template(source.streams.video[0])
         for packet in source.demux(video=0):
-            for changed in change(packet) if packet.dts is not None else []:
+            for changed in change(packet) if packet.size else []:
                 changed.stream = stream
                 out.mux(changed)
     return buffer.getvalue()
@@ -61,6 +65,34 @@ def test_mp4_without_composition_offsets_gives_each_frame_its_own_time(start: Fr
     first = int(start * 24)
     assert numbers(clip) == list(range(first, first + 48))
     assert clip.timestamps == tuple(Fraction(i, 24) for i in range(first, first + 48))
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+def test_nothing_is_left_out_where_times_do_not_tell_packets_apart(offset: int) -> None:
+    """Every second frame is wanted, and what nothing is predicted from may be the other half, or this one."""
+    data = make_video(bframes=1, gop=240, num_frames=97).replace(b"ctts", b"free").replace(b"edts", b"free")
+    wanted = spec(40, fps=Fraction(12), start=Fraction(offset, 24))
+    clip = decode_clip(data, wanted)
+    assert numbers(clip) == [offset + 2 * i for i in range(40)]
+    assert same(clip, linear(data, [wanted])[0])
+
+
+@pytest.mark.parametrize("container", ["flv", "avi", "matroska"])
+def test_an_aspect_that_only_the_stream_states_is_the_same_after_a_seek(container: str) -> None:
+    """The first one counts where the container does not leave that to the stream."""
+    make = partial(make_video, container="h264", bframes=0, gop=12)
+    raw = make(num_frames=60) + make(num_frames=120, codec_options={"x264-params": "sar=2/1:keyint=12:bframes=0"})
+    number = count()
+
+    def timed(packet: Any) -> list[Any]:
+        packet.pts = packet.dts = next(number)
+        packet.time_base = Fraction(1, 24)
+        return [packet]
+
+    data = remuxed(raw, timed, container)
+    late = spec(20, fps=Fraction(24), start=Fraction(6))
+    _, passing = iter_clips(data, [spec(170, fps=Fraction(24)), late])
+    assert same(passing, decode_clip(data, late))
 
 
 def test_one_timestamp_that_comes_twice_moves_no_other_frame() -> None:
@@ -128,3 +160,6 @@ def test_an_animated_webp_is_no_damaged_one() -> None:
     first.save(buffer, "WEBP", save_all=True, append_images=others, duration=100)
     with pytest.raises(UnsupportedCodecError, match="animated WebP"):
         probe(buffer.getvalue())
+    for length in range(12, 40):
+        with suppress(VideoError):
+            probe(buffer.getvalue()[:length])
