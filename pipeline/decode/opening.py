@@ -186,7 +186,7 @@ def choose_stream(container: Any, max_pixels: int | None = None, *, any_order: b
         options["err_detect"] = "explode"
     if any_order and stream.codec_context.name == "h264":
         options["strict"] = "1"
-    stream.codec_context.flags |= Flags.unaligned  # else up to 31 columns that the stream crops on the left stay
+    stream.codec_context.flags |= Flags.unaligned  # else columns that the stream crops on the left stay (seen: 4 to 6)
     stream.codec_context.options = options
     return stream
 

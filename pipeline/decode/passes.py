@@ -159,7 +159,7 @@ class _Pass:
                 found = self.seeker.towards(ahead[0].first, shown, self._measured)
                 shown, pictures = found or (shown, pictures)
             following = next(pictures, None)
-            if self.reader.is_late and self.stream.codec_context.name == "h264" and not self.any_order:
+            if self.reader.clock.is_late and self.stream.codec_context.name == "h264" and not self.any_order:
                 raise _LateError
             self.seeker.check(following)
             until = following.ticks if following is not None else shown.ticks + self._last_step(shown)

@@ -89,11 +89,11 @@ class PictureReader:
         self._length_size = nal_length_size(stream)
         self._aspects: list[tuple[int, Fraction]] = []
         self._aspect_changes = container.format.name in _ASPECT_IN_STREAM
-        self._clock = FrameClock(container, stream)
+        self.clock = FrameClock(container, stream)
         self._reset()
 
     def _reset(self) -> None:
-        self._clock.reset()
+        self.clock.reset()
         self._fed: list[int] = []
         self._orders: dict[int, tuple[int, bool]] = {}
         self._order = 0
@@ -177,16 +177,6 @@ class PictureReader:
         return self._length_size is not None
 
     @property
-    def is_ranked(self) -> bool:
-        """See FrameClock."""
-        return self._clock.is_ranked
-
-    @property
-    def is_late(self) -> bool:
-        """See FrameClock."""
-        return self._clock.is_late
-
-    @property
     def has_damage(self) -> bool:
         return bool(self._damage) or self.is_cut
 
@@ -197,7 +187,7 @@ class PictureReader:
         self._order += 1
         if packet.is_discard:
             return
-        self._clock.submit(packet)
+        self.clock.submit(packet)
         if (ticks := packet_ticks(packet)) is None:
             return
         self._orders[ticks] = (self._order, disposable)
@@ -209,7 +199,7 @@ class PictureReader:
         self._note(error)
         self._barren += 1
         if not packet.is_discard:
-            self._clock.lose(packet)
+            self.clock.lose(packet)
             self._damage.append(_Damage(self._order, packet_ticks(packet), spreads=not self._is_disposable(packet)))
 
     def _note(self, error: Exception) -> None:
@@ -218,7 +208,7 @@ class PictureReader:
             self.first_error = f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}"
 
     def _picture(self, frame: Any) -> Picture:
-        ticks = self._clock.time_of(frame)
+        ticks = self.clock.time_of(frame)
         order, disposable = self._orders.get(ticks if frame.pts is None else frame.pts, (self._order, False))
         tainted = self._is_tainted(order, ticks)
         if frame.is_corrupt and not disposable and not self._is_never_referred_to(frame):

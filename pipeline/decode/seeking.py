@@ -81,7 +81,7 @@ class Seeker:
         """
         if self._foretold is None:
             return
-        if self._reader.is_ranked:
+        if self._reader.clock.is_ranked:
             raise DistrustError  # packets are told by their times, and those are others' here
         if self._reader.has_damage or (picture is not None and (picture.corrupt or picture.repaired)):
             raise DistrustError
@@ -93,7 +93,7 @@ class Seeker:
 
     def _trusts(self, timeline: Timeline) -> bool:
         begins_as_told = self._origin in timeline.ticks[:_MAX_LEADING]
-        return timeline.is_trusted and begins_as_told and not (self._reader.has_damage or self._reader.is_ranked)
+        return timeline.is_trusted and begins_as_told and not (self._reader.has_damage or self._reader.clock.is_ranked)
 
     def _follow(self, timeline: Timeline, shown: Picture) -> None:
         """Hold every picture from `shown` on against the timeline."""
