@@ -1,4 +1,4 @@
-"""`python -m jobs.bench decode`: decoding against the ffmpeg command line and others, as ratios of CPU time.
+"""python -m jobs.bench decode: decoding against the ffmpeg command line and others, as ratios of CPU time.
 
 CPU time (user + system, children included) on one thread, methods interleaved, medians: a busy machine moves wall time,
 and this hardly. A ratio above 1 means that this program needs less. The videos are made: textured moving pictures with
@@ -7,23 +7,23 @@ grain, H.264 at the bit rates of camera footage. `torchcodec` takes part where i
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import os
 import resource
 import statistics
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import av
 import imageio_ffmpeg
 import numpy as np
 import torch
+import tyro
 
 from pipeline.decode import DecodedClip, DecodeSpec, iter_clips, probe
 from pipeline.decode.geometry import UPRIGHT
@@ -49,12 +49,21 @@ Method = Callable[[], int]
 """Does the work once; returns the number of frames."""
 
 
-def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="bench decode", description="decoding against others, as ratios of CPU time")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=int, default=5, help="of video in the full decodes")
-    parser.add_argument("--cases", nargs="+", default=["720p", "1080p", "49 of 60 s"])
-    args = parser.parse_args(argv)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Args:
+    """What to run."""
+
+    rounds: int = 3
+    """Of every method in turn; one more before them warms up."""
+    seconds: int = 5
+    """Of video in the full decodes."""
+    cases: tuple[Literal["720p", "1080p", "49 of 60 s"], ...] = ("720p", "1080p", "49 of 60 s")
+    """What to decode."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print a table for each case; 1 if a target was missed."""
+    args = tyro.cli(Args, args=argv, prog="python -m jobs.bench decode", description=__doc__)
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
     missed = False

@@ -1,26 +1,21 @@
-"""Time the encoder against diffusers' AutoencoderKLCogVideoX: the real architecture, random weights, the same process.
+"""python -m jobs.bench encoder: against diffusers' AutoencoderKLCogVideoX, the real architecture with random weights.
 
-    python -m jobs.bench_encoder speed --dtype bfloat16 --shape 17x128x192 --threads 1 --rounds 3
-    python -m jobs.bench_encoder profile --dtype bfloat16 --shape 17x128x192
-    python -m jobs.bench_encoder chunking                     # the table of docs/chunking.md; no diffusers needed
-
-Rounds alternate between the two, and the ratio is the median of the rounds' ratios: a neighbour's load hits both. Read
-the ratio, and `cpu_ratio` (processor time) where the machine is shared; absolute times mean little there. `floor` is
-what the convolutions would take at the rate of a large matrix product in the same run: about the limit.
+Rounds alternate between the two in one process, and the ratio is the median of the rounds' ratios: a neighbour's load
+hits both. Read the ratio; absolute times mean little on a shared machine. The limit is the ratio that we would reach if
+all convolutions ran at the rate of a large matrix product in the same run and nothing else took time.
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, Literal
 
 import torch
-from safetensors.torch import save_file
+import tyro
 from torch import Tensor
 
 import vae
@@ -32,128 +27,112 @@ REAL_CHANNELS = (128, 256, 256, 512)
 FLOP_PER_PIXEL = 9.26e6
 """Of this encoder per input pixel and frame, counted with torch's FlopCounterMode on 9x128x192."""
 
+OPERATORS_SHOWN = 5
+
+Dtype = Literal["bfloat16", "float16", "float32"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """One kind of load."""
+
+    shape: tuple[int, int, int]
+    """Frames, height, width."""
+    dtype: Dtype = "bfloat16"
+    threads: int = 1
+    """On a CPU."""
+
+
+CASES = {
+    "cpu": (
+        Case(shape=(17, 128, 192)),
+        Case(shape=(17, 128, 192), threads=2),
+        Case(shape=(9, 64, 96), dtype="float32"),
+    ),
+    "cuda": (Case(shape=(49, 480, 720)),),
+}
+"""By device: what runs unless a shape is given."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Args:
+    """What to run."""
+
+    rounds: int = 3
+    """Of diffusers and ours in turn; one more before them warms up."""
+    device: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() else "cpu"
+    shape: tuple[int, int, int] | None = None
+    """Frames, height and width of one case of your own, instead of the usual ones."""
+    dtype: Dtype = "bfloat16"
+    """Of that case."""
+    threads: int = 1
+    """Of that case, on a CPU."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one bench and print its figures."""
-    parser = argparse.ArgumentParser(
-        prog="python -m jobs.bench_encoder", description=__doc__.splitlines()[0] if __doc__ else ""
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name, text in (("speed", "ratio to diffusers"), ("profile", "where our time goes")):
-        command = commands.add_parser(name, help=text)
-        command.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
-        command.add_argument("--shape", default="17x128x192", help="frames x height x width")
-        command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-        command.add_argument("--threads", type=int, default=1, help="on a CPU")
-        command.add_argument("--rounds", type=int, default=3)
-    command = commands.add_parser("chunking", help="error of a chunk by its number of context windows")
-    command.add_argument("--size", type=int, default=48, help="height and width")
-    command.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args(argv)
-    torch.set_num_threads(arguments.threads)
-    {"speed": speed, "profile": profile, "chunking": chunking}[arguments.command](arguments)
+    """Run the cases and print two lines each: the ratio, and where our time goes."""
+    args = tyro.cli(Args, args=argv, prog="python -m jobs.bench encoder", description=__doc__)
+    own = args.shape and Case(shape=args.shape, dtype=args.dtype, threads=args.threads)
+    for case in (own,) if own else CASES[args.device]:
+        print(_compare(case, torch.device(args.device), args.rounds), flush=True)
     return 0
 
 
-def speed(arguments: argparse.Namespace) -> None:
-    """Alternate diffusers and ours, print medians and the median ratio."""
-    theirs, ours, pixels = _models(arguments)
+def _compare(case: Case, device: torch.device, rounds: int) -> str:
+    torch.set_num_threads(case.threads)
+    theirs, ours, pixels = _models(case, device)
 
+    @torch.inference_mode()
     def run_theirs() -> Tensor:
-        with torch.inference_mode():
-            return theirs.encode(pixels).latent_dist.parameters  # type: ignore[no-any-return]
+        return theirs.encode(pixels).latent_dist.parameters  # type: ignore[no-any-return]
 
     def run_ours() -> Tensor:
         return ours.encode(pixels).parameters
 
     expected, actual = run_theirs().float(), run_ours().float()
     error = float((actual - expected).norm() / expected.norm())
-    pairs = [(_seconds(run_theirs), _seconds(run_ours)) for _ in range(arguments.rounds)]
-    ratios = [a.wall / b.wall for a, b in pairs]
-    cpu_ratio = statistics.median(a.cpu / b.cpu for a, b in pairs)
-    rate = _matmul_rate(pixels.dtype, pixels.device)
-    num_frames, height, width = pixels.shape[2:]
-    floor = FLOP_PER_PIXEL * num_frames * height * width / rate
-    print(
-        f"encoder dtype={arguments.dtype} shape={arguments.shape} device={arguments.device} "
-        f"threads={arguments.threads} "
-        f"diffusers={statistics.median(a.wall for a, _ in pairs):.2f}s "
-        f"ours={statistics.median(b.wall for _, b in pairs):.2f}s ratio={statistics.median(ratios):.2f} "
-        f"rounds={' '.join(f'{r:.2f}' for r in ratios)} cpu_ratio={cpu_ratio:.2f} difference={error:.1e} "
-        f"matmul={rate / 1e9:.0f}GFLOP/s floor={floor:.2f}s"
+    pairs = [(_seconds(run_theirs), _seconds(run_ours)) for _ in range(rounds)]
+    ratios = [a / b for a, b in pairs]
+    their_seconds, our_seconds = (median(both) for both in zip(*pairs, strict=True))
+    rate = _matmul_rate(pixels)
+    floor = FLOP_PER_PIXEL * pixels[0, 0].numel() / rate
+    where = f"{case.threads} threads" if device.type == "cpu" else torch.cuda.get_device_name()
+    return (
+        f"{case.dtype} {'x'.join(map(str, case.shape))}, {where}: {median(ratios):.2f}x diffusers "
+        f"({', '.join(f'{ratio:.2f}' for ratio in ratios)}), limit {their_seconds / floor:.2f}x; "
+        f"diffusers {their_seconds:.2f} s, ours {our_seconds:.2f} s, {1 / our_seconds:.2f} clips/s, "
+        f"{floor / our_seconds:.0%} of the matmul rate ({rate / 1e9:.0f} GFLOP/s); relative difference {error:.1e}"
+        f"{_memory(run_theirs, run_ours, device)}\n  {_profile(run_ours, device)}"
     )
 
 
-def profile(arguments: argparse.Namespace) -> None:
-    """Print where our time goes, by operator."""
-    _, ours, pixels = _models(arguments)
-    ours.encode(pixels)
+def _memory(run_theirs: Callable[[], object], run_ours: Callable[[], object], device: torch.device) -> str:
+    if device.type == "cpu":
+        return ""
+    peaks = []
+    for run in (run_theirs, run_ours):
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        peaks.append(torch.cuda.max_memory_allocated() / 1e9)
+    return f"; peak memory, both models and the pixels included: diffusers {peaks[0]:.1f} GB, ours {peaks[1]:.1f} GB"
+
+
+def _profile(run: Callable[[], object], device: torch.device) -> str:
+    """Which operators our time goes to."""
     with torch.profiler.profile() as profiler:
-        ours.encode(pixels)
-    print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=16))
+        run()
+    name = f"self_{'cpu' if device.type == 'cpu' else 'device'}_time_total"
+    seconds = {event.key: getattr(event, name) / 1e6 for event in profiler.key_averages()}
+    total = sum(seconds.values())
+    most = sorted(seconds.items(), key=lambda item: -item[1])[:OPERATORS_SHOWN]
+    shares = ", ".join(f"{key.removeprefix('aten::')} {spent:.2f} s ({spent / total:.0%})" for key, spent in most)
+    return f"our time: {shares}, {len(seconds) - len(most)} others {total - sum(spent for _, spent in most):.2f} s"
 
 
-def chunking(arguments: argparse.Namespace) -> None:
-    """Print, for kinds of weights and of clips, the error of a chunk's latents against the uncut clip."""
-    with tempfile.TemporaryDirectory() as folder:
-        models = {
-            taps: full_depth_vae(Path(folder), image_like=taps == "image-like") for taps in ("image-like", "alike")
-        }
-    clips = {
-        "steady": steady_clip(73, arguments.size),
-        "noise": torch.rand(1, 3, 73, arguments.size, arguments.size) * 2 - 1,
-    }
-    print("| taps | clip |" + "".join(f" k={k} |" for k in range(8)))
-    print("|---|---|" + "---|" * 8)
-    for taps, model in models.items():
-        for name, pixels in clips.items():
-            errors = [chunk_error(model, pixels, context) for context in range(8)]
-            print(f"| {taps} | {name} |" + "".join(f" {error:.2g} |" for error in errors))
-
-
-def full_depth_vae(folder: Path, *, image_like: bool) -> VideoVAE:
-    """CogVideoX's depth with a quarter of its width, random weights.
-
-    `image_like` scales the temporal taps to 0.09, 0.3 and 1 (the frame itself last), as in encoders that were grown out
-    of image encoders; otherwise the three are alike, which is the worst case for a cut.
-    """
-    torch.manual_seed(0)
-    encoder = vae.Encoder3D(
-        ch=32, ch_mult=(1, 2, 2, 4), num_res_blocks=3, attn_resolutions=(), in_channels=3, resolution=256, z_channels=16
-    )
-    if image_like:
-        with torch.no_grad():
-            for module in encoder.modules():
-                if isinstance(module, vae.CausalConv3d):
-                    module.conv.weight *= torch.tensor([0.09, 0.3, 1.0]).view(1, 1, 3, 1, 1)
-    path = folder / "weights.safetensors"
-    save_file(encoder.state_dict(), path)
-    return vae.load_vae(str(path))
-
-
-def steady_clip(num_frames: int, size: int) -> Tensor:
-    """A smooth pattern that drifts slowly: (1, 3, T, size, size) in [-1, 1]."""
-    t = torch.arange(num_frames).view(-1, 1, 1)
-    y = torch.linspace(0, 6.28, size).view(1, -1, 1)
-    x = torch.linspace(0, 6.28, size).view(1, 1, -1)
-    frames = [0.5 * torch.sin((1 + c) * x + 0.08 * t) + 0.3 * torch.cos((2 - 0.5 * c) * y - 0.05 * t) for c in range(3)]
-    return torch.stack(frames)[None]
-
-
-def chunk_error(model: VideoVAE, pixels: Tensor, context: int) -> float:
-    """Relative L2 error of the last chunk's mean (2 windows) against the uncut clip, over the reference's spread."""
-    num_windows = len(vae.window_lengths(pixels.shape[2]))
-    span = vae.chunk_spans(pixels.shape[2], chunk_windows=num_windows - 2, context=context)[-1]
-    actual = model.encode_windows(pixels[:, :, span.start : span.stop], span.windows, span.num_context_windows)
-    expected = model.encode(pixels).parameters[:, :, -actual.shape[2] :]
-    mean, expected_mean = actual.chunk(2, dim=1)[0], expected.chunk(2, dim=1)[0]
-    return float((mean - expected_mean).norm() / (expected_mean - expected_mean.mean()).norm())
-
-
-def _models(arguments: argparse.Namespace) -> tuple[Any, VideoVAE, Tensor]:
+def _models(case: Case, device: torch.device) -> tuple[Any, VideoVAE, Tensor]:
     from diffusers import AutoencoderKLCogVideoX
 
-    dtype = getattr(torch, arguments.dtype)
+    dtype = getattr(torch, case.dtype)
     torch.manual_seed(0)
     theirs = AutoencoderKLCogVideoX(
         down_block_types=("CogVideoXDownBlock3D",) * 4,
@@ -164,34 +143,25 @@ def _models(arguments: argparse.Namespace) -> tuple[Any, VideoVAE, Tensor]:
     theirs.decoder = None
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
-        ours = vae.load_vae(folder, dtype=dtype, device=arguments.device)
-    theirs = theirs.to(device=arguments.device, dtype=dtype)
-    num_frames, height, width = (int(n) for n in arguments.shape.split("x"))
-    pixels = torch.rand(1, 3, num_frames, height, width, device=arguments.device, dtype=dtype) * 2 - 1
-    return theirs, ours, pixels
+        ours = vae.load_vae(folder, dtype=dtype, device=str(device))
+    theirs = theirs.to(device=device, dtype=dtype)
+    return theirs, ours, torch.rand(1, 3, *case.shape, device=device, dtype=dtype) * 2 - 1
 
 
-class Seconds(NamedTuple):
-    """What a run took, by the clock and in processor time of this process."""
-
-    wall: float
-    cpu: float
-
-
-def _seconds(run: Callable[[], object]) -> Seconds:
-    wall, cpu = time.perf_counter(), time.process_time()
+def _seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
     run()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return Seconds(time.perf_counter() - wall, time.process_time() - cpu)
+    return time.perf_counter() - start
 
 
-def _matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
+def _matmul_rate(like: Tensor) -> float:
     """Floating-point operations per second of a large matrix product: the machine's limit for convolutions."""
-    size = 8192 if device.type == "cuda" else 2048
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    size = 8192 if like.is_cuda else 2048
+    a, b = (torch.randn(size, size, device=like.device, dtype=like.dtype) for _ in range(2))
     a @ b
-    return 2 * size**3 / min(_seconds(lambda: a @ b).wall for _ in range(5))
+    return 2 * size**3 / min(_seconds(lambda: a @ b) for _ in range(5))
 
 
 if __name__ == "__main__":

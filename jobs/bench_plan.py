@@ -1,4 +1,4 @@
-"""`python -m jobs.bench plan`: how long planning and resuming take, how much memory, and how both grow.
+"""python -m jobs.bench plan: how long planning and resuming take, how much memory, and how both grow.
 
 The listings are made up, so what is measured is this program and not a store: an object store adds its own time, about
 0.1 s for each 1,000 objects. Each case runs in a process of its own, so that its peak memory is its own.
@@ -10,19 +10,19 @@ The listings are made up, so what is measured is this program and not a store: a
 
 from __future__ import annotations
 
-import argparse
 import io
 import multiprocessing
 import resource
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 from unittest import mock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import tyro
 
 import vae
 from jobs.demo_videos import even_times, make_video
@@ -56,12 +56,19 @@ class Measured:
     peak_bytes: int
 
 
-def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="bench plan", description="planning and resuming against made-up listings")
-    parser.add_argument("--shards", type=int, default=100_000, help="of the largest case; a quarter and a half run too")
-    kinds = ["tars", "files", "seal"]
-    parser.add_argument("--kinds", nargs="+", choices=kinds, default=kinds)
-    args = parser.parse_args(argv)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Args:
+    """What to run."""
+
+    shards: int = 100_000
+    """Of the largest case; a quarter and a half run too."""
+    kinds: tuple[Literal["tars", "files", "seal"], ...] = ("tars", "files", "seal")
+    """What to measure."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print a line for each case; 1 if the largest missed its targets."""
+    args = tyro.cli(Args, args=argv, prog="python -m jobs.bench plan", description=__doc__)
     print(f"{'source':8}{'shards':>9}{'clips':>10}{'plan s':>8}{'(cpu)':>7}{'resume s':>10}{'(cpu)':>7}{'peak MB':>9}")
     failed = False
     for kind in args.kinds:

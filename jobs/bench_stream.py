@@ -7,11 +7,11 @@
 on the same 2 cores.
 
 The job is timed after start-up: from the latent that completes the first quarter, by when every kind of worker has
-started, to the last one. The bare loop does the first of the four shards; its seconds per decode and encode count for
-those that fall into the job's time. 1.0 is a stream that costs nothing; what a short one loses, it loses at its end
-(balanced: 0.83 with 160 clips, 0.86 with 400). Printed beside it: the CPU time of the processes that decode, as a
-multiple of the bare loop's; what it exceeds 1 by is the stage's own (tables, object store, guard, and the small tasks
-in the same process).
+started, to the last one. The bare loop does the first of the four shards, before the job and after it, since the speed
+of a shared machine drifts; its mean seconds per decode and encode count for those that fall into the job's time. 1.0 is
+a stream that costs nothing; what a short one loses, it loses at its end.
+Printed beside it: the CPU time of the processes that decode, as a multiple of the bare loop's; what it exceeds 1 by is
+the stage's own (tables, object store, guard, and the small tasks in the same process).
 `memory` runs one shard of many clips in a small object store and prints the store's peak.
 """
 
@@ -23,11 +23,11 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from statistics import median
-from typing import Any, NamedTuple
+from statistics import mean, median
+from typing import Any, Literal, NamedTuple
 
 import ray
 import tyro
@@ -37,13 +37,12 @@ from jobs.demo_videos import even_times, make_video, write_tar
 from pipeline.chunks import Decoder
 from pipeline.clips import ClipRule
 from pipeline.decode import DecodedClip, DecodeSpec, iter_clips
-from pipeline.encode import Encoder
 from pipeline.errors import VideoError
 from pipeline.guard import Strikes
 from pipeline.job import Job, Workers
 from pipeline.parts import stage
 from pipeline.records import Chunk, Latent, Video
-from pipeline.run import run
+from pipeline.run import load_encoder, run
 from pipeline.sources import list_source, read_shard
 from pipeline.spec import LatentRule, Spec
 from pipeline.storage import Storage
@@ -68,6 +67,8 @@ class Case:
 
 CORES = 2
 NUM_SHARDS = 4
+MEMORY_CLIPS = 500
+"""Of 17x128x192, in one shard."""
 
 SMALL, LARGE = (192, 128), (1280, 720)
 CASES = {
@@ -91,10 +92,14 @@ class Args:
 
     rounds: int = 3
     """Bare loop and job in turn, so often; medians are printed."""
-    cases: tuple[str, ...] = tuple(CASES)
-    """Of encode-bound, balanced, decode-bound, memory."""
-    memory_clips: int = 500
-    """Clips of the one shard of `memory`, 17x128x192 each."""
+    cases: tuple[Literal["encode-bound", "balanced", "decode-bound", "memory"], ...] = (
+        "encode-bound",
+        "balanced",
+        "decode-bound",
+    )
+    """What to run, in this order."""
+    clips: int | None = None
+    """How many, instead of each case's own number."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -103,29 +108,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in args.cases:
         with tempfile.TemporaryDirectory(prefix="lm") as folder:
             if name == "memory":
-                print(_memory(Path(folder), args.memory_clips))
+                print(_memory(Path(folder), args.clips or MEMORY_CLIPS), flush=True)
             else:
-                print(_ratio(Path(folder), name, CASES[name], args.rounds), flush=True)
+                case = replace(CASES[name], num_clips=args.clips or CASES[name].num_clips)
+                print(_ratio(Path(folder), name, case, args.rounds), flush=True)
     return 0
 
 
 def _ratio(folder: Path, name: str, case: Case, rounds: int) -> str:
     source = _make_tars(folder, case, shards=NUM_SHARDS)
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, set(sorted(before)[:CORES]))  # Ray and all its workers inherit it
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, set(sorted(cores)[:CORES]))  # Ray and all its workers inherit it
     ideals: list[float] = []
     jobs: list[float] = []
     stages: list[float] = []
     try:
+        before = _bare(source, case, folder / "bare")
         for round_ in range(rounds):
-            decode, encode, decode_cpu = _bare(source, case, folder / f"bare{round_}")
             did = _job(source, case, folder / f"job{round_}", folder / f"stamps{round_}")
+            after = _bare(source, case, folder / f"bare{round_}")
+            decode, encode, decode_cpu = (mean(both) for both in zip(before, after, strict=True))
             both = did.decodes * decode, did.encodes * encode
             stages.append(did.decode_cpu / decode_cpu)
             ideals.append(max(both) if case.is_balanced else sum(both) * case.threads / CORES)
             jobs.append(did.seconds)
+            before = after
     finally:
-        os.sched_setaffinity(0, before)
+        os.sched_setaffinity(0, cores)
     ratios = [ideal / job for ideal, job in zip(ideals, jobs, strict=True)]
     against = "ideal overlap" if case.is_balanced else "bare loop"
     return (
@@ -138,7 +147,7 @@ def _ratio(folder: Path, name: str, case: Case, rounds: int) -> str:
 def _bare(source: str, case: Case, output: Path) -> tuple[float, float, float]:
     """Seconds per clip of (read and decode, encode and stage, CPU time of the former), calling the stages in turn."""
     spec, info = _spec(case)
-    encoder = Encoder("tiny", spec, threads=case.threads)
+    encoder = load_encoder("tiny", spec, threads=case.threads)
     decoder = Decoder(clip=case.clip, latent=spec.latent, info=info, deadline=600)
     storage, guard = Storage(str(output)), Strikes()
     start, encode_seconds = time.perf_counter(), 0.0
@@ -205,7 +214,7 @@ def _stamped_decode(
 class _Stamped:
     def __init__(self, stamps: Path, *args: Any, **kwargs: Any) -> None:
         self._stamps = stamps
-        self._encoder = Encoder(*args, **kwargs)
+        self._encoder = load_encoder(*args, **kwargs)
 
     def __call__(self, chunk: Chunk) -> Latent:
         latent = self._encoder(chunk)

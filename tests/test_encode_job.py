@@ -124,7 +124,8 @@ def test_pools_that_would_stand_still_are_refused() -> None:
     assert pools(Workers(encoders="1:8"), 1000, **sizes).encoders == (1, 1)
     three = sizes | {"cpus": 3.0}
     assert pools(Workers(), 1000, **three).encoders == (1, 2)
-    assert pools(Workers(), 1000, **three, spare_cpus=1).decoders == (2, 2), "one of the three is not there"
+    assert pools(Workers(), 1000, **three, spare_cpus=1).decoders == (3, 3), "two beside the encoder, and one in turn"
+    assert pools(Workers(encoders="2"), 1000, **three, spare_cpus=1).decoders == (2, 3), "the encoders take the rest"
     assert pools(Workers(), 1000, **three, largest_node=1.0).encoders == (1, 1), "one of three nodes may be lost"
     with pytest.raises(ConfigError, match="nothing would ever be produced"):
         pools(Workers(encoders="2"), 1000, **sizes)

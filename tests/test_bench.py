@@ -1,0 +1,62 @@
+"""Every bench runs, and its options are those that it tells."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from jobs import bench
+
+SMALLEST = {
+    "stream": ["--clips", "8", "--rounds", "1", "--cases", "encode-bound", "memory"],
+    "encoder": ["--shape", "1", "32", "32", "--dtype", "float32", "--rounds", "1"],
+    "chunking": ["--size", "16"],
+    "decode": ["--seconds", "1", "--rounds", "1", "--cases", "720p"],
+    "plan": ["--shards", "8"],
+}
+FIGURES = {
+    "stream": r"encode-bound  +\d+\.\d\d  of bare loop[^$]*memory +peak \d+ MiB",
+    "encoder": r"float32 1x32x32, 1 threads: \d+\.\d\dx diffusers[^$]*our time: ",
+    "chunking": r"\| alike \| noise \|( [\d.e-]+ \|){8}",
+    "decode": r"ffmpeg",
+    "plan": r"seal: 800 rows of 8 shards",
+}
+
+
+@pytest.fixture
+def own_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Benches set the threads of their process, which is that of the other tests."""
+    before = torch.get_num_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", bench.BENCHES)
+def test_runs_at_its_smallest(name: str, capfd: pytest.CaptureFixture[str], own_threads: None) -> None:
+    if name == "encoder" and importlib.util.find_spec("diffusers") is None:
+        pytest.skip("diffusers is not installed")
+    bench.main([name, *SMALLEST[name]])
+    assert re.search(FIGURES[name], capfd.readouterr().out)
+
+
+@pytest.mark.parametrize("name", bench.BENCHES)
+def test_tells_its_options(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        bench.main([name, "--help"])
+    shown = capsys.readouterr().out
+    assert exit_.value.code == 0
+    assert f"python -m jobs.bench {name}" in shown
+    assert all(option in shown for option in SMALLEST[name] if option.startswith("--"))
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["nothing"], ["all", "--rounds", "1"]])
+def test_without_a_bench_it_lists_them(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.main(argv) == (0 if argv in ([], ["--help"]) else 2)
+    shown = capsys.readouterr().out
+    assert all(f"  {name} " in shown for name in (*bench.BENCHES, "all"))
