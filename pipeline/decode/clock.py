@@ -68,8 +68,13 @@ class FrameClock:
         if (ticks := packet_ticks(packet)) is None:
             self._num_untimed += 1
             return
-        self.is_late |= self._last is not None and ticks < self._last
+        self.is_late |= self.would_be_late(packet)
         heapq.heappush(self._pending, ticks)
+
+    def would_be_late(self, packet: Any) -> bool:
+        """Whether its frame is shown before one that has come out."""
+        ticks = None if packet.is_discard else packet_ticks(packet)
+        return ticks is not None and self._last is not None and ticks < self._last
 
     def lose(self, packet: Any) -> None:
         """That packet's frame will not come."""

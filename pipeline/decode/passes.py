@@ -159,7 +159,7 @@ class _Pass:
                 found = self.seeker.towards(ahead[0].first, shown, self._measured)
                 shown, pictures = found or (shown, pictures)
             following = next(pictures, None)
-            if self.reader.clock.is_late and self.stream.codec_context.name == "h264" and not self.any_order:
+            if self._doubts_order and self.reader.clock.is_late:
                 raise _LateError
             self.seeker.check(following)
             until = following.ticks if following is not None else shown.ticks + self._last_step(shown)
@@ -167,8 +167,11 @@ class _Pass:
                 begun.append(ahead.popleft())
             for builder in begun:
                 builder.offer(shown, until, self.reader)
-                if builder.is_complete:
-                    builder.finish(self._stats())
+            complete = [builder for builder in begun if builder.is_complete]
+            if complete and self._doubts_order and self.reader.is_late_ahead():
+                raise _LateError
+            for builder in complete:
+                builder.finish(self._stats())
             if following is None:
                 self._end(shown, [*begun, *ahead])
                 yield from self._emit()
@@ -177,6 +180,11 @@ class _Pass:
                 begun = [builder for builder in begun if builder.result is None]
                 yield from self._emit()
             shown = following
+
+    @property
+    def _doubts_order(self) -> bool:
+        """Whether frames may come out too early: H.264 need not say how far it reorders them."""
+        return self.stream.codec_context.name == "h264" and not self.any_order
 
     def _pays_to_leave_out(self, container: Any) -> bool:
         """Whether there may be frames to leave out, and it pays to find out which."""

@@ -7,9 +7,11 @@ a picture that was predicted from it, or that would be shown in its place, is no
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import islice
 from typing import Any
 
 import av
@@ -28,6 +30,8 @@ _MAX_DEMUX_ERRORS_IN_ALL = 1000
 """Faults of the demuxer in a row, and in all, after which the file counts as over."""
 
 
+_MAX_REORDERED = 32
+"""Packets that may come between a frame and those shown before it: the 16 frames of H.264, as fields."""
 _MPEG = {"mpeg1video", "mpeg2video", "mpeg4"}
 _ASPECT_IN_STREAM = {"mpegts", "mpeg", "mpegvideo", "m4v", "h264", "hevc", "vvc"}
 """Containers that say nothing of a pixel's shape: what the stream says holds, and may change, as in broadcasts."""
@@ -93,6 +97,7 @@ class PictureReader:
         self._reset()
 
     def _reset(self) -> None:
+        self._ahead: deque[Any] = deque()
         self.clock.reset()
         self._fed: list[int] = []
         self._orders: dict[int, tuple[int, bool]] = {}
@@ -111,7 +116,8 @@ class PictureReader:
 
     def pictures(self) -> Iterator[Picture]:
         """Pictures in presentation order until the end of the file."""
-        for packet in self.packets():
+        self._packets = self.packets()
+        while (packet := self._ahead.popleft() if self._ahead else next(self._packets, None)) is not None:
             is_flush = packet.size == 0 and packet.pts is None and packet.dts is None
             if packet.size == 0 and not is_flush:
                 continue  # the frame before stays, as AVI and Theora say it
@@ -162,6 +168,12 @@ class PictureReader:
                 continue
             self._feed.check()
             return
+
+    def is_late_ahead(self) -> bool:
+        """Whether a packet is still to come whose frame should have been shown before the last picture."""
+        missing = max(0, _MAX_REORDERED - len(self._ahead))
+        self._ahead.extend(islice(self._packets, missing))
+        return any(self.clock.would_be_late(packet) and packet.pts not in self.unwanted for packet in self._ahead)
 
     def hole_between(self, ticks: int, until: int) -> bool:
         """Whether a frame that was lost should have been shown after `ticks`, up to and including `until`."""
