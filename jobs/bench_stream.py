@@ -233,7 +233,8 @@ def _memory(folder: Path, num_clips: int) -> str:
         while not over.wait(1):
             if not ray.is_initialized():
                 continue
-            for used in re.findall(r"Plasma memory usage (\d+) MiB", memory_summary(stats_only=True)):
+            stats = memory_summary(ray.get_runtime_context().gcs_address, stats_only=True)
+            for used in re.findall(r"Plasma memory usage (\d+) MiB", stats):
                 peak[0] = max(peak[0], float(used))
 
     watcher = threading.Thread(target=watch, daemon=True)
