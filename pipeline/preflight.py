@@ -107,7 +107,7 @@ def pools(
     `spare_cpus` of the CPUs are not there: they let an encoder stand on every core, and the decoding beside. Where
     there are few encoders, decode tasks must not fill them, but for one that goes on while Ray Data looks for the next
     (2 cores, one encoder: with two tasks 5 % of the cores' time is idle when decoding is the bottleneck, with three
-    1 %; four slow the encoder when the load is balanced, to 0.81 of the ideal overlap, where fewer give 0.83 to 0.88).
+    1 %; four slow the encoder when the load is balanced, to 0.81 of the ideal overlap, where fewer give 0.83 to 0.90).
 
     Encoders on CPUs leave room for decode even when the largest node is lost (`largest_node` CPUs, 0 if there is only
     one): an actor keeps its CPU while it waits for frames that only a decode task could make again (seen: two encoders

@@ -19,10 +19,10 @@ SMALLEST = {
     "plan": ["--shards", "8"],
 }
 FIGURES = {
-    "stream": r"encode-bound  +\d+\.\d\d  of bare loop[^$]*memory +peak [1-9]\d* MiB",
-    "encoder": r"float32 1x32x32, 1 threads: \d+\.\d\dx diffusers[^$]*our time: ",
+    "stream": r"encode-bound  +\d+\.\d\d  of bare loop(.|\n)*memory +peak [1-9]\d* MiB",
+    "encoder": r"float32 1x32x32, 1 threads: \d+\.\d\dx diffusers(.|\n)*our time: ",
     "chunking": r"\| alike \| noise \|( [\d.e-]+ \|){8}",
-    "decode": r"ffmpeg",
+    "decode": r"latentmill +[\d.]+ +1\.00",
     "plan": r"seal: 800 rows of 8 shards",
 }
 

@@ -28,10 +28,9 @@ _MAX_BARREN_ERRORS = 100
 _MAX_DEMUX_ERRORS = 8
 _MAX_DEMUX_ERRORS_IN_ALL = 1000
 """Faults of the demuxer in a row, and in all, after which the file counts as over."""
-
-
 _MAX_REORDERED = 32
 """Packets that may come between a frame and those shown before it: the 16 frames of H.264, as fields."""
+
 _MPEG = {"mpeg1video", "mpeg2video", "mpeg4"}
 _ASPECT_IN_STREAM = {"mpegts", "mpeg", "mpegvideo", "m4v", "h264", "hevc", "vvc"}
 """Containers that say nothing of a pixel's shape: what the stream says holds, and may change, as in broadcasts."""
@@ -171,8 +170,7 @@ class PictureReader:
 
     def is_late_ahead(self) -> bool:
         """Whether a packet is still to come whose frame should have been shown before the last picture."""
-        missing = max(0, _MAX_REORDERED - len(self._ahead))
-        self._ahead.extend(islice(self._packets, missing))
+        self._ahead.extend(islice(self._packets, _MAX_REORDERED - len(self._ahead)))
         return any(self.clock.would_be_late(packet) and packet.pts not in self.unwanted for packet in self._ahead)
 
     def hole_between(self, ticks: int, until: int) -> bool:
