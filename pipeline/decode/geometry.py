@@ -102,10 +102,12 @@ def place(
     target: tuple[int, int],
     fit: Fit,
     position: tuple[float, float],
+    chroma: tuple[int, int] = (2, 2),
 ) -> Placement:
     """Fit a source picture into an output, sizes as (width, height), `target` and `position` upright.
 
-    Windows begin and end on even pixels (chroma is shared by pairs), except where they reach the picture's odd edge.
+    `chroma` is how many pixels share one chroma sample, across and down. A window begins where a sample begins, and on
+    an even pixel; its size is even, except where it spans the whole of an odd picture.
     Example: 1280x720 into 720x480, "cover", position (0.5, 0.5): the window is 1080x720 at x=100, y=0.
     """
     width, height = source
@@ -118,10 +120,10 @@ def place(
         across, down = _to_source(position, turn)
         if aspect > wanted:
             crop_width = _even(wanted * height / sar, width)
-            crop = Box(x=_offset(width - crop_width, across), y=0, width=crop_width, height=height)
+            crop = Box(x=_offset(width - crop_width, across, chroma[0]), y=0, width=crop_width, height=height)
         elif aspect < wanted:
             crop_height = _even(width * sar / wanted, height)
-            crop = Box(x=0, y=_offset(height - crop_height, down), width=width, height=crop_height)
+            crop = Box(x=0, y=_offset(height - crop_height, down, chroma[1]), width=width, height=crop_height)
     elif fit == "pad":
         if aspect > wanted:
             scaled = (out_width, _even(out_width / aspect, out_height))
@@ -150,11 +152,12 @@ def _to_source(position: tuple[float, float], turn: Orientation) -> tuple[float,
 
 
 def _even(size: Fraction, limit: int) -> int:
-    """The even size nearest to `size`, at least 2, or `limit` where that is closer or all there is."""
+    """The even size nearest to `size`, at least 2; `limit` where that is reached."""
     if size >= limit:
         return limit
     return min(limit, max(2, 2 * round(size / 2)))
 
 
-def _offset(slack: int, position: float) -> int:
-    return int(slack * position) // 2 * 2
+def _offset(slack: int, position: float, chroma: int = 2) -> int:
+    step = max(2, chroma)
+    return int(slack * position) // step * step

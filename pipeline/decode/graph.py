@@ -58,6 +58,12 @@ class FrameKind:
         """Width and height as a viewer sees them."""
         return display_size(self.width, self.height, self.sar, self.turn)
 
+    @property
+    def chroma(self) -> tuple[int, int]:
+        """How many pixels share one chroma sample, across and down."""
+        samples = av.VideoFormat(self.pix_fmt)
+        return 16 // samples.chroma_width(16), 16 // samples.chroma_height(16)
+
 
 def frame_kind(frame: Any, sar: Fraction) -> FrameKind:
     """Read a frame's properties. `sar` is its sample aspect ratio, which PyAV's frames do not carry."""
@@ -137,6 +143,7 @@ def placement(kind: FrameKind, spec: DecodeSpec) -> Placement:
         target=(spec.width, spec.height),
         fit=spec.fit,
         position=spec.crop,
+        chroma=kind.chroma,
     )
 
 
@@ -150,7 +157,8 @@ def filters(kind: FrameKind, spec: DecodeSpec, where: Placement) -> list[tuple[s
         chain.append(("estdif", "mode=frame:deint=interlaced"))
     crop = where.crop
     if (crop.width, crop.height) != (kind.width, kind.height):
-        chain.append(("crop", f"{crop.width}:{crop.height}:{crop.x}:{crop.y}"))
+        # Without `exact`, the filter rounds an odd window of subsampled chroma down.
+        chain.append(("crop", f"{crop.width}:{crop.height}:{crop.x}:{crop.y}:exact=1"))
     flags = f"{spec.filter}+accurate_rnd+full_chroma_int"
     matrix = ":in_color_matrix=bt709" if _assumes_bt709(kind, spec) else ""
     chain.append(("scale", f"{where.scaled[0]}:{where.scaled[1]}:flags={flags}{matrix}"))

@@ -1,4 +1,7 @@
-"""Law: the graph's detour by planar RGB changes no byte, whatever the frame's format, size, matrix and range."""
+"""Laws: the graph's detour by planar RGB changes no byte, and the pixels used are those of the stated window.
+
+Whatever the frame's format, size, matrix and range.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ import numpy as np
 import pytest
 
 from pipeline.decode import DecodeSpec
+from pipeline.decode.geometry import Box
 from pipeline.decode.graph import Converter, frame_kind
 
 SPEC = DecodeSpec(num_frames=1, fps=None, height=2, width=2, fit="stretch")
@@ -84,3 +88,35 @@ def test_by_way_of_planar_rgb_the_bytes_are_the_same(pix_fmt: str) -> None:
             Converter(frame_kind(frame, Fraction(1)), spec).into(frame, ours)
             may_differ = name in ("area", "bilinear") and out_height > height
             assert np.abs(ours.astype(int) - straight(frame, spec)).max() <= may_differ
+
+
+def window(frame: Any, box: Box) -> Any:
+    """The part of a planar frame within `box`, cut out plane by plane."""
+    part = av.VideoFrame(box.width, box.height, frame.format.name)
+    item = 2 if frame.format.components[0].bits > 8 else 1
+    for number, (source, target) in enumerate(zip(frame.planes, part.planes, strict=True)):
+        across, down = (source.width, source.height) if number else (frame.width, frame.height)
+        step_x, step_y = -(-frame.width // across), -(-frame.height // down)
+        assert (box.x % step_x, box.y % step_y) == (0, 0), "the window begins within a chroma sample"
+        x, y = box.x // step_x, box.y // step_y
+        lines = np.frombuffer(source, np.uint8).reshape(-1, source.line_size)
+        cut = np.zeros((target.buffer_size // target.line_size, target.line_size), np.uint8)
+        cut[: target.height, : target.width * item] = lines[y : y + target.height, x * item : (x + target.width) * item]
+        target.update(cut.tobytes())
+    part.colorspace, part.color_range = frame.colorspace, frame.color_range
+    return part
+
+
+@pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv422p", "yuv440p", "yuv444p", "yuv411p", "yuv410p", "yuv420p10le"])
+def test_the_pixels_used_are_those_of_the_stated_window(pix_fmt: str) -> None:
+    sources, outputs = [(161, 108), (161, 161), (162, 107)], [(64, 96), (96, 64), (100, 30)]
+    positions = [(0.5, 0.5), (1.0, 1.0), (0.3, 0.7)]
+    for (width, height), (out_width, out_height), crop in product(sources, outputs, positions):
+        frame = noise(pix_fmt, width, height, (1, 1))
+        spec = replace(SPEC, width=out_width, height=out_height, fit="cover", crop=crop)
+        converter = Converter(frame_kind(frame, Fraction(1)), spec)
+        ours, wanted = np.empty((2, out_height, out_width, 3), np.uint8)
+        converter.into(frame, ours)
+        part = window(frame, converter.placement.crop)
+        Converter(frame_kind(part, Fraction(1)), replace(spec, fit="stretch")).into(part, wanted)
+        assert np.array_equal(ours, wanted)
