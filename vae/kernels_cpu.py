@@ -6,6 +6,8 @@ bfloat16 data, and keeps channels last. With each channel given its group's stat
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -42,16 +44,23 @@ def norm_silu(x: Tensor, norm: nn.GroupNorm, out: Tensor) -> None:
 
 
 def can_convolve(x: Tensor, conv: nn.Conv3d, residual: Tensor | None) -> bool:
-    """Whether `conv3d` takes this: on a CPU with oneDNN, a known dtype, channels last."""
+    """Whether `conv3d` takes this: on a CPU with oneDNN, a dtype that oneDNN takes there, channels last."""
     return bool(
         x.device.type == "cpu"
-        and x.dtype in (torch.float32, torch.bfloat16)
+        and x.dtype in _convolved_dtypes()
         and conv.bias is not None
         and torch._C._has_mkldnn
         and torch._C._get_mkldnn_enabled()
         and _is_dense(x)
         and (residual is None or _is_dense(residual))
     )
+
+
+@cache
+def _convolved_dtypes() -> tuple[torch.dtype, ...]:
+    """oneDNN refuses bfloat16 on CPUs without AVX-512 or AVX-NE-CONVERT, where ATen has a (slow) convolution."""
+    takes_bfloat16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return (torch.float32, torch.bfloat16) if takes_bfloat16 else (torch.float32,)
 
 
 def conv3d(x: Tensor, conv: nn.Conv3d, residual: Tensor | None) -> Tensor:
