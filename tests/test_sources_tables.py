@@ -140,7 +140,7 @@ def test_csv_rows_that_do_not_fit_the_header(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes(
         b'video,n\r\na.mp4,1\r\n\r\nb.mp4\r\nc.mp4,1,2\r\n\xff.mp4,3\r\n"d\r\n.mp4",4\r\ne.mp4,"5'
     )
-    assert [reason for _, reason in seen(tmp_path / "t.csv")] == ["video", *["bad_row"] * 3, "video", "video"]
+    assert [reason for _, reason in seen(tmp_path / "t.csv")] == ["video", *["bad_row"] * 3, "video", "bad_row"]
 
 
 @pytest.mark.parametrize(
@@ -187,8 +187,12 @@ def test_a_damaged_parquet_file_costs_rows_and_never_their_number(tmp_path: Path
         outcomes(whole)
 
 
+# Several lines, with a comma before the last quote, look like a quote that was forgotten: see csv_records.py.
+_FIELDS = st.text().filter(lambda text: not ("\n" in text and "," in text))
+
+
 @given(
-    rows=st.lists(st.tuples(st.text(min_size=1), st.text()), min_size=1, max_size=12),
+    rows=st.lists(st.tuples(_FIELDS.filter(bool), _FIELDS), min_size=1, max_size=12),
     shard_size=st.integers(1, 5),
     newline=st.sampled_from(["\n", "\r\n"]),
 )

@@ -71,11 +71,13 @@ def read_table(shard: Shard, members: dict[str, Any], *, allow_private: bool) ->
         case _:
             rows = jsonl_rows(_read_range(shard, start, stop))
     folder = folder_of(shard.uri)
+    unit = "rows" if suffix_of(shard.uri) == ".parquet" else "bytes"
     for number, row in enumerate(rows):
+        where = f"row {number} of {unit} {start} to {stop}"
         if isinstance(row, str):
-            yield refuse("bad_row", f"row {number} of the range: {row}", key="", uri=shard.uri)
+            yield refuse("bad_row", f"{where}: {row}", key="", uri=shard.uri)
         else:
-            yield _sample(row, folder, f"row {number} of the range", shard.uri, allow_private=allow_private)
+            yield _sample(row, folder, where, shard.uri, allow_private=allow_private)
 
 
 def _sample(row: dict[str, Any], folder: str, where: str, table_uri: str, *, allow_private: bool) -> Sample | Rejection:

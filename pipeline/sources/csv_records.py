@@ -1,0 +1,96 @@
+"""CSV lines -> records, where damage costs the line that it stands in and never the lines after it.
+
+A quoted field may hold newlines, so one quote too few makes a lenient reader take the rest of the file for one caption.
+Here a record of several lines must be flawless: quotes as RFC 4180 has them, the right number of fields, no more than
+MAX_RECORD_LINES. Otherwise its first line alone is refused, and the next record begins on the line after it. So each
+line belongs to exactly one record, and a byte range that ends between two records holds the same records when it is
+read by itself.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import deque
+from collections.abc import Iterator
+from typing import NamedTuple
+
+MAX_LINE_BYTES = 64 << 20
+MAX_RECORD_LINES = 1000
+MAX_RECORD_BYTES = 4 << 20
+"""Of a record of several lines: how far an open quote is followed."""
+
+_OPENING = re.compile(rb',"(?:"")*(?:,|\r?\n?\Z)').search
+"""A quote after a comma that may close a field that began on an earlier line: more likely that one was never closed."""
+
+
+class CsvRecord(NamedTuple):
+    """One record, blank lines included."""
+
+    fields: list[str]
+    """Empty for a blank line and for a refused record."""
+    fault: str
+    """Why it is refused, and which lines that concerns; "" if it is not."""
+    size: int
+    """Bytes of its lines."""
+
+
+def csv_records(lines: Iterator[bytes], num_fields: int | None = None) -> Iterator[CsvRecord]:
+    """The records of `lines`. With `num_fields`, one with another number of fields is refused."""
+    # The limit of the csv module is one for the process; its default, 128 KiB, is less than some captions.
+    csv.field_size_limit(MAX_LINE_BYTES)
+    source = _Lines(lines)
+    reader = csv.reader(source, strict=True)
+    first = 1
+    while True:
+        source.taken.clear()
+        try:
+            fields = next(reader)
+            fault = _fault(fields, source.taken, num_fields)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            fields, fault = [], str(error)
+        last = first + len(source.taken) - 1
+        if fault and last > first:
+            source.give_back()
+            fault = f"lines {first} to {last}: {fault}; line {first} is refused, and line {first + 1} begins a new row"
+        elif fault:
+            fault = f"line {first}: {fault}"
+        yield CsvRecord([] if fault else fields, fault, sum(map(len, source.taken)))
+        first += len(source.taken)
+
+
+def _fault(fields: list[str], lines: list[bytes], num_fields: int | None) -> str:
+    if fields and num_fields is not None and len(fields) != num_fields:
+        return f"{len(fields)} fields, and the header has {num_fields}"
+    if len(lines) > 1 and sum(line.count(b'"') for line in lines) % 2:
+        return "an odd number of quotes"
+    if any(map(_OPENING, lines[1:])):
+        return "a quoted field that ends in what looks like the beginning of another"
+    return ""
+
+
+class _Lines:
+    """Lines for csv.reader, which takes as many as one record needs; all but the first can be given back."""
+
+    def __init__(self, lines: Iterator[bytes]) -> None:
+        self.taken: list[bytes] = []
+        self._lines = lines
+        self._given_back = deque[bytes]()
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = self._given_back.popleft() if self._given_back else next(self._lines)
+        self.taken.append(line)
+        if len(self.taken) > 1 and (len(self.taken) > MAX_RECORD_LINES or sum(map(len, self.taken)) > MAX_RECORD_BYTES):
+            raise csv.Error(
+                f"a quoted field of more than {MAX_RECORD_LINES} lines or {MAX_RECORD_BYTES} bytes, or a quote too few"
+            )
+        return line.decode("utf-8", "surrogateescape")
+
+    def give_back(self) -> None:
+        self._given_back.extendleft(reversed(self.taken[1:]))
+        del self.taken[1:]
