@@ -16,6 +16,7 @@ from ray.data import DataContext
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline import preflight
+from pipeline.errors import StorageError
 from pipeline.guard import Strikes
 from pipeline.job import Workers, local_cpus
 
@@ -96,6 +97,24 @@ def _quiet() -> Iterator[None]:
         os.close(kept)
 
 
+RESTARTS = 100
+"""How often a `Remote` begins again, and a call of it is repeated. Ray's memory monitor ended one, seen."""
+
+
+def answer(reference: Any) -> Any:
+    """The result of a remote call, or the exception that it raised, as if it had been made here.
+
+    Raises:
+        StorageError: the worker died in it, again and again.
+    """
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:  # its text is a remote traceback
+        raise error.cause from None
+    except ray.exceptions.RayError as error:
+        raise StorageError(f"{type(error).__name__}: its worker died, and so did the next ones") from None
+
+
 class Remote:
     """An object kept by an actor beside the driver, with its methods as if it were here. Pickles.
 
@@ -105,7 +124,8 @@ class Remote:
 
     def __init__(self, kind: type, *args: Any, told: tuple[str, ...] = ()) -> None:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        options = {"num_cpus": 0, "scheduling_strategy": here, "max_restarts": -1, "max_task_retries": -1}
+        options = {"num_cpus": 0, "scheduling_strategy": here, "max_restarts": RESTARTS}
+        options["max_task_retries"] = RESTARTS
         self._actor = ray.remote(kind).options(**options).remote(*args)
         self._told = told
 
@@ -113,7 +133,7 @@ class Remote:
         if name.startswith("_"):
             raise AttributeError(name)
         method = getattr(self._actor, name)
-        return method.remote if name in self._told else lambda *args: ray.get(method.remote(*args))
+        return method.remote if name in self._told else lambda *args: answer(method.remote(*args))
 
 
 class RemoteStrikes(Remote):
@@ -123,7 +143,7 @@ class RemoteStrikes(Remote):
         super().__init__(Strikes, ended_for_memory, told=("end", "started"))
 
     def begin(self, key: str) -> int:
-        standing: int = ray.get(self._actor.begin.remote(key, ray.get_runtime_context().get_worker_id()))
+        standing: int = answer(self._actor.begin.remote(key, ray.get_runtime_context().get_worker_id()))
         return standing
 
 

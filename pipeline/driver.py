@@ -1,28 +1,35 @@
 """The driver: receipts in, commits out, until nothing is left. Knows no Ray: `run` hands it a stream and a commit.
 
 One pass streams all shards that are left. Further passes take what the first could not: shards that another run held
-and gave up, clips whose part was lost. A pass that commits nothing, with nothing held elsewhere, is the last.
+and gave up, clips whose part was lost. A pass that commits nothing, with nothing held elsewhere, is the last, unless
+it found parts lost or damaged: then another one follows, LOSSES times at most.
+
+An output that cannot be written ends the run soon: what is decoded and encoded then would be for nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Protocol
 
 from pipeline.claims import RENEW_SECONDS
 from pipeline.commit import Committed, sweep
 from pipeline.errors import StorageError
 from pipeline.ledger import CompleteShard, Ledger
-from pipeline.parts import read_verdict
+from pipeline.parts import MissingPartError, read_verdict, verdict_path
 from pipeline.plan import Plan, read_plan
 from pipeline.progress import Progress, Summary
 from pipeline.records import Receipt, Shard
 from pipeline.stop import Stop, every
 from pipeline.storage import Storage
+from pipeline.storage.addresses import redacted
 from pipeline.tally import tally
 
 log = logging.getLogger(__name__)
@@ -32,6 +39,13 @@ COMMITS_IN_FLIGHT = 2
 
 POLL_SECONDS = 5.0
 """How often a run with nothing else to do looks whether the shards that another run holds are done or given up."""
+
+LOSSES = 3
+"""Passes in a row that may end without a commit, because parts of theirs were lost."""
+
+MAX_FAILED_WRITES = 5
+"""So many parts in a row that could not be put (or claims taken, or shards committed) end the run. Each was tried for
+some 12 s before, where the store gave hope."""
 
 
 class Holder(Protocol):
@@ -63,6 +77,9 @@ class Driver:
         self._ledger = Ledger()
         self._elsewhere: set[str] = set()
         self._commits: dict[Future[Committed], str] = {}
+        self._failed_writes: Counter[str] = Counter()
+        self._losses = 0
+        self._has_lost = False
 
     def drive(
         self,
@@ -84,7 +101,8 @@ class Driver:
                     if not self._next_pass(claims, stop):
                         break
             finally:
-                claims.release_all()
+                with contextlib.suppress(StorageError):  # it goes stale; where nothing can be written, this fails, too
+                    claims.release_all()
         self._echo(self.progress.line())
 
     def _one_pass(
@@ -95,8 +113,8 @@ class Driver:
     ) -> None:
         self._ledger = Ledger()
         self._elsewhere.clear()
-        for shard in self.todo:
-            self._recall(shard)
+        self._has_lost = False
+        self.todo = [self._recall(shard) for shard in self.todo]
         for receipt in stream(self.todo):
             self.progress.add(receipt)
             self._take(receipt, commit)
@@ -104,16 +122,26 @@ class Driver:
         while self._commits:
             self._reap(claims, wait=True)
 
-    def _recall(self, shard: Shard) -> None:
-        """Tell the ledger what an earlier run staged."""
-        staged = json.loads(shard.staged or "{}")
-        for video, clip, chunk, num_chunks in staged.get("parts", ()):
+    def _recall(self, shard: Shard) -> Shard:
+        """Tell the ledger what an earlier run staged, and the shard what of that can be read."""
+        if not shard.staged:
+            return shard
+        staged = json.loads(shard.staged)
+        for video, clip, chunk, num_chunks in staged["parts"]:
             self._ledger.add(
                 Receipt(kind="part", shard=shard.name, video=video, clip=clip, chunk=chunk, num_chunks=num_chunks)
             )
-        for video, clip in staged.get("verdicts", ()):
-            rejection = read_verdict(self._output, shard.name, video, clip)
+        verdicts = list(staged["verdicts"])
+        for video, clip in verdicts:
+            try:
+                rejection = read_verdict(self._output, shard.name, video, clip)
+            except MissingPartError as error:
+                log.warning("shard=%s verdict lost: %s", shard.name, error)
+                self._output.delete(verdict_path(shard.name, video, clip))
+                staged["verdicts"].remove([video, clip])
+                continue
             self._ledger.add(Receipt(kind="rejection", shard=shard.name, video=video, clip=clip, rejection=rejection))
+        return replace(shard, staged=json.dumps(staged))
 
     def _take(self, receipt: Receipt, commit: Callable[[CompleteShard], Committed]) -> None:
         name = receipt.shard
@@ -121,8 +149,12 @@ class Driver:
             return  # a retried task tells it again
         if receipt.kind == "elsewhere":
             self._elsewhere.add(name)
+        elif receipt.kind == "part":
+            self._failed_writes["part"] = 0
         elif receipt.kind == "fault":
             log.warning("shard=%s stays open: %s", name, receipt.message)
+        elif receipt.kind == "unstored":
+            self._count_failure("part", name, receipt.message)
         if complete := self._ledger.add(receipt):
             self._commits[self._committers.submit(commit, complete)] = name
 
@@ -131,15 +163,27 @@ class Driver:
             name = self._commits.pop(future)
             try:
                 committed = future.result()
-            except StorageError as error:
-                log.warning("shard=%s stays open: commit failed: %s", name, error)
+            except Exception as error:  # whatever it is, this shard stays open, and the others go on
+                self._count_failure("commit", name, f"commit failed: {type(error).__name__}: {error}")
                 continue
+            self._failed_writes["commit"] = 0
             if committed.missing:
+                self._has_lost = True
                 self._ledger.reopen(name, list(committed.missing))
                 continue
             self._ledger.forget(name)
             self.progress.commit(name)
             claims.release(name)
+
+    def _count_failure(self, what: str, shard: str, message: str) -> None:
+        """Say that something could not be put. Raises StorageError when that happens again and again."""
+        log.warning("shard=%s stays open: %s", shard, message)
+        self._failed_writes[what] += 1
+        if self._failed_writes[what] >= MAX_FAILED_WRITES:
+            raise StorageError(
+                f"{redacted(self._output.uri)}: gave up after {MAX_FAILED_WRITES} failures in a row to write there, "
+                f"the last: {message}. What is staged and committed stays: run the same command again to resume"
+            )
 
     def _next_pass(self, claims: Holder, stop: Stop) -> bool:
         """Bring the list of what is left up to date; False: this run can do no more."""
@@ -154,7 +198,8 @@ class Driver:
             log.info("%d shards are being worked on by another run: waiting for them", len(held))
             stop.wait(POLL_SECONDS)
             return True
-        return len(self.todo) < before
+        self._losses = self._losses + 1 if self._has_lost and len(self.todo) == before else 0
+        return len(self.todo) < before or 0 < self._losses <= LOSSES
 
     def finish(self, *, stopped: bool) -> Summary:
         """The end of the run: what stands on disk, and what this run did for it."""

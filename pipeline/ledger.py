@@ -67,7 +67,7 @@ class Ledger:
                 if shard.num_videos not in (None, receipt.count):
                     raise ValueError(f"{receipt.shard}: {shard.num_videos} videos before, {receipt.count} now")
                 shard.num_videos = receipt.count
-            case "fault":
+            case "fault" | "unstored":
                 shard.fault = receipt.message
             case "elsewhere":
                 del self._open[receipt.shard]
@@ -124,7 +124,9 @@ def _waits_for(shard: _OpenShard) -> str:
     wanted = [(video, clip) for video, n in sorted(shard.num_clips.items()) for clip in range(n)]
     missing_clips = [clip for clip in wanted if clip not in settled]
     if not missing_clips:
-        video, clip = min(settled - set(wanted))
+        if not (unannounced := settled - set(wanted)):
+            return "its commit"
+        video, clip = min(unannounced)
         return f"an account of clip {clip} of video {video}, which nobody announced"
     video, clip = missing_clips[0]
     return f"clip {clip} of video {video}" + (f" and {len(missing_clips) - 1} more" if len(missing_clips) > 1 else "")

@@ -1,7 +1,10 @@
 """Parts: the staged latent of one chunk, one file each, at a name fixed by what it holds.
 
-    _staging/<shard>/v000012.c000003.k0001of0002.part     Arrow IPC, one row of ROW_SCHEMA, checksum in its metadata
+    _staging/<shard>/v000012.c000003.k0001of0002.part     Arrow IPC, one row of ROW_SCHEMA
     _staging/<shard>/v000012.c000004.verdict.json         a rejection by the guard
+
+Each ends in a checksum over all of its bytes, which is looked at before anything parses them. What fails it counts as
+not staged: the clip is open again, and its chunks are encoded again.
 
 A retried or repeated task puts the same part at the same name, so staging needs no bookkeeping; commit joins the parts
 of a shard into its data file and deletes them.
@@ -9,14 +12,16 @@ of a shard into its data file and deletes them.
 
 from __future__ import annotations
 
+import contextlib
 import json
-import zlib
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
+from pipeline import checksum
 from pipeline.decode import merge_facts
 from pipeline.errors import NotFoundError
 from pipeline.records import Latent, Receipt, Record, Rejection, canonical_json
@@ -32,7 +37,7 @@ DTYPES: dict[str, np.dtype[Any]] = {"bfloat16": np.dtype("<u2"), "float16": np.d
 
 
 class MissingPartError(Exception):
-    """The part at `path` is not there, or is damaged."""
+    """The part or verdict at `path` is not there, or is damaged."""
 
     def __init__(self, path: str, damage: str = "") -> None:
         super().__init__(f"{path} is damaged: {damage}" if damage else f"{path} is not there")
@@ -54,7 +59,7 @@ def stage(record: Record, output: Storage) -> Receipt:
     """Put a latent (or a verdict) into staging and return its receipt; any other receipt passes through."""
     if isinstance(record, Latent):
         path = part_path(record.shard, record.video, record.clip, record.chunk, record.num_chunks)
-        output.put(path, _to_ipc(record))
+        output.put(path, checksum.append(_to_ipc(record)))
         return Receipt(
             kind="part",
             shard=record.shard,
@@ -69,13 +74,19 @@ def stage(record: Record, output: Storage) -> Receipt:
     assert isinstance(record, Receipt)
     if record.verdict and record.rejection:
         path = verdict_path(record.shard, record.video, record.clip)
-        output.put(path, canonical_json(asdict(record.rejection)).encode())
+        output.put(path, checksum.append(canonical_json(asdict(record.rejection)).encode()))
     return record
 
 
 def read_verdict(output: Storage, shard: str, video: int, clip: int) -> Rejection:
-    """A verdict staged by an earlier run."""
-    return Rejection(**json.loads(output.read(verdict_path(shard, video, clip))))
+    """A verdict staged by an earlier run.
+
+    Raises:
+        MissingPartError: it is absent, or its bytes are not what was staged.
+    """
+    path = verdict_path(shard, video, clip)
+    with _of_this_version(path):
+        return Rejection(**json.loads(bytes(_staged(output, path))))
 
 
 def read_clip(output: Storage, shard: str, video: int, clip: int, num_chunks: int) -> Latent:
@@ -84,7 +95,7 @@ def read_clip(output: Storage, shard: str, video: int, clip: int, num_chunks: in
     Raises:
         MissingPartError: a part is absent, or its bytes are not what was staged.
     """
-    return join([_read_part(output, part_path(shard, video, clip, chunk, num_chunks)) for chunk in range(num_chunks)])
+    return join([_read_part(output, shard, video, clip, chunk, num_chunks) for chunk in range(num_chunks)])
 
 
 def join(chunks: list[Latent]) -> Latent:
@@ -115,24 +126,38 @@ def join(chunks: list[Latent]) -> Latent:
 
 
 def _to_ipc(record: Latent) -> bytes:
-    table = to_table(record).replace_schema_metadata({"crc32": str(zlib.crc32(record.payload))})
+    table = to_table(record)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
     return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
 
 
-def _read_part(output: Storage, path: str) -> Latent:
+def _staged(output: Storage, path: str) -> memoryview:
+    """What was staged at `path`, without its checksum."""
     try:
-        data = output.read(path)
+        return checksum.strip(output.read(path))
     except NotFoundError:
         raise MissingPartError(path) from None
-    try:
-        table = pa.ipc.open_file(pa.py_buffer(data)).read_all()
-        (latent,) = from_table(table)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise MissingPartError(path, str(error) or type(error).__name__) from error
+    except checksum.DamagedError as error:
+        raise MissingPartError(path, str(error)) from None
+
+
+def _read_part(output: Storage, *place: Any) -> Latent:
+    """`place` as for part_path. A file that was moved here from another place is not this part."""
+    path = part_path(*place)
+    with _of_this_version(path):
+        (latent,) = from_table(pa.ipc.open_file(pa.py_buffer(_staged(output, path))).read_all())
     assert isinstance(latent, Latent)
-    if zlib.crc32(latent.payload) != int(table.schema.metadata[b"crc32"]):
-        raise MissingPartError(path, "checksum")
+    if place != (found := (latent.shard, latent.video, latent.clip, latent.chunk, latent.num_chunks)):
+        raise MissingPartError(path, f"it is the part of {found}")
     return latent
+
+
+@contextlib.contextmanager
+def _of_this_version(path: str) -> Iterator[None]:
+    """Take what is sound and cannot be parsed for missing: a later version may stage other fields."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, pa.ArrowException) as error:
+        raise MissingPartError(path, f"staged by another version: {error}") from error

@@ -180,10 +180,11 @@ class Rejection:
 class Receipt:
     """A tiny row that tells the driver what became of something."""
 
-    kind: Literal["part", "rejection", "clips", "videos", "fault", "elsewhere"]
+    kind: Literal["part", "rejection", "clips", "videos", "fault", "unstored", "elsewhere"]
     """part: this chunk is staged. rejection: this clip is refused. clips: this video has `count` clips. videos: this
-    shard has `count` videos. fault: storage failed, the shard stays open. elsewhere: this run does not process the
-    shard (another does, or a stop was asked for)."""
+    shard has `count` videos. fault: the source could not be read, the shard stays open. unstored: the output could not
+    be written, the shard stays open. elsewhere: this run does not process the shard (another does, or a stop was asked
+    for)."""
     shard: str
     video: int = -1
     clip: int = -1
@@ -194,7 +195,7 @@ class Receipt:
     verdict: bool = False
     """The rejection is the guard's: put into staging, so that a rerun does not start over."""
     message: str = ""
-    """What failed, for a fault."""
+    """What failed, for `fault` and `unstored`."""
     num_bytes: int = 0
     """Of the staged latent, or of the read video."""
     read_seconds: float = 0.0

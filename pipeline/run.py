@@ -10,7 +10,8 @@
 With `cluster`, all that knows Ray: stages take records and give records, and here they become operators.
 Each operator has remote arguments of its own, because Ray fuses neighbours whose arguments are equal (seen: decode
 inside the encode actor). Reading and staging wait for storage, so they ask for no CPU; their number is bounded. Killed
-tasks and actors are retried for ever (Ray Data's default); the guard ends what would kill its worker for ever.
+tasks and actors are retried for ever (Ray Data's default, which has no public switch); the guard ends what would kill
+its worker for ever.
 """
 
 from __future__ import annotations
@@ -28,11 +29,12 @@ from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 from pipeline import preflight, runs
 from pipeline.chunks import Decode, Decoder
 from pipeline.claims import Claims, Owner
-from pipeline.cluster import Remote, RemoteStrikes, ray_for
+from pipeline.cluster import Remote, RemoteStrikes, answer, ray_for
 from pipeline.commit import commit, seal, tidy
 from pipeline.decode import iter_clips
 from pipeline.driver import Driver
 from pipeline.errors import EncoderError, StorageError
+from pipeline.guard import attempt
 from pipeline.job import Job
 from pipeline.parts import stage
 from pipeline.plan import make_plan, plan_retries
@@ -49,6 +51,13 @@ log = logging.getLogger(__name__)
 DECODES_PER_WORKER = 256
 """Decode tasks after which a worker process is replaced: what FFmpeg may leak does not add up. No other stage has it,
 which keeps decode apart from encode even where both reserve one CPU."""
+
+READ_ATTEMPTS = 20
+"""Readers that may die over one shard before it is left open: machines get lost, but a file that ends every reader must
+not be tried for ever."""
+
+COMMIT_RETRIES = 3
+"""How often a commit whose worker died is tried again in this pass."""
 
 
 def graph(shards: list[Shard], pools: preflight.Pools, **stages: tuple[Any, dict[str, Any]]) -> Dataset:
@@ -161,12 +170,12 @@ def _stream(
         "pool": pools.encoders[1],
     }
     stages: dict[str, tuple[Any, dict[str, Any]]] = {
-        "read": (_read, {"read": read, "claims": claims}),
+        "read": (_read, {"read": read, "claims": claims, "guard": guard}),
         "decode": (_decode, {"decoder": decoder, "guard": guard}),
         "encode": (_Encode, encoding),
         "stage": (_stage, {"output": output}),
     }
-    remote_commit = ray.remote(num_cpus=0, max_retries=-1)(commit).remote
+    remote_commit = ray.remote(num_cpus=0, max_retries=COMMIT_RETRIES)(commit).remote
     driver.progress.slots = {"read": pools.readers, "decode": pools.decoders[0], "encode": pools.encoders[1]}
 
     def one_pass(shards: list[Shard]) -> Iterator[Receipt]:
@@ -175,20 +184,30 @@ def _stream(
 
     driver.drive(
         one_pass,
-        lambda shard: ray.get(remote_commit(output, spec.to_json(), shard)),
+        lambda shard: answer(remote_commit(output, spec.to_json(), shard)),
         claims,
         stop,
     )
 
 
-def _read(table: pa.Table, read: Callable[[Shard], Iterator[Video | Receipt]], claims: Any) -> Iterator[pa.Table]:
+def _read(
+    table: pa.Table, read: Callable[[Shard], Iterator[Video | Receipt]], claims: Any, guard: Any
+) -> Iterator[pa.Table]:
     for row in table.to_pylist():
         shard = Shard.from_row(row)
         try:
-            if claims.take(shard.name):
+            is_ours = claims.take(shard.name)
+        except StorageError as error:
+            yield to_table(Receipt(kind="unstored", shard=shard.name, message=str(error)))
+            continue
+        if not is_ours:
+            yield to_table(Receipt(kind="elsewhere", shard=shard.name))
+            continue
+        try:
+            with attempt(guard, f"{shard.name}/read") as strikes:
+                if strikes >= READ_ATTEMPTS:
+                    raise StorageError(f"{strikes} workers died while they read it")
                 yield from map(to_table, read(shard))
-            else:
-                yield to_table(Receipt(kind="elsewhere", shard=shard.name))
         except StorageError as error:  # never a Rejection: what came so far is kept, the shard stays open
             yield to_table(Receipt(kind="fault", shard=shard.name, message=f"{shard.uri}: {error}"))
 
@@ -211,7 +230,12 @@ class _Encode:
 
 
 def _stage(table: pa.Table, output: Storage) -> Iterator[pa.Table]:
-    yield from (to_table(stage(record, output)) for record in from_table(table))
+    for record in from_table(table):
+        try:
+            receipt = stage(record, output)
+        except StorageError as error:  # as a receipt: an exception would be 65 lines of Ray's, for each part
+            receipt = Receipt(kind="unstored", shard=record.shard, message=str(error))
+        yield to_table(receipt)
 
 
 def _receipts(rows: Dataset) -> Iterator[Receipt]:

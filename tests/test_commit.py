@@ -3,16 +3,17 @@ two steps, the next run ends with the same files."""
 
 import io
 import json
+import random
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import shard_file
+from pipeline import checksum, shard_file
 from pipeline.commit import commit, derive, seal, tidy
 from pipeline.ledger import CompleteShard
-from pipeline.parts import MissingPartError, join, part_path, read_clip, read_verdict, stage
+from pipeline.parts import MissingPartError, join, part_path, read_clip, read_verdict, stage, verdict_path
 from pipeline.records import Latent, Receipt, Rejection
 from pipeline.shard_file import holds
 from pipeline.spec import LatentRule
@@ -63,13 +64,38 @@ def test_a_damaged_part_counts_as_missing(output: Storage, damage: bytes) -> Non
         read_clip(output, "s", 0, 0, 1)
 
 
-def test_one_flipped_bit_in_a_part_is_found(output: Storage) -> None:
+def test_no_flipped_bit_in_a_staged_file_passes(output: Storage, tmp_path: Path) -> None:
+    """2,000 flips all over the file, its checksum too; nothing parses what was flipped."""
+    put_parts(output)
+    stage(Receipt(kind="rejection", shard="s", video=2, clip=0, rejection=REJECTION, verdict=True), output)
+    rng = random.Random(0)
+    for file, flips, read in (
+        (part_path("s", 0, 0, 0, 1), 1_800, lambda: read_clip(output, "s", 0, 0, 1)),
+        (verdict_path("s", 2, 0), 200, lambda: read_verdict(output, "s", 2, 0)),
+    ):
+        path = tmp_path / "out" / file
+        data = path.read_bytes()
+        for _ in range(flips):
+            flipped, bit = bytearray(data), rng.randrange(8 * len(data))
+            flipped[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(bytes(flipped))
+            with pytest.raises(MissingPartError, match="checksum"):
+                read()
+        path.write_bytes(data)
+        read()
+
+
+def test_a_part_without_a_checksum_as_older_versions_staged_it_is_not_trusted(output: Storage) -> None:
     put_parts(output)
     path = part_path("s", 0, 0, 0, 1)
-    data = bytearray(output.read(path))
-    data[data.index(PARTS[0].payload) + 3] ^= 1
-    output.put(path, bytes(data))
+    output.put(path, bytes(checksum.strip(output.read(path))))
     with pytest.raises(MissingPartError, match="checksum"):
+        read_clip(output, "s", 0, 0, 1)
+
+
+def test_a_sound_part_of_other_fields_is_not_taken(output: Storage) -> None:
+    output.put(part_path("s", 0, 0, 0, 1), checksum.append(b"what a later version may stage"))
+    with pytest.raises(MissingPartError, match="another version"):
         read_clip(output, "s", 0, 0, 1)
 
 

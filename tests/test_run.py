@@ -17,14 +17,18 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
+from pipeline.cluster import answer
 from pipeline.decode import DecodedClip, DecodeSpec, iter_clips
+from pipeline.driver import MAX_FAILED_WRITES
 from pipeline.errors import ConfigError, EncoderError, StorageError, VideoError
 from pipeline.job import Job, Workers
+from pipeline.plan import foresee
 from pipeline.preflight import Pools
 from pipeline.records import Chunk, Latent, Receipt, Shard, Video
-from pipeline.run import graph, run
+from pipeline.run import READ_ATTEMPTS, graph, run
 from pipeline.sources import read_shard
 from pipeline.spec import LatentRule
+from pipeline.storage import Storage
 from tests.small import CLIP
 from tests.videos import cut, make_video
 
@@ -196,6 +200,41 @@ def test_an_encoder_that_cannot_start_ends_the_run_and_says_why(tars: Path, tmp_
     with pytest.raises(EncoderError, match=r"no encoder can start: .*self-check: bfloat16 differs from float32 by 3$"):
         run(job(tars, tmp_path / "out"), encode=fails_its_selfcheck)
     assert not list((tmp_path / "out" / "_claims").iterdir())
+
+
+def test_an_output_that_cannot_be_written_ends_the_run_in_one_line(
+    tars: Path, tmp_path: Path, local_ray: None, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The folders of the parts are files: no part can be put, as on a full disk."""
+    wanted = job(tars, tmp_path / "out", latent=LatentRule(chunk_windows=1, context="1", dtype="float32"))
+    blocked = [tmp_path / "out/_staging" / shard.name for shard in foresee(Storage(wanted.output), wanted.source)]
+    blocked[0].parent.mkdir(parents=True)
+    for path in blocked:
+        path.touch()
+    with pytest.raises(StorageError, match=f"{MAX_FAILED_WRITES} failures in a row.*File exists"):
+        run(wanted)
+    printed = "".join(capfd.readouterr()) + caplog.text
+    assert "Traceback" not in printed
+    assert printed.count("stays open") == MAX_FAILED_WRITES
+    assert not list((tmp_path / "out").glob("data/*"))
+    for path in blocked:
+        path.unlink()
+    assert run(wanted).open_shards == {}
+
+
+def test_a_call_whose_worker_always_dies_ends_as_a_storage_error(local_ray: None) -> None:
+    with pytest.raises(StorageError, match="worker died"):
+        answer(ray.remote(num_cpus=0, max_retries=1)(lambda: os._exit(1)).remote())
+    with pytest.raises(ZeroDivisionError) as raised:
+        answer(ray.remote(num_cpus=0)(lambda: 1 // 0).remote())
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.slow
+def test_a_shard_that_kills_every_reader_is_left_open(tars: Path, tmp_path: Path, local_ray: None) -> None:
+    wanted = job(tars, tmp_path / "out", limit=1, latent=LatentRule(dtype="float32"))
+    (reason,) = run(wanted, read=lambda _: os._exit(1)).open_shards.values()
+    assert f"{READ_ATTEMPTS} workers died" in reason
 
 
 def test_five_operators_and_none_fused(local_ray: None) -> None:
