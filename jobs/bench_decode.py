@@ -227,6 +227,7 @@ def _chain(data: bytes, spec: DecodeSpec) -> str:
         sar=info.sar,
         turn=UPRIGHT,
         is_interlaced=False,
+        alpha=None,
     )
     return ",".join(f"{name}={arguments}" for name, arguments in filters(kind, spec, placement(kind, spec)))
 

@@ -53,8 +53,9 @@ class ClipRule:
     """PQ and HLG video. as_is: converted without tone mapping, looks flat. reject: refuse."""
     deinterlace: Deinterlace = "off"
     """spatial: interpolate the lines of the other field (estdif) in frames flagged interlaced."""
-    untagged_colorspace: UntaggedColorspace = "ffmpeg"
-    """YUV without a colour tag. ffmpeg: BT.601 always. auto: BT.709 from 720 lines up."""
+    untagged_colorspace: UntaggedColorspace = "by_size"
+    """YUV without a colour tag. by_size: BT.709 from 720 lines or 1280 columns on, else BT.601. bt601, bt709: always
+    this one. For outputs of earlier versions: ffmpeg is bt601, auto is BT.709 from 720 lines on."""
     on_error: OnError = "raise"
     """Damage inside a clip. raise: refuse the clip. skip: hold the last good frame."""
     require_caption: bool = False

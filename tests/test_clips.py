@@ -14,6 +14,7 @@ import pytest
 from pipeline.clips import ClipRule, PlannedClip, plan_clips
 from pipeline.decode import DecodedClip, Timeline, VideoInfo, iter_clips, measure, probe
 from pipeline.errors import ClipTooShortError, ConfigError, FilteredError, LimitExceededError, TruncatedVideoError
+from pipeline.spec import LatentRule, Spec, diff
 from tests.videos import cut, make_image, make_video, read_number
 
 INFO = VideoInfo(
@@ -318,3 +319,16 @@ def test_a_file_that_promises_a_day_of_milliseconds_is_refused_and_needs_no_memo
     tracemalloc.stop()
     with pytest.raises(LimitExceededError, match="more than 200000 clips"):
         plan_clips(INFO, found, ClipRule(num_frames=9, fps="native", clips="all"))
+
+
+@pytest.mark.parametrize("said", ["ffmpeg", "auto"])
+def test_an_output_that_says_a_matrix_in_the_words_of_earlier_versions_is_gone_on_with(said: str) -> None:
+    """What the words mean is a law of tests/decode/test_colour.py."""
+    stored = Spec(vae={}, clip=ClipRule(untagged_colorspace=said), latent=LatentRule()).to_json()  # type: ignore[arg-type]
+    read = Spec.from_json(stored)
+    assert diff(read.to_json(), stored) == []
+    (clip,) = plan(read.clip)
+    assert clip.spec.untagged_colorspace == said
+    assert diff(Spec(vae={}, clip=ClipRule(), latent=LatentRule()).to_json(), stored) == [
+        f"clip.untagged_colorspace: by_size here, {said} there"
+    ]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.decode.clip import DecodedClip, DecodeStats
-from pipeline.decode.graph import Converter, FrameKind, frame_kind, placement
+from pipeline.decode.graph import Converter, FrameKind, drops_alpha, frame_kind, placement
 from pipeline.decode.reader import Picture, PictureReader
 from pipeline.decode.spec import DecodeSpec
 from pipeline.errors import CorruptVideoError, FilteredError, HdrError, LimitExceededError, VideoError
@@ -21,11 +21,14 @@ _HDR_TRANSFERS = {16: "PQ (SMPTE ST 2084)", 18: "HLG (ARIB STD-B67)"}
 class ClipBuilder:
     """Collects one spec's frames from pictures that come in presentation order."""
 
-    def __init__(self, spec: DecodeSpec, codec: str, time_base: Fraction, origin: int) -> None:
+    def __init__(self, spec: DecodeSpec, stream: Any, origin: int) -> None:
         self.spec = spec
-        self._codec, self._base, self._origin = codec, time_base, origin
+        self._codec: str = stream.codec_context.name
+        self._base: Fraction = stream.time_base
+        self._origin = origin
+        self._drops_alpha = drops_alpha(stream)
         self.result: DecodedClip | VideoError | None = None
-        self.first = origin + math.ceil(spec.start / time_base)
+        self.first = origin + math.ceil(spec.start / self._base)
         if spec.fps is not None:
             self.first = self.need(0)
         self._converters: dict[FrameKind, Converter] = {}
@@ -108,7 +111,7 @@ class ClipBuilder:
         """Make `shown` the next frame, standing for the time `need`."""
         self._check_health(shown, need, reader)
         is_repeat = bool(self._ticks) and self._ticks[-1] == shown.ticks
-        kind = self._kinds[-1] if is_repeat else frame_kind(shown.frame, shown.sar)
+        kind = self._kinds[-1] if is_repeat else frame_kind(shown.frame, shown.sar, drops_alpha=self._drops_alpha)
         if self.spec.hdr == "reject" and kind.color_trc in _HDR_TRANSFERS:
             raise HdrError(f"the picture is HDR: {_HDR_TRANSFERS[kind.color_trc]}")
         out = self._row()

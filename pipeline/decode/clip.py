@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.decode.graph import FrameKind
+from pipeline.decode.graph import FrameKind, untagged_as
 from pipeline.decode.spec import DecodeSpec
 
 _CHANGING = (
     *("width", "height", "display_width", "display_height", "sar", "rotation", "flipped"),
-    *("pix_fmt", "colorspace", "color_range", "color_trc", "color_primaries", "crop", "placed"),
+    *("pix_fmt", "colorspace", "color_range", "color_trc", "color_primaries"),
+    *("untagged_as", "alpha", "crop", "placed"),
 )
 """Facts that may change in mid-stream."""
 
@@ -83,7 +84,7 @@ class DecodedClip:
         _, kind, crop, placed = self.kinds[0]
         facts = {
             "codec": self.codec,
-            **_kind_facts(kind),
+            **self._kind_facts(kind),
             "crop": crop,
             "placed": placed,
             "interlaced": any(self.interlaced),
@@ -93,28 +94,29 @@ class DecodedClip:
         }
         if len(self.kinds) > 1:
             facts["changes"] = [
-                {"frame": frame, **_kind_facts(kind), "crop": crop, "placed": placed}
+                {"frame": frame, **self._kind_facts(kind), "crop": crop, "placed": placed}
                 for frame, kind, crop, placed in self.kinds[1:]
             ]
         return facts
 
-
-def _kind_facts(kind: FrameKind) -> dict[str, Any]:
-    display_width, display_height = kind.display_size
-    return {
-        "width": kind.width,
-        "height": kind.height,
-        "display_width": display_width,
-        "display_height": display_height,
-        "sar": f"{kind.sar.numerator}/{kind.sar.denominator}",
-        "rotation": kind.turn.rotation,
-        "flipped": kind.turn.flipped,
-        "pix_fmt": kind.pix_fmt,
-        "colorspace": kind.colorspace,
-        "color_range": kind.color_range,
-        "color_trc": kind.color_trc,
-        "color_primaries": kind.color_primaries,
-    }
+    def _kind_facts(self, kind: FrameKind) -> dict[str, Any]:
+        display_width, display_height = kind.display_size
+        return {
+            "width": kind.width,
+            "height": kind.height,
+            "display_width": display_width,
+            "display_height": display_height,
+            "sar": f"{kind.sar.numerator}/{kind.sar.denominator}",
+            "rotation": kind.turn.rotation,
+            "flipped": kind.turn.flipped,
+            "pix_fmt": kind.pix_fmt,
+            "colorspace": kind.colorspace,
+            "color_range": kind.color_range,
+            "color_trc": kind.color_trc,
+            "color_primaries": kind.color_primaries,
+            "untagged_as": untagged_as(kind, self.spec),
+            "alpha": kind.alpha,
+        }
 
 
 def merge_facts(pieces: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -122,7 +124,7 @@ def merge_facts(pieces: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     Pieces may overlap; changes are counted by clip frame.
     """
-    starts = [{"frame": piece["first_frame"], **{key: piece[key] for key in _CHANGING}} for piece in pieces]
+    starts = [{"frame": piece["first_frame"], **{key: piece.get(key) for key in _CHANGING}} for piece in pieces]
     changes = {c["frame"]: c for piece in pieces for c in piece.get("changes", [])}
     states = sorted([*starts, *changes.values()], key=lambda state: int(state["frame"]))
     merged = {key: value for key, value in pieces[0].items() if key != "changes"}

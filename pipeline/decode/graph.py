@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from errno import EAGAIN
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal
 
 import av
 import av.filter
@@ -25,10 +25,11 @@ from pipeline.decode.geometry import UPRIGHT, Orientation, Placement, display_si
 from pipeline.decode.spec import DecodeSpec
 from pipeline.errors import CorruptVideoError, UnsupportedCodecError
 
-_AUTO_BT709_LINES = 720
+_HD_LINES, _HD_COLUMNS = 720, 1280
 _UNSPECIFIED = 2
 _RESERVED = 3
 _RGB = 0
+_LIMITED_RANGE, _FULL_RANGE = 1, 2
 _SWSCALE_TRANSFERS = frozenset({1, 2, *range(4, 9), *range(11, 19)})
 _SWSCALE_PRIMARIES = frozenset({1, 2, *range(4, 23)})
 """What swscale 9.5 accepts (tried one by one); the others fail with "operation not supported"."""
@@ -36,6 +37,8 @@ _UNNAMED_SIDE_DATA = range(28, 40)
 """AVFrameSideDataType from where PyAV 18's enumeration ends."""
 _TRANSPOSE = {(False, False): 0, (True, False): 1, (False, True): 2, (True, True): 3}
 """The `transpose` filter's `dir` by (hflip, vflip) after transposing."""
+
+Alpha = Literal["black", "dropped"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +55,8 @@ class FrameKind:
     sar: Fraction
     turn: Orientation
     is_interlaced: bool
+    alpha: Alpha | None
+    """What becomes of transparency, if there is any: the picture is laid on black, or shown as if opaque."""
 
     @property
     def display_size(self) -> tuple[int, int]:
@@ -65,8 +70,20 @@ class FrameKind:
         return 16 // samples.chroma_width(16), 16 // samples.chroma_height(16)
 
 
-def frame_kind(frame: Any, sar: Fraction) -> FrameKind:
+def drops_alpha(stream: Any) -> bool:
+    """Whether a video's transparency is ignored.
+
+    In WebM it stands beside the frames, where FFmpeg's own decoders of VP8 and VP9 leave it. In raw video the fourth
+    byte is as a rule unused and zero: taken for transparency, it would black out the picture.
+    """
+    context = stream.codec_context
+    is_raw = context.name == "rawvideo" and context.pix_fmt is not None and _has_alpha(context.pix_fmt)
+    return is_raw or stream.metadata.get("alpha_mode") == "1"
+
+
+def frame_kind(frame: Any, sar: Fraction, *, drops_alpha: bool = False) -> FrameKind:
     """Read a frame's properties. `sar` is its sample aspect ratio, which PyAV's frames do not carry."""
+    alpha: Alpha | None = "black" if _has_alpha(frame.format.name) else None
     return FrameKind(
         width=frame.width,
         height=frame.height,
@@ -78,6 +95,7 @@ def frame_kind(frame: Any, sar: Fraction) -> FrameKind:
         sar=sar,
         turn=orientation(display_matrix(frame)),
         is_interlaced=bool(frame.interlaced_frame),
+        alpha="dropped" if drops_alpha else alpha,
     )
 
 
@@ -159,15 +177,51 @@ def filters(kind: FrameKind, spec: DecodeSpec, where: Placement) -> list[tuple[s
     if (crop.width, crop.height) != (kind.width, kind.height):
         # Without `exact`, the filter rounds an odd window of subsampled chroma down.
         chain.append(("crop", f"{crop.width}:{crop.height}:{crop.x}:{crop.y}:exact=1"))
-    flags = f"{spec.filter}+accurate_rnd+full_chroma_int"
-    matrix = ":in_color_matrix=bt709" if _assumes_bt709(kind, spec) else ""
-    chain.append(("scale", f"{where.scaled[0]}:{where.scaled[1]}:flags={flags}{matrix}"))
-    chain += [("format", "pix_fmts=gbrp"), ("format", "pix_fmts=rgb24")]
+    chain += _scaled_rgb(kind, spec, where)
     if turn.transpose:
         chain.append(("transpose", f"dir={_TRANSPOSE[turn.hflip, turn.vflip]}"))
     else:
         chain += [("hflip", "")] * turn.hflip + [("vflip", "")] * turn.vflip
     return chain
+
+
+def _scaled_rgb(kind: FrameKind, spec: DecodeSpec, where: Placement) -> list[tuple[str, str]]:
+    """Scale and convert to packed RGB, in one step or, where swscale would be wrong, in two."""
+    flags = f"flags={spec.filter}+accurate_rnd+full_chroma_int"
+    to_size = f"{where.scaled[0]}:{where.scaled[1]}:{flags}"
+    matrix = ":in_color_matrix=bt709" if untagged_as(kind, spec) == "bt709" else ""
+    if kind.alpha == "black":
+        # swscale takes 0 for black in limited range, too: so blend in RGB, and before what is hidden is scaled in.
+        to_rgba = [("scale", flags + matrix), ("format", "pix_fmts=gbrap")]
+        steps = [*to_rgba, ("scale", f"{to_size}:alphablend=uniform_color")]
+    elif _is_grey(kind) and kind.color_range == _LIMITED_RANGE:
+        # swscale takes all grey for full range.
+        as_full = [("scale", f"{to_size}:out_range=full"), ("format", f"pix_fmts=yuv444p{'10le' * _is_deep(kind)}")]
+        steps = [*as_full, ("setparams", "range=limited"), ("scale", flags)]
+    elif _is_deep(kind) and kind.color_range == _FULL_RANGE:
+        # On the way to RGB, swscale takes 1023 of 10 bits for 1020: up to 0.8 of a level too bright.
+        as_limited = [("scale", f"{to_size}:out_range=limited"), ("format", "pix_fmts=yuv444p10le")]
+        steps = [*as_limited, ("scale", flags + matrix)]
+    else:
+        steps = [("scale", to_size + matrix)]
+    return [*steps, ("format", "pix_fmts=gbrp"), ("format", "pix_fmts=rgb24")]
+
+
+def untagged_as(kind: FrameKind, spec: DecodeSpec) -> Literal["bt601", "bt709"] | None:
+    """The matrix by which YUV is converted that states none; None where it states one, and for RGB and grey."""
+    samples = av.VideoFormat(kind.pix_fmt)
+    is_yuv = not samples.is_rgb and len(samples.components) >= 3 and not kind.pix_fmt.startswith("xyz")
+    if not is_yuv or _matrix(kind) != _UNSPECIFIED:
+        return None
+    match spec.untagged_colorspace:
+        case "bt601" | "bt709" as given:
+            return given
+        case "ffmpeg":
+            return "bt601"
+        case "auto":
+            return "bt709" if kind.height >= _HD_LINES else "bt601"
+        case "by_size":
+            return "bt709" if kind.height >= _HD_LINES or kind.width >= _HD_COLUMNS else "bt601"
 
 
 def _build(kind: FrameKind, spec: DecodeSpec, where: Placement) -> Any:
@@ -198,9 +252,26 @@ def _without_new_side_data(frame: Any) -> Any:
     return graph.vpull()
 
 
+def _is_grey(kind: FrameKind) -> bool:
+    samples = av.VideoFormat(kind.pix_fmt)
+    return len(samples.components) == 1 and not samples.has_palette
+
+
+def _is_deep(kind: FrameKind) -> bool:
+    """Whether luma has more than 8 bits."""
+    luma = av.VideoFormat(kind.pix_fmt).components[0]
+    return bool(luma.is_luma and luma.bits > 8)
+
+
+def _has_alpha(pix_fmt: str) -> bool:
+    samples = av.VideoFormat(pix_fmt)
+    return bool(samples.has_palette) or any(component.is_alpha for component in samples.components)
+
+
 def _matrix(kind: FrameKind) -> int:
     """The YUV matrix; the reserved value 3, and "RGB" on a YUV format, mean that nobody set it."""
-    is_rgb = kind.pix_fmt.startswith(("rgb", "bgr", "gbr", "argb", "abgr", "0rgb", "0bgr", "pal8"))
+    samples = av.VideoFormat(kind.pix_fmt)
+    is_rgb = samples.is_rgb or samples.has_palette
     return _UNSPECIFIED if kind.colorspace == _RESERVED or (kind.colorspace == _RGB and not is_rgb) else kind.colorspace
 
 
@@ -218,7 +289,3 @@ def _unreadable_tags(kind: FrameKind) -> list[str]:
 
 def _deinterlaces(kind: FrameKind, spec: DecodeSpec) -> bool:
     return spec.deinterlace == "spatial" and kind.is_interlaced
-
-
-def _assumes_bt709(kind: FrameKind, spec: DecodeSpec) -> bool:
-    return spec.untagged_colorspace == "auto" and kind.colorspace == _UNSPECIFIED and kind.height >= _AUTO_BT709_LINES

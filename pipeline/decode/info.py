@@ -105,6 +105,7 @@ def _header_kind(stream: Any) -> FrameKind:
         sar=pixel_aspect(stream.sample_aspect_ratio),
         turn=UPRIGHT,
         is_interlaced=False,
+        alpha=None,
     )
 
 

@@ -141,8 +141,7 @@ class _Pass:
         self.origin = first.ticks
         if self.builders:
             return
-        codec, base = self.stream.codec_context.name, self.stream.time_base
-        self.builders = [ClipBuilder(spec, codec, base, first.ticks) for spec in self.specs]
+        self.builders = [ClipBuilder(spec, self.stream, first.ticks) for spec in self.specs]
         for builder in self.builders:
             if builder.spec.output_bytes > builder.spec.max_output_bytes:
                 limit = builder.spec.max_output_bytes

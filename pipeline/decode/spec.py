@@ -12,7 +12,8 @@ Short = Literal["error", "pad_last", "truncate"]
 OnError = Literal["raise", "skip"]
 Hdr = Literal["as_is", "reject"]
 Deinterlace = Literal["off", "spatial"]
-UntaggedColorspace = Literal["ffmpeg", "auto"]
+UntaggedColorspace = Literal["by_size", "bt601", "bt709", "ffmpeg", "auto"]
+"""The last two are the words of earlier versions, and mean in their outputs what they meant then."""
 
 DEFAULT_MAX_PIXELS = 4096 * 2304
 DEFAULT_MAX_DECODED_FRAMES = 20_000
@@ -44,8 +45,9 @@ class DecodeSpec:
     autorotate: bool = True
     square_pixels: bool = True
     """Honour the sample aspect ratio."""
-    untagged_colorspace: UntaggedColorspace = "ffmpeg"
-    """Matrix of untagged YUV: "ffmpeg" is BT.601 always, "auto" is BT.709 from 720 lines up."""
+    untagged_colorspace: UntaggedColorspace = "by_size"
+    """Matrix of untagged YUV. "by_size" is BT.709 from 720 lines or 1280 columns on, as browsers and players have it,
+    and BT.601 below. "ffmpeg" is BT.601, "auto" is BT.709 from 720 lines on, whatever the width."""
     deinterlace: Deinterlace = "off"
     """"spatial" runs estdif on frames that are flagged interlaced. Not bwdif: it needs the neighbours of every frame,
     and the graph sees only the chosen ones."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -11,7 +12,8 @@ import numpy as np
 import pytest
 
 from pipeline.decode import DecodeSpec, decode_clip, probe
-from tests.videos import make_video, read_number
+from pipeline.decode.graph import Converter, frame_kind
+from tests.videos import make_image, make_video, read_number
 
 COLOURS = np.array([[235, 30, 40], [40, 220, 60], [30, 50, 230], [230, 230, 40], [128, 128, 128], [250, 250, 250]])
 
@@ -60,14 +62,41 @@ def test_bt2020_is_not_taken_for_another_matrix() -> None:
     assert np.abs(middles(decoded(data)) - COLOURS).max() <= 3
 
 
-def test_untagged_video_is_bt601_unless_auto_finds_it_high_definition() -> None:
-    tall = LOSSLESS | {"height": 720}
-    untagged = make_video(images=[bars(height=720)], colorspace=BT709, color_range=LIMITED, tagged=False, **tall)
-    assert np.abs(middles(decoded(untagged)) - COLOURS).max() > 10
-    assert np.abs(middles(decoded(untagged, untagged_colorspace="auto")) - COLOURS).max() <= 3
-    small = make_video(images=[bars()], colorspace=BT601, color_range=LIMITED, tagged=False, **LOSSLESS)
-    for policy in ("ffmpeg", "auto"):
-        assert np.abs(middles(decoded(small, untagged_colorspace=policy)) - COLOURS).max() <= 3
+@pytest.mark.parametrize(
+    ("width", "height", "by_size", "auto"),
+    [
+        (192, 64, "bt601", "bt601"),
+        (192, 718, "bt601", "bt601"),
+        (192, 720, "bt709", "bt709"),
+        (1278, 64, "bt601", "bt601"),
+        (1280, 64, "bt709", "bt601"),
+    ],
+)
+def test_untagged_video_is_taken_for_what_its_size_suggests_and_the_row_says_so(
+    width: int, height: int, by_size: str, auto: str
+) -> None:
+    """Untagged is told by the flag, tagged never is. The colours are those of the matrix that the facts name."""
+    size = {"width": width, "height": height}
+    means = {"by_size": by_size, "auto": auto, "ffmpeg": "bt601", "bt601": "bt601", "bt709": "bt709"}
+    for name, matrix in (("bt601", BT601), ("bt709", BT709)):
+        made = {"images": [bars(**size)], "colorspace": matrix, "color_range": LIMITED, **LOSSLESS, **size}
+        untagged, tagged = make_video(tagged=False, **made), make_video(**made)
+        for policy, meant in means.items():
+            spec = DecodeSpec(num_frames=1, fps=None, height=64, width=192, fit="stretch", untagged_colorspace=policy)
+            clip, told = decode_clip(untagged, spec), decode_clip(tagged, spec)
+            assert (clip.facts()["colorspace"], clip.facts()["untagged_as"]) == (2, meant)
+            assert bool(np.abs(middles(clip.frames[0]) - COLOURS).max() <= 3) is (meant == name)
+            assert (told.facts()["colorspace"], told.facts()["untagged_as"]) == (matrix, None)
+            assert np.abs(middles(told.frames[0]) - COLOURS).max() <= 3
+            if policy == "by_size":
+                assert DecodeSpec(num_frames=1, fps=None, height=64, width=192, fit="stretch") == spec
+
+
+@pytest.mark.parametrize("codec", ["png", "mjpeg"])
+def test_stills_state_their_matrix_or_need_none(codec: str) -> None:
+    """JPEG is BT.601 by its standard, whatever its size."""
+    clip = decode_clip(make_image(1280, 720, codec=codec), DecodeSpec(num_frames=1, fps=None, height=64, width=64))
+    assert clip.facts()["untagged_as"] is None
 
 
 def textured(width: int, height: int) -> np.ndarray:
@@ -129,25 +158,113 @@ def test_the_fast_path_that_this_avoids_is_darker() -> None:
     assert (middles(fast) - middles(decoded(data))).mean() < 0
 
 
+@pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv420p10le", "yuv444p10le", "yuv422p12le", "gray", "gray10le"])
+@pytest.mark.parametrize("color_range", [LIMITED, FULL])
+def test_grey_is_as_bright_as_its_samples_say(pix_fmt: str, color_range: int) -> None:
+    frame = av.VideoFrame(1024, 32, pix_fmt)
+    bits = frame.format.components[0].bits
+    largest, step = 2**bits - 1, 2 ** (bits - 8)
+    luma = np.linspace(0, largest, 1024).round()
+    for number, plane in enumerate(frame.planes):
+        samples = np.full((plane.height, plane.line_size * 8 // (8 if bits == 8 else 16)), 128 * step)
+        if number == 0:
+            samples[:, :1024] = luma
+        plane.update(samples.astype(np.uint8 if bits == 8 else np.uint16).tobytes())
+    frame.colorspace, frame.color_range = BT709, color_range
+    exact = luma / largest if color_range == FULL else (luma - 16 * step) / (219 * step)
+    ours = np.empty((32, 1024, 3), np.uint8)
+    spec = DecodeSpec(num_frames=1, fps=None, height=32, width=1024)
+    Converter(frame_kind(frame, Fraction(1)), spec).into(frame, ours)
+    error = ours[8:24] - np.clip(exact, 0, 1)[None, :, None] * 255
+    parts = np.abs([error[:, start : start + 128].mean() for start in range(0, 1024, 128)])
+    assert max(parts) <= 0.2
+
+
 @pytest.mark.parametrize("transfer", [16, 18])
 def test_hdr_is_reported(transfer: int) -> None:
     data = make_video(num_frames=1, pix_fmt="yuv420p10le", color_trc=transfer)
     assert probe(data).color_trc == transfer
 
 
-def test_alpha_is_dropped_without_compositing() -> None:
-    image = np.concatenate([bars(), np.full((64, 192, 1), 10, np.uint8)], -1)
+def veiled() -> np.ndarray:
+    """uint8 [64, 192, 4]: the bars, whose alpha rises from nothing at the left to opaque at the right."""
+    alpha = np.repeat(np.linspace(0, 255, 192).round()[None, :, None], 64, 0).astype(np.uint8)
+    return np.concatenate([bars(), alpha], -1)
+
+
+def veiled_video(codec: str, container: str, pix_fmt: str) -> bytes:
+    return make_video(
+        images=[veiled()], image_format="rgba", pix_fmt=pix_fmt, codec=codec, container=container, width=192, height=64,
+        num_frames=1, time_base=Fraction(1, 24), colorspace=BT709, color_range=LIMITED,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("codec", "container", "pix_fmt"),
+    [
+        ("png", "mov", "rgba"),
+        ("png", "mov", "rgba64be"),
+        ("apng", "apng", "rgba"),
+        ("qtrle", "mov", "argb"),
+        ("ffv1", "matroska", "bgra"),
+        ("ffv1", "matroska", "yuva420p"),
+        ("ffv1", "matroska", "yuva444p10le"),
+        ("prores_ks", "mov", "yuva444p10le"),
+    ],
+)
+def test_transparency_is_laid_on_black(codec: str, container: str, pix_fmt: str) -> None:
+    data = veiled_video(codec, container, pix_fmt)
+    clip = decode_clip(data, DecodeSpec(num_frames=1, fps=None, height=64, width=192))
+    assert clip.facts()["alpha"] == "black"
+    with av.open(io.BytesIO(data)) as container_:
+        frame = next(container_.decode(video=0))
+    opaque = np.empty((64, 192, 3), np.uint8)
+    Converter(replace(frame_kind(frame, Fraction(1)), alpha=None), clip.spec).into(frame, opaque)
+    assert np.abs(middles(opaque) - COLOURS).max() <= 3
+    wanted = opaque * (veiled()[..., 3:] / 255)
+    assert np.abs(clip.frames[0] - wanted).max() <= 3
+    assert clip.frames[0, :, 0].max() <= 1
+
+
+def test_what_hides_in_a_transparent_part_does_not_bleed_in_when_it_is_scaled() -> None:
+    image = np.zeros((64, 192, 4), np.uint8)
+    image[:, ::2] = [0, 255, 0, 0]  # green, transparent
+    image[:, 1::2] = [200, 200, 200, 255]
     data = make_video(
-        images=[image],
-        image_format="rgba",
-        pix_fmt="rgba",
-        codec="png",
-        container="mov",
-        width=192,
-        height=64,
+        images=[image], image_format="rgba", pix_fmt="rgba", codec="png", container="mov", width=192, height=64,
         num_frames=1,
+    )  # fmt: skip
+    frame = decoded(data, width=48, height=16)
+    assert np.ptp(frame.astype(int), axis=-1).max() == 0
+
+
+def test_an_opaque_picture_with_alpha_keeps_its_bytes() -> None:
+    rng = np.random.default_rng(0)
+    frame = av.VideoFrame.from_ndarray(
+        np.concatenate([rng.integers(0, 256, (64, 192, 3)), np.full((64, 192, 1), 255)], -1).astype(np.uint8), "rgba"
     )
-    assert np.abs(middles(decoded(data)) - COLOURS).max() <= 1
+    kind, spec = frame_kind(frame, Fraction(1)), DecodeSpec(num_frames=1, fps=None, height=32, width=64)
+    on_black, plain = np.empty((2, 32, 64, 3), np.uint8)
+    Converter(kind, spec).into(frame, on_black)
+    Converter(replace(kind, alpha=None), spec).into(frame, plain)
+    assert np.array_equal(on_black, plain)
+
+
+@pytest.mark.parametrize(
+    ("codec", "container", "pix_fmt"), [("libvpx-vp9", "webm", "yuva420p"), ("rawvideo", "avi", "bgra")]
+)
+def test_transparency_that_is_dropped_is_told(codec: str, container: str, pix_fmt: str) -> None:
+    """WebM's, which the decoder does not see; and that of raw video, whose fourth byte means nothing as a rule."""
+    data = veiled_video(codec, container, pix_fmt)
+    clip = decode_clip(data, DecodeSpec(num_frames=1, fps=None, height=64, width=192))
+    assert clip.facts()["alpha"] == "dropped"
+    assert np.abs(middles(clip.frames[0]) - COLOURS).max() <= 12
+
+
+def test_video_without_transparency_says_nothing_of_it() -> None:
+    for codec, container, pix_fmt in (("libx264", "mp4", "yuv420p"), ("rawvideo", "avi", "yuv420p")):
+        data = make_video(num_frames=1, codec=codec, container=container, pix_fmt=pix_fmt, time_base=Fraction(1, 24))
+        assert decode_clip(data, DecodeSpec(num_frames=1, fps=None, height=64, width=64)).facts()["alpha"] is None
 
 
 def test_colour_tags_that_swscale_refuses_do_not_lose_the_video() -> None:

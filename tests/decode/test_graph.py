@@ -17,7 +17,7 @@ import pytest
 
 from pipeline.decode import DecodeSpec
 from pipeline.decode.geometry import Box
-from pipeline.decode.graph import Converter, frame_kind
+from pipeline.decode.graph import Converter, filters, frame_kind, placement
 
 SPEC = DecodeSpec(num_frames=1, fps=None, height=2, width=2, fit="stretch")
 FORMATS = [
@@ -63,15 +63,14 @@ def noise(pix_fmt: str, width: int, height: int, tags: tuple[int, int]) -> Any:
 
 def straight(frame: Any, spec: DecodeSpec) -> np.ndarray:
     """Scaled to packed RGB in one step."""
+    kind = frame_kind(frame, Fraction(1))
     graph = av.filter.Graph()
     graph.threads = 1
     size = f"video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}:time_base=1/1000"
-    nodes = [
-        graph.add("buffer", f"{size}:colorspace={int(frame.colorspace)}:range={int(frame.color_range)}"),
-        graph.add("scale", f"{spec.width}:{spec.height}:flags={spec.filter}+accurate_rnd+full_chroma_int"),
-        graph.add("format", "pix_fmts=rgb24"),
-        graph.add("buffersink"),
-    ]
+    nodes = [graph.add("buffer", f"{size}:colorspace={int(frame.colorspace)}:range={int(frame.color_range)}")]
+    chain = filters(kind, spec, placement(kind, spec))
+    nodes += [graph.add(name, arguments) for name, arguments in chain if arguments != "pix_fmts=gbrp"]
+    nodes.append(graph.add("buffersink"))
     graph.link_nodes(*nodes)
     graph.configure()
     graph.vpush(frame)
