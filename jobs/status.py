@@ -62,7 +62,7 @@ def status(output: Storage) -> dict[str, object]:
         "latent_bytes": counts.latent_bytes,
         "rejected": dict(sorted(counts.rejected.items())),
         "staged": sum(len(json.loads(shard.staged)["parts"]) for shard in plan.remaining() if shard.staged),
-        "spec": json.loads(spec.to_json()),
+        "spec": json.loads(json.dumps(asdict(spec))),
     }
 
 

@@ -21,6 +21,7 @@ from pipeline.clips import ClipRule, PlannedClip, plan_clips
 from pipeline.decode import DecodedClip, DecodeSpec, iter_clips, measure, probe
 from pipeline.errors import LimitExceededError, NotFoundError, StorageError, VideoError
 from pipeline.guard import DiedAloneError, Guard, alone, attempt, deadline, within_memory
+from pipeline.lazy import LazySequence
 from pipeline.records import Chunk, Receipt, Rejection, Video, clip_id
 from pipeline.spec import LatentRule
 from pipeline.storage import read_object
@@ -107,13 +108,14 @@ class Decoder:
         )
         for clip in lost:
             yield _reject(video, clip, "not_found", f"the video has no clip {clip} any more")
-        wanted = [clip for clip in clips if clip.clip not in video.verdicts]
-        pieces = [piece for clip in wanted for piece in self._pieces(video, clip)]
-        together = [piece.spec for piece in pieces if _key(video, piece.clip.clip) not in suspects]
-        stream = iter(self.decode(source, together))
+        pieces = [piece for clip in clips if clip.clip not in video.verdicts for piece in self._pieces(video, clip)]
+        together = [p for p in pieces if not p.clip.refused and _key(video, p.clip.clip) not in suspects]
+        stream = iter(self.decode(source, LazySequence(lambda piece: piece.spec, together)))
         for piece in pieces:
             start = time.perf_counter()
-            if (key := _key(video, piece.clip.clip)) in suspects:
+            if piece.clip.refused is not None:
+                result: DecodedClip | VideoError | DiedAloneError = piece.clip.refused
+            elif (key := _key(video, piece.clip.clip)) in suspects:
                 result = self._alone(source, piece)
             else:
                 with self._watched(guard, key):
@@ -139,7 +141,7 @@ class Decoder:
 
     def _pieces(self, video: Video, clip: PlannedClip) -> Iterator[_Piece]:
         spans = self.spans(clip.num_frames)
-        for chunk, span in enumerate(spans):
+        for chunk, span in enumerate(spans[:1] if clip.refused else spans):
             if (clip.clip, chunk) not in video.staged:
                 yield _Piece(clip=clip, span=span, chunk=chunk, num_chunks=len(spans), info=self.info)
 

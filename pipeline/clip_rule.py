@@ -77,6 +77,9 @@ class ClipRule:
     """Limit: source pixels a frame."""
     limit_duration: float = 86400.0
     """Limit: seconds of video."""
+    limit_hold: float | None = 60.0
+    """Limit, with --clips all or every: seconds of one picture that become clips. Where it stays for longer, as in
+    slides and paused recordings, one rejection stands for the other clips that show nothing else. None: no limit."""
     max_decoded_frames: int = 20_000
     """Limit: source frames that one chunk of a clip spans."""
     max_bytes: int = 16 << 30
@@ -136,7 +139,15 @@ _CHOICES: dict[str, Any] = {
     "untagged_colorspace": UntaggedColorspace,
     "on_error": OnError,
 }
-_POSITIVE = ("min_size", "min_duration", "max_duration", "min_fps", "max_hold", "min_motion", "limit_duration")
+_POSITIVE = (
+    *("min_size", "min_duration", "max_duration", "min_fps", "max_hold", "min_motion"),
+    *("limit_duration", "limit_hold"),
+)
+
+
+def exact(seconds: float) -> Fraction:
+    """The decimal that the user wrote, not its binary neighbour."""
+    return Fraction(str(seconds))
 
 
 def _require(name: str, value: object, holds: bool, allowed: str) -> None:

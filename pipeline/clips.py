@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
 
-from pipeline.clip_rule import ClipRule
+from pipeline import held
+from pipeline.clip_rule import ClipRule, exact
 from pipeline.decode import DecodeSpec, Timeline, VideoInfo
-from pipeline.errors import ClipTooShortError, FilteredError, LimitExceededError
+from pipeline.errors import ClipTooShortError, FilteredError, LimitExceededError, VideoError
+from pipeline.held import Start
 
 __all__ = ["ClipRule", "PlannedClip", "plan_clips"]
 
@@ -34,8 +36,34 @@ class PlannedClip:
     num_frames: int
     height: int
     width: int
-    spec: DecodeSpec
-    """What decodes it whole; pieces differ in `offset` and `num_frames` alone."""
+    rule: ClipRule
+    refused: VideoError | None = None
+    """Why it is not decoded: it stands for a stretch of clips that is refused as one."""
+
+    @property
+    def spec(self) -> DecodeSpec:
+        """What decodes it whole; pieces differ in `offset` and `num_frames` alone. Made anew each time: a video may
+        have thousands of clips."""
+        rule = self.rule
+        return DecodeSpec(
+            num_frames=self.num_frames,
+            fps=rule.rate,
+            height=self.height,
+            width=self.width,
+            start=self.start,
+            fit=rule.fit,
+            crop=(rule.crop_x, rule.crop_y),
+            filter=rule.filter,
+            untagged_colorspace=rule.untagged_colorspace,
+            deinterlace=rule.deinterlace,
+            hdr=rule.hdr,
+            short="pad_last" if rule.short == "pad" else "error",
+            on_error=rule.on_error,
+            max_hold=None if rule.max_hold is None else exact(rule.max_hold),
+            min_motion=rule.min_motion,
+            max_pixels=rule.max_pixels,
+            max_decoded_frames=rule.max_decoded_frames,
+        )
 
 
 def plan_clips(
@@ -49,9 +77,10 @@ def plan_clips(
 ) -> list[PlannedClip]:
     """The clips of one video, in order of time. With `start` and `end` (seconds) the grid lies in [start, end).
 
-    A truncated file is planned as long as it claims to be: the clips in the missing part are then refused one by one,
-    and those before it come out. `timeline` may be None unless `rule.needs_timeline`. `accepted` gives the largest
-    number of frames <= n that the VAE takes, for short="trim".
+    A truncated file is planned as long as it claims to be: the clips in the missing part are then refused, and those
+    before it come out. What shows one picture, or is missing, for longer than `rule.limit_hold` is refused as one clip.
+    `timeline` may be None unless `rule.needs_timeline`. `accepted` gives the largest number of frames <= n that the VAE
+    takes, for short="trim".
 
     Raises:
         FilteredError, LimitExceededError, ClipTooShortError: for the whole video.
@@ -75,13 +104,13 @@ def plan_clips(
             if fitting is None or fitting < 1:
                 raise ClipTooShortError(f"{room} frames fit, fewer than the model takes")
             num_frames = fitting
-        starts: Iterator[Fraction] = iter([begin])
+        starts: Iterator[Start] = iter([(begin, None)])
     else:
         starts = _starts(timeline, rule, begin, stop, num_frames)
     wanted = list(islice(starts, min(MAX_CLIPS + 1, rule.max_clips or MAX_CLIPS + 1)))
     if len(wanted) > MAX_CLIPS:
         raise LimitExceededError(f"more than {MAX_CLIPS} clips")
-    return [_planned(rule, clip, at, (num_frames, *shape[1:])) for clip, at in enumerate(wanted)]
+    return [_planned(rule, clip, at, (num_frames, *shape[1:]), refused) for clip, (at, refused) in enumerate(wanted)]
 
 
 def _stop(timeline: Timeline | None, end: Fraction | None) -> Fraction | None:
@@ -102,31 +131,33 @@ def _room(timeline: Timeline | None, rule: ClipRule, begin: Fraction, stop: Frac
 
 def _starts(
     timeline: Timeline | None, rule: ClipRule, begin: Fraction, stop: Fraction | None, num_frames: int
-) -> Iterator[Fraction]:
-    """Start times of all whole clips, ascending."""
+) -> Iterator[Start]:
+    """Start times of all whole clips, ascending; those of a stretch that is refused as one count as one."""
     if rule.clips == "first" or stop is None:
-        yield begin
+        yield begin, None
         return
+    assert timeline is not None
+    limit = None if rule.limit_hold is None else exact(rule.limit_hold)
     if rule.rate is None:
-        assert timeline is not None
-        yield from _native_starts(_NativeFrames(timeline, begin, stop), rule, begin, num_frames)
+        native = _native_starts(_NativeFrames(timeline, begin, stop), rule, begin, num_frames)
+        yield from held.until_missing(timeline, stop, limit, native)
         return
-    stride = Fraction(num_frames) / rule.rate if rule.every is None else _exact(rule.every)
+    stride = Fraction(num_frames) / rule.rate if rule.every is None else exact(rule.every)
     last = Fraction(num_frames - 1) / rule.rate
-    at = begin
-    while at + last < stop:
-        yield at
-        at += stride
+    yield from held.on_grid(timeline, begin, stop, limit, stride, last)
 
 
-def _native_starts(frames: _NativeFrames, rule: ClipRule, begin: Fraction, num_frames: int) -> Iterator[Fraction]:
+def _native_starts(
+    frames: _NativeFrames, rule: ClipRule, begin: Fraction, num_frames: int
+) -> Iterator[tuple[Fraction, Fraction]]:
+    """Times of the first and the last frame of each clip."""
     if rule.every is None:
         for first in range(frames.first, frames.stop - num_frames + 1, num_frames):
-            yield frames.time(first)
+            yield frames.time(first), frames.time(first + num_frames - 1)
         return
-    at, every = begin, _exact(rule.every)
+    at, every = begin, exact(rule.every)
     while (index := frames.index_at(at)) + num_frames <= frames.stop:
-        yield frames.time(index)
+        yield frames.time(index), frames.time(index + num_frames - 1)
         at += every * (math.floor((frames.time(index) - at) / every) + 1)  # across a gap, one clip begins after it
 
 
@@ -177,28 +208,13 @@ def _image_clip(info: VideoInfo, rule: ClipRule, begin: Fraction) -> PlannedClip
     return _planned(rule, 0, begin, (1, height, width))
 
 
-def _planned(rule: ClipRule, clip: int, at: Fraction, shape: tuple[int, int, int]) -> PlannedClip:
+def _planned(
+    rule: ClipRule, clip: int, at: Fraction, shape: tuple[int, int, int], refused: VideoError | None = None
+) -> PlannedClip:
     num_frames, height, width = shape
-    spec = DecodeSpec(
-        num_frames=num_frames,
-        fps=rule.rate,
-        height=height,
-        width=width,
-        start=at,
-        fit=rule.fit,
-        crop=(rule.crop_x, rule.crop_y),
-        filter=rule.filter,
-        untagged_colorspace=rule.untagged_colorspace,
-        deinterlace=rule.deinterlace,
-        hdr=rule.hdr,
-        short="pad_last" if rule.short == "pad" else "error",
-        on_error=rule.on_error,
-        max_hold=None if rule.max_hold is None else _exact(rule.max_hold),
-        min_motion=rule.min_motion,
-        max_pixels=rule.max_pixels,
-        max_decoded_frames=rule.max_decoded_frames,
+    return PlannedClip(
+        clip=clip, start=at, num_frames=num_frames, height=height, width=width, rule=rule, refused=refused
     )
-    return PlannedClip(clip=clip, start=at, num_frames=num_frames, height=height, width=width, spec=spec)
 
 
 def _check_limits(info: VideoInfo, timeline: Timeline | None, rule: ClipRule) -> None:
@@ -206,7 +222,7 @@ def _check_limits(info: VideoInfo, timeline: Timeline | None, rule: ClipRule) ->
         raise LimitExceededError(f"frames of {info.width}x{info.height} exceed max_pixels={rule.max_pixels}")
     if info.size_bytes > rule.max_bytes:
         raise LimitExceededError(f"a file of {info.size_bytes} bytes exceeds max_bytes={rule.max_bytes}")
-    if timeline is not None and timeline.promised > _exact(rule.limit_duration):
+    if timeline is not None and timeline.promised > exact(rule.limit_duration):
         raise LimitExceededError(f"{float(timeline.promised):.3f} s exceed limit_duration={rule.limit_duration:g} s")
 
 
@@ -217,14 +233,9 @@ def _check_filters(info: VideoInfo, timeline: Timeline | None, rule: ClipRule) -
     if timeline is None or info.is_image:
         return
     seconds, fps = timeline.duration, timeline.fps
-    if rule.min_duration is not None and seconds < _exact(rule.min_duration):
+    if rule.min_duration is not None and seconds < exact(rule.min_duration):
         raise FilteredError("min_duration", f"{float(seconds):.3f} s is less than {rule.min_duration:g} s")
-    if rule.max_duration is not None and seconds > _exact(rule.max_duration):
+    if rule.max_duration is not None and seconds > exact(rule.max_duration):
         raise FilteredError("max_duration", f"{float(seconds):.3f} s is more than {rule.max_duration:g} s")
-    if rule.min_fps is not None and fps is not None and fps < _exact(rule.min_fps):
+    if rule.min_fps is not None and fps is not None and fps < exact(rule.min_fps):
         raise FilteredError("min_fps", f"{float(fps):.3f} frames a second is less than {rule.min_fps:g}")
-
-
-def _exact(seconds: float) -> Fraction:
-    """The decimal that the user wrote, not its binary neighbour."""
-    return Fraction(str(seconds))

@@ -23,6 +23,10 @@ FORMAT_VERSION = 1
 
 PATH = "spec.json"
 
+ABSENT: dict[str, Any] = {"clip.limit_hold": None}
+"""What it means that a spec.json lacks a field: how the program behaved before there was one. A Spec of this value
+leaves the field out, so that an older output keeps its Spec to the byte."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LatentRule:
@@ -70,7 +74,12 @@ class Spec:
 
     def to_json(self) -> str:
         """Canonical JSON, one text per Spec."""
-        return canonical_json(asdict(self))
+        fields = asdict(self)
+        for name, value in ABSENT.items():
+            part, field = name.split(".")
+            if fields[part][field] == value:
+                del fields[part][field]
+        return canonical_json(fields)
 
     @staticmethod
     def from_json(text: str | bytes) -> Spec:
@@ -78,6 +87,9 @@ class Spec:
         fields = json.loads(text)
         if fields["format_version"] != FORMAT_VERSION:
             raise ConfigError(f"format_version must be {FORMAT_VERSION}, got {fields['format_version']} in {PATH}")
+        for name, value in ABSENT.items():
+            part, field = name.split(".")
+            fields[part].setdefault(field, value)
         clip: dict[str, Any] = fields.pop("clip")
         clip = {name: tuple(value) if isinstance(value, list) else value for name, value in clip.items()}
         return Spec(clip=ClipRule(**clip), latent=LatentRule(**fields.pop("latent")), **fields)
@@ -90,7 +102,7 @@ class Spec:
 
 def diff(ours: str, theirs: str) -> list[str]:
     """One line for each field that differs between two Specs in JSON: `clip.num_frames: 49 here, 17 there`."""
-    here, there = _flat(json.loads(ours)), _flat(json.loads(theirs))
+    here, there = ABSENT | _flat(json.loads(ours)), ABSENT | _flat(json.loads(theirs))
     names = [name for name in sorted(here.keys() | there.keys()) if here.get(name) != there.get(name)]
     return [f"{name}: {here.get(name, 'absent')} here, {there.get(name, 'absent')} there" for name in names]
 

@@ -1,25 +1,28 @@
 """Laws: a clip cut into chunks is the clip; what was staged is left out and changes nothing else; a clip that kills its
-process costs that clip alone."""
+process costs that clip alone; decoding holds a constant number of clips, whatever the video."""
 
 import os
 import signal
+import tracemalloc
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import vae
 from pipeline.chunks import Decoder
-from pipeline.clips import ClipRule
-from pipeline.decode import DecodedClip, DecodeSpec, iter_clips
+from pipeline.clips import ClipRule, plan_clips
+from pipeline.decode import DecodedClip, DecodeSpec, decode_clip, iter_clips, measure, probe
 from pipeline.errors import CorruptVideoError, VideoError
 from pipeline.guard import MAX_STRIKES, Strikes
 from pipeline.records import Chunk, Receipt, Video
 from pipeline.spec import LatentRule
 from tests.small import CLIP, video
+from tests.videos import make_video
 
 INFO = vae.load_vae("tiny").info
 ALL = replace(CLIP, clips="all")
@@ -188,3 +191,61 @@ def test_reading_is_timed_once_a_video_however_many_its_chunks(tmp_path: Path) -
     path.write_bytes(bytes(video().payload or b""))
     _, receipts = run(made, replace(video(), payload=None, uri=str(path)))
     assert sum(receipt.read_seconds for receipt in receipts) > 0
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"clips": "all", "limit_hold": None},
+        {"clips": "all"},
+        {"clips": "every", "every": 0.25, "limit_hold": None, "max_clips": 100},
+    ],
+)
+def test_decoding_holds_a_constant_number_of_clips_whatever_the_holds_and_overlaps(rule: dict[str, Any]) -> None:
+    """40 frames, one of which stays for 300 s; with --every 0.25 up to 25 clips are under way at any time."""
+    frames = [Fraction(i, 4) for i in range(20)]
+    payload = make_video(times=[*frames, *(300 + at for at in frames)], container="matroska", width=32, height=32)
+    made = decoder(ClipRule(num_frames=49, height=96, width=144, **rule))
+    tracemalloc.start()
+    try:
+        num_chunks = sum(isinstance(record, Chunk) for record in made(replace(video(), payload=payload), Strikes()))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert num_chunks >= 10
+    assert peak < 4 * 49 * 96 * 144 * 3
+
+
+def test_clips_that_share_frames_own_what_they_hand_out() -> None:
+    """Clips that begin every frame equal the same clips decoded one by one, and no two are in the same memory."""
+    rule = ClipRule(num_frames=9, height=64, width=96, clips="every", every=0.1)
+    data = video().payload or b""
+    specs = [clip.spec for clip in plan_clips(probe(data), measure(data), rule)]
+    assert len(specs) == 10
+    alone = [decode_clip(data, spec) for spec in specs]
+    together = list(iter_clips(data, specs))
+    for one, shared in zip(alone, together, strict=True):
+        assert isinstance(shared, DecodedClip)
+        np.testing.assert_array_equal(one.frames, shared.frames)
+        assert (one.ticks, one.facts()) == (shared.ticks, shared.facts())
+        assert shared.frames.flags.owndata
+        assert shared.frames.flags.c_contiguous
+
+
+def test_a_long_hold_is_one_rejection_among_the_clips() -> None:
+    """And none where the Spec sets no limit."""
+    payload = make_video(times=[0, 1, 2, 300, 301, 302], container="matroska")
+    of = replace(video(), payload=payload)
+    chunks, (announced, rejected) = run(decoder(replace(ALL, limit_hold=30.0)), of)
+    assert announced.count == len(chunks) + 1
+    assert rejected.rejection is not None
+    assert (rejected.rejection.reason, rejected.rejection.start) == (
+        "limit_exceeded",
+        str(rejected.clip * Fraction(9, 8)),
+    )
+    assert sorted([*(chunk.clip for chunk in chunks), rejected.clip]) == list(range(announced.count))
+    every, (announced,) = run(decoder(replace(ALL, limit_hold=None)), of)
+    assert announced.count == len(every)
+    frames = {chunk.row["start"]: chunk.frames for chunk in every}
+    for chunk in chunks:
+        np.testing.assert_array_equal(chunk.frames, frames[chunk.row["start"]])

@@ -317,8 +317,65 @@ def test_a_file_that_promises_a_day_of_milliseconds_is_refused_and_needs_no_memo
     assert len(plan_clips(INFO, found, ClipRule(num_frames=9, fps="native"))) == 1
     assert tracemalloc.get_traced_memory()[1] < 1e6
     tracemalloc.stop()
+    rule = ClipRule(num_frames=9, fps="native", clips="all")
     with pytest.raises(LimitExceededError, match="more than 200000 clips"):
-        plan_clips(INFO, found, ClipRule(num_frames=9, fps="native", clips="all"))
+        plan_clips(INFO, found, replace(rule, limit_hold=None))
+    *clips, rest = plan_clips(INFO, found, rule)
+    assert len(clips) == math.ceil(60_000 / 9), "the first minute of what is missing, clip by clip"
+    assert all(clip.refused is None for clip in clips)
+    assert isinstance(rest.refused, TruncatedVideoError)
+
+
+HOLDS = Fraction(1), Fraction(3), Fraction(90), Fraction(91), Fraction(400), Fraction(420)
+"""Seconds at which a new picture comes."""
+
+
+@pytest.mark.parametrize("every", [None, 0.4, 2.0, 7.0])
+@pytest.mark.parametrize("limit", [0.5, 5.0, 60.0, 400.0])
+def test_a_stretch_of_one_picture_is_refused_as_one_beyond_the_limit(limit: float, every: float | None) -> None:
+    """What is left out of the grid are exactly the clips that show one picture alone and have it beyond the limit."""
+    ticks = tuple(int(1000 * at) for at in (0, *HOLDS))
+    found = replace(timeline(1), ticks=ticks, end=422_000, promised=Fraction(422))
+    rule = ClipRule(num_frames=9, clips="every" if every else "all", every=every, limit_hold=None)
+    grid = plan_clips(INFO, found, rule)
+    clips = plan_clips(INFO, found, replace(rule, limit_hold=limit))
+    assert [clip.clip for clip in clips] == list(range(len(clips)))
+
+    def picture(at: Fraction) -> int:
+        return sum(hold <= at for hold in HOLDS)
+
+    wanted = []
+    for clip in grid:
+        first, last = picture(clip.start), picture(clip.spec.target(8))
+        is_left_out = first == last and clip.spec.target(8) - Fraction(found.ticks[last], 1000) > Fraction(str(limit))
+        if not is_left_out:
+            wanted.append((clip.start, False))
+        elif not wanted or not wanted[-1][1] or wanted[-1][2] != first:
+            wanted.append((clip.start, True, first))
+    assert [(clip.start, clip.refused is not None) for clip in clips] == [each[:2] for each in wanted]
+    assert all(isinstance(clip.refused, LimitExceededError) for clip in clips if clip.refused)
+    assert sum(clip.refused is not None for clip in clips) <= len(HOLDS) + 1
+
+
+@pytest.mark.parametrize("fps", ["8", "native"])
+def test_a_refused_stretch_says_which_it_is(fps: str) -> None:
+    found = timeline(10, is_truncated=True, promised=Fraction(7200))
+    *clips, rest = plan_clips(INFO, found, ClipRule(num_frames=9, fps=fps, clips="all"))
+    assert all(clip.refused is None for clip in clips)
+    assert isinstance(rest.refused, TruncatedVideoError)
+    assert "breaks off at 0.360 s of 7200.000 s" in str(rest.refused)
+    if fps == "8":
+        whole = timeline(10, end=7_201_000, promised=Fraction(7200))
+        *_, rest = plan_clips(INFO, whole, ClipRule(num_frames=9, clips="all"))
+        assert isinstance(rest.refused, LimitExceededError)
+        assert "from 0.360 s to 7200.000 s; the 6347 clips more than limit_hold=60 s" in str(rest.refused)
+        assert len(plan_clips(INFO, whole, ClipRule(num_frames=9, clips="all", max_clips=3))) == 3
+
+
+def test_native_frames_are_no_stretch_however_long_each_is_shown() -> None:
+    found = replace(timeline(1), ticks=tuple(range(0, 9_000_000, 90_000)), end=9_000_000, promised=Fraction(9000))
+    clips = plan_clips(INFO, found, ClipRule(num_frames=10, fps="native", clips="all"))
+    assert (len(clips), any(clip.refused for clip in clips)) == (10, False)
 
 
 @pytest.mark.parametrize("said", ["ffmpeg", "auto"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,8 @@ from pipeline.errors import ConfigError
 from pipeline.job import Job, Workers
 from pipeline.preflight import pools, resolve
 from pipeline.progress import Summary
-from pipeline.spec import LatentRule
+from pipeline.spec import LatentRule, Spec, check, diff, load_spec
+from pipeline.storage import Storage
 from tests.small import CLIP
 from tests.test_run import make_tar
 from tests.videos import make_video
@@ -140,3 +141,19 @@ def test_the_spec_holds_the_weights_and_never_their_path() -> None:
     spec, info = resolve(Job(source=("a",), output="out", vae="tiny", clip=CLIP))
     assert spec.vae["weights_sha256"] == info.weights_sha256
     assert "untrained" in spec.vae["name"]
+
+
+def test_an_output_from_before_a_limit_keeps_its_spec_and_is_resumed_without_it(tmp_path: Path) -> None:
+    """A spec.json without `limit_hold` is one without a limit: the same text, and what differs names the flag."""
+    spec, _ = resolve(Job(source=("a",), output="out", vae="tiny", clip=replace(CLIP, limit_hold=None)))
+    text = spec.to_json()
+    assert "limit_hold" not in text
+    assert Spec.from_json(text) == spec
+    output = Storage(str(tmp_path))
+    output.put("spec.json", text.encode())
+    assert load_spec(output).clip.limit_hold is None
+    check(output, spec)
+    limited, _ = resolve(Job(source=("a",), output="out", vae="tiny", clip=CLIP))
+    assert Spec.from_json(limited.to_json()) == limited
+    assert diff(limited.to_json(), text) == ["clip.limit_hold: 60.0 here, None there"]
+    assert encode.parse([*BASE, "--limit-hold", "None"]).clip.limit_hold is None

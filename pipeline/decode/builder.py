@@ -1,4 +1,8 @@
-"""One clip in the making: which pictures it takes, and whether they may be taken."""
+"""One clip in the making: which pictures it takes, and whether they may be taken.
+
+A clip converts into an array of its own. Where several are in the making at a time, as with clips that begin every few
+frames, a picture is converted once and they share it until they are handed out.
+"""
 
 from __future__ import annotations
 
@@ -27,23 +31,26 @@ class ClipBuilder:
         self._base: Fraction = stream.time_base
         self._origin = origin
         self._drops_alpha = drops_alpha(stream)
-        self.result: DecodedClip | VideoError | None = None
+        self.shares = False
+        """Whether its frames are shared with other clips. Set before it takes the first."""
+        self._error: VideoError | None = None
+        self._stats: DecodeStats | None = None
         self.first = origin + math.ceil(spec.start / self._base)
         if spec.fps is not None:
             self.first = self.need(0)
         self._converters: dict[FrameKind, Converter] = {}
-        self._frames: np.ndarray | None = None
         self.restart()
+        if spec.output_bytes > spec.max_output_bytes:
+            self.fail(LimitExceededError(f"{spec.output_bytes} bytes exceed max_output_bytes={spec.max_output_bytes}"))
 
     def need(self, i: int) -> int:
         """Ticks that frame i stands for. Not with native frames, which are counted."""
         return self._origin + math.floor(self.spec.target(i) / self._base)
 
     def restart(self) -> None:
-        """Forget every picture, unless there is a result: the pass begins again."""
-        if self.result is not None:
-            return
-        self._done = 0
+        """Forget every picture: the pass begins again."""
+        self._frames: np.ndarray | None = None
+        self._rows: list[np.ndarray] = []
         self._seen = 0
         self._since = self.first - 1
         self._span = 0
@@ -52,13 +59,23 @@ class ClipBuilder:
         self._kinds: list[FrameKind] = []
         self._clean: Picture | None = None
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether there is a result."""
+        return self._error is not None or self._stats is not None
+
     def fail(self, error: VideoError) -> None:
-        self.result = error
+        self._error = error
         self._frames = None
+        self._rows.clear()
+
+    def finish(self, stats: DecodeStats) -> None:
+        """Let what was collected be the result."""
+        self._stats = stats
 
     def offer(self, shown: Picture, until: int, reader: PictureReader) -> None:
         """Take `shown`, which is on screen from its own ticks up to `until` (exclusive), where it is wanted."""
-        if self.result is not None or self.is_complete:
+        if self.is_finished or self.is_complete:
             return
         try:
             if self.spec.on_error == "skip":
@@ -70,9 +87,9 @@ class ClipBuilder:
             if self.spec.fps is None:
                 self._offer_native(shown, reader)
             else:
-                while not self.is_complete and shown.ticks <= (need := self.need(self._done)) < until:
+                while not self.is_complete and shown.ticks <= (need := self.need(self.num_done)) < until:
                     self._take(shown, need, reader)
-            if self._done and not self.is_complete:
+            if self._rows and not self.is_complete:
                 self._span += 1
                 if self._span > self.spec.max_decoded_frames:
                     raise LimitExceededError(
@@ -84,18 +101,18 @@ class ClipBuilder:
     def hold(self, last: Picture, reader: PictureReader) -> None:
         """Fill the rest with the video's last picture."""
         try:
-            while not self.is_complete and self.result is None:
+            while not self.is_complete and not self.is_finished:
                 self._take(self._clean or last, last.ticks, reader)
         except VideoError as error:
             self.fail(error)
 
     @property
     def is_complete(self) -> bool:
-        return self._done == self.spec.num_frames
+        return self.num_done == self.spec.num_frames
 
     @property
     def num_done(self) -> int:
-        return self._done
+        return len(self._rows)
 
     def _offer_native(self, shown: Picture, reader: PictureReader) -> None:
         if shown.ticks < self.first:
@@ -114,12 +131,7 @@ class ClipBuilder:
         kind = self._kinds[-1] if is_repeat else frame_kind(shown.frame, shown.sar, drops_alpha=self._drops_alpha)
         if self.spec.hdr == "reject" and kind.color_trc in _HDR_TRANSFERS:
             raise HdrError(f"the picture is HDR: {_HDR_TRANSFERS[kind.color_trc]}")
-        out = self._row()
-        if is_repeat:
-            out[:] = self._frames_so_far()[-1]
-        else:
-            self._convert(shown, kind, out)
-        self._done += 1
+        self._rows.append(self._repeated() if is_repeat else self._converted(shown, kind))
         self._ticks.append(shown.ticks)
         self._repaired.append(shown.repaired)
         self._kinds.append(kind)
@@ -145,41 +157,72 @@ class ClipBuilder:
     def _at(self, ticks: int) -> str:
         return f"at {float((ticks - self._origin) * self._base):.3f} s"
 
-    def _convert(self, shown: Picture, kind: FrameKind, out: np.ndarray) -> None:
+    def _converted(self, shown: Picture, kind: FrameKind) -> np.ndarray:
+        """The picture as a frame of this clip, uint8 [height, width, 3]."""
         spec = self.spec
         size = (spec.height, spec.width, spec.fit, spec.crop, spec.autorotate, spec.square_pixels)
         key = (*size, spec.filter, spec.untagged_colorspace, spec.deinterlace)
-        if key in shown.converted:
-            out[:] = shown.converted[key]
-            return
-        if kind not in self._converters:
-            self._converters[kind] = Converter(kind, spec)
-        self._converters[kind].into(shown.frame, out)
-        shown.converted[key] = out
+        known: np.ndarray | None = shown.converted.get(key)
+        if known is not None and self.shares and known.base is None:
+            return known
+        row: np.ndarray = self._new_row()
+        if known is not None:
+            row[:] = known
+        else:
+            if kind not in self._converters:
+                self._converters[kind] = Converter(kind, spec)
+            self._converters[kind].into(shown.frame, row)
+        shown.converted[key] = row
+        return row
 
-    def _row(self) -> Any:
+    def _repeated(self) -> np.ndarray:
+        """The last frame once more."""
+        last = self._rows[-1]
+        if self.shares:
+            return last
+        row: np.ndarray = self._new_row()
+        row[:] = last
+        return row
+
+    def _new_row(self) -> Any:
+        """Room for the next frame: in this clip's own array, or by itself, since a view would keep all of that."""
+        spec = self.spec
+        if self.shares:
+            return np.empty((spec.height, spec.width, 3), np.uint8)
         if self._frames is None:
-            spec = self.spec
             self._frames = np.empty((spec.num_frames, spec.height, spec.width, 3), np.uint8)
-        return self._frames[self._done]
+        return self._frames[self.num_done]
 
-    def _frames_so_far(self) -> np.ndarray:
-        assert self._frames is not None
-        return self._frames[: self._done]
+    def result(self) -> DecodedClip | VideoError:
+        """What became of the clip, after the spec's filters. Once: the frames go with it."""
+        if self._error is not None:
+            return self._error
+        frames = self._taken_frames()
+        clip = self._clip(frames)
+        try:
+            _filter(clip)
+        except VideoError as error:
+            return error
+        return clip
 
-    def finish(self, stats: DecodeStats) -> None:
-        """Turn what was collected into the result, or into what the spec's filters make of it."""
-        if self.result is not None:
-            return
-        assert self._frames is not None
+    def _taken_frames(self) -> np.ndarray:
+        """The frames as an array that nothing else holds."""
+        frames, rows = self._frames, self._rows
+        self._frames, self._rows = None, []
+        if frames is None:
+            return np.stack(rows)
+        return frames if len(rows) == len(frames) else frames[: len(rows)].copy()
+
+    def _clip(self, frames: np.ndarray) -> DecodedClip:
+        assert self._stats is not None
         runs: list[tuple[int, FrameKind, list[int], list[int]]] = []
         for i, kind in enumerate(replace(kind, is_interlaced=False) for kind in self._kinds):
             if not runs or runs[-1][1] != kind:
                 where = placement(kind, self.spec)
                 runs.append((self.spec.offset + i, kind, where.crop.as_list(), where.placed.as_list()))
-        clip = DecodedClip(
+        return DecodedClip(
             spec=self.spec,
-            frames=self._frames if self.is_complete else self._frames_so_far().copy(),
+            frames=frames,
             ticks=tuple(self._ticks),
             time_base=self._base,
             origin=self._origin,
@@ -187,15 +230,8 @@ class ClipBuilder:
             interlaced=tuple(k.is_interlaced for k in self._kinds),
             kinds=tuple(runs),
             codec=self._codec,
-            stats=stats,
+            stats=self._stats,
         )
-        self._frames = None
-        try:
-            _filter(clip)
-        except VideoError as error:
-            self.fail(error)
-        else:
-            self.result = clip
 
 
 def _filter(clip: DecodedClip) -> None:

@@ -8,14 +8,14 @@ reached.
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 from pipeline.decode.builder import ClipBuilder
 from pipeline.decode.clip import DecodedClip, DecodeStats
+from pipeline.decode.lineup import Lineup
 from pipeline.decode.opening import Feed, Source, choose_stream, discard_others, open_container, open_feed
 from pipeline.decode.reader import Picture, PictureReader
 from pipeline.decode.seeking import DistrustError, Seeker
@@ -24,7 +24,6 @@ from pipeline.decode.timeline import Timeline, measure_feed
 from pipeline.errors import (
     ClipTooShortError,
     CorruptVideoError,
-    LimitExceededError,
     NoFramesError,
     TruncatedVideoError,
     VideoError,
@@ -35,6 +34,9 @@ _MAX_LEADING_CORRUPT = 64
 _WORTH_MEASURING = 50
 """Packets of the whole video for each frame that the clips span, up to which it pays to measure the video in order to
 leave frames out. A packet costs 10 us; at 720p a frame takes about 4 ms, and leaving out spares a quarter of that."""
+
+_MAX_ARRAYS = 2
+"""Clips held at a time that convert into an array of their own, without a copy; further ones share frames."""
 
 
 def decode_clip(src: Source, spec: DecodeSpec, *, timeline: Timeline | None = None) -> DecodedClip:
@@ -82,9 +84,8 @@ class _Pass:
         self.feed = feed
         self.specs = specs
         self.timeline = timeline
-        self.num_yielded = 0
+        self.lineup: Lineup | None = None
         self.began = time.perf_counter()
-        self.builders: list[ClipBuilder] = []
         self.frames_decoded = self.errors = self.seeks = 0
         self.may_seek = True
         self.any_order = False
@@ -98,8 +99,10 @@ class _Pass:
                 self.any_order |= isinstance(error, _LateError)
                 self.may_seek &= isinstance(error, _LateError)
                 self.seeks += self.seeker.num_seeks
-                for builder in self.builders:
-                    builder.restart()
+
+    @property
+    def num_yielded(self) -> int:
+        return self.lineup.num_yielded if self.lineup else 0
 
     def _once(self) -> Iterator[DecodedClip | VideoError]:
         """Open the video and go through it once, seeking where that is allowed."""
@@ -112,10 +115,10 @@ class _Pass:
                 pictures = self._from_first_clean()
                 first = next(pictures)
                 self.seeker = Seeker(self.reader, self.feed, self.stream.time_base, first.ticks)
-                self._make_builders(first)
+                lineup = self._lined_up(first)
                 if self.may_seek and self._pays_to_leave_out(container):
                     self._leave_out(first)
-                yield from self._walk(first, pictures)
+                yield from self._walk(lineup, first, pictures)
             finally:
                 self.frames_decoded += self.reader.frames_decoded
                 self.errors += self.reader.errors
@@ -137,48 +140,50 @@ class _Pass:
             raise CorruptVideoError(f"no frame can be decoded: {self.reader.first_error or 'all flagged corrupt'}")
         raise NoFramesError("the video stream holds no frame")
 
-    def _make_builders(self, first: Picture) -> None:
+    def _lined_up(self, first: Picture) -> Lineup:
+        """The clips that have no result yet, from the first picture on."""
         self.origin = first.ticks
-        if self.builders:
-            return
-        self.builders = [ClipBuilder(spec, self.stream, first.ticks) for spec in self.specs]
-        for builder in self.builders:
-            if builder.spec.output_bytes > builder.spec.max_output_bytes:
-                limit = builder.spec.max_output_bytes
-                builder.fail(LimitExceededError(f"{builder.spec.output_bytes} bytes exceed max_output_bytes={limit}"))
+        if self.lineup is None:
+            self.lineup = Lineup(self.specs, self._builder_from(first.ticks), self.stream.time_base, first.ticks)
+        self.lineup.restart()
+        return self.lineup
 
-    def _walk(self, shown: Picture, pictures: Iterator[Picture]) -> Iterator[DecodedClip | VideoError]:
+    def _builder_from(self, origin: int) -> Callable[[DecodeSpec], ClipBuilder]:
+        return lambda spec: ClipBuilder(spec, self.stream, origin)
+
+    def _walk(self, lineup: Lineup, shown: Picture, pictures: Iterator[Picture]) -> Iterator[DecodedClip | VideoError]:
         """Go forward, showing each picture to the clips that have begun, until all have their result."""
-        unfinished = [builder for builder in self.builders if builder.result is None]
-        ahead = deque(sorted(unfinished, key=lambda builder: builder.first))
         begun: list[ClipBuilder] = []
-        yield from self._emit()
-        while ahead or begun:
+        while (first := lineup.next_first) is not None or begun:
             if not begun and self.may_seek:
-                found = self.seeker.towards(ahead[0].first, shown, self._measured)
+                assert first is not None
+                found = self.seeker.towards(first, shown, self._measured)
                 shown, pictures = found or (shown, pictures)
             following = next(pictures, None)
             if self._doubts_order and self.reader.clock.is_late:
                 raise _LateError
             self.seeker.check(following)
             until = following.ticks if following is not None else shown.ticks + self._last_step(shown)
-            while ahead and ahead[0].first < until:
-                begun.append(ahead.popleft())
-            for builder in begun:
+            going_on: list[ClipBuilder] = []
+            for builder in chain(begun, lineup.beginning(until)):
+                if not builder.num_done:
+                    builder.shares = lineup.num_begun > _MAX_ARRAYS
                 builder.offer(shown, until, self.reader)
-            complete = [builder for builder in begun if builder.is_complete]
-            if complete and self._doubts_order and self.reader.is_late_ahead():
-                raise _LateError
-            for builder in complete:
-                builder.finish(self._stats())
+                if builder.is_complete:
+                    if self._doubts_order and self.reader.is_late_ahead():
+                        raise _LateError
+                    builder.finish(self._stats())
+                if builder.is_finished:
+                    yield from lineup.results()
+                else:
+                    going_on.append(builder)
             if following is None:
-                self._end(shown, [*begun, *ahead])
-                yield from self._emit()
+                for builder in lineup.left():
+                    self._end(shown, builder)
+                    yield from lineup.results()
                 return
-            if any(builder.result is not None for builder in begun):
-                begun = [builder for builder in begun if builder.result is None]
-                yield from self._emit()
-            shown = following
+            begun, shown = going_on, following
+        yield from lineup.results()
 
     @property
     def _doubts_order(self) -> bool:
@@ -200,42 +205,31 @@ class _Pass:
         """Spare the decoder what no clip wants. Where a clip reaches its limit of frames, each must be counted."""
         timeline = self._measured()
         wanted = {timeline.ticks[-1]}
-        for builder in self.builders:
+        for builder in map(self._builder_from(self.origin), self.specs):
             num_frames = builder.spec.num_frames
             wanted.update(timeline.shown_at(builder.need(i)) for i in range(num_frames))
             if timeline.num_between(builder.first, builder.need(num_frames - 1)) > builder.spec.max_decoded_frames:
                 return
         self.seeker.leave_out(frozenset(timeline.ticks) - wanted, first, timeline)
 
-    def _emit(self) -> Iterator[DecodedClip | VideoError]:
-        """Results that are ready, in the order of the specs. Each is let go once it is handed out."""
-        while self.num_yielded < len(self.builders):
-            result = self.builders[self.num_yielded].result
-            if result is None:
-                return
-            self.builders[self.num_yielded].result = _HANDED_OUT
-            self.num_yielded += 1
-            yield result
-
-    def _end(self, last: Picture, waiting: list[ClipBuilder]) -> None:
-        """The video is over: what is unfinished is padded, cut, or refused with the reason why it ended early."""
-        for builder in waiting:
-            if builder.result is not None:
-                continue
-            spec = builder.spec
-            at = f"at {float((last.ticks - self.origin) * self.stream.time_base):.3f} s"
-            short = f"{at} with {builder.num_done} of {spec.num_frames} frames of the clip"
-            lost_the_end = spec.on_error == "raise" and self.reader.lost_after(last.ticks)
-            if lost_the_end or self.reader.is_cut or self._measured().is_truncated:
-                cause = f": {self.reader.first_error}" if self.reader.first_error else ""
-                builder.fail(TruncatedVideoError(f"the file breaks off {short}{cause}"))
-            elif spec.short == "pad_last":
-                builder.hold(last, self.reader)
-                builder.finish(self._stats())
-            elif spec.short == "truncate" and builder.num_done:
-                builder.finish(self._stats())
-            else:
-                builder.fail(ClipTooShortError(f"the video ends {short}"))
+    def _end(self, last: Picture, builder: ClipBuilder) -> None:
+        """The video is over: a clip without a result is padded, cut, or refused with the reason why it ended early."""
+        if builder.is_finished:
+            return
+        spec = builder.spec
+        at = f"at {float((last.ticks - self.origin) * self.stream.time_base):.3f} s"
+        short = f"{at} with {builder.num_done} of {spec.num_frames} frames of the clip"
+        lost_the_end = spec.on_error == "raise" and self.reader.lost_after(last.ticks)
+        if lost_the_end or self.reader.is_cut or self._measured().is_truncated:
+            cause = f": {self.reader.first_error}" if self.reader.first_error else ""
+            builder.fail(TruncatedVideoError(f"the file breaks off {short}{cause}"))
+        elif spec.short == "pad_last":
+            builder.hold(last, self.reader)
+            builder.finish(self._stats())
+        elif spec.short == "truncate" and builder.num_done:
+            builder.finish(self._stats())
+        else:
+            builder.fail(ClipTooShortError(f"the video ends {short}"))
 
     def _measured(self) -> Timeline:
         if self.timeline is None:
@@ -254,6 +248,3 @@ class _Pass:
             seeks=self.seeks + self.seeker.num_seeks,
             seconds=time.perf_counter() - self.began,
         )
-
-
-_HANDED_OUT = VideoError("handed out")

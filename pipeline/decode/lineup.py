@@ -1,0 +1,85 @@
+"""The clips of one pass, each made when it begins and let go when it is handed out.
+
+A video has thousands of clips and one held picture may be the whole of many, so no step takes more than one of them.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
+
+from pipeline.decode.builder import ClipBuilder
+from pipeline.decode.clip import DecodedClip
+from pipeline.decode.spec import DecodeSpec
+from pipeline.errors import VideoError
+
+
+class Lineup:
+    """Makes a builder for each spec in the order in which clips begin, and gives results in the order of the specs."""
+
+    def __init__(
+        self, specs: Sequence[DecodeSpec], make: Callable[[DecodeSpec], ClipBuilder], time_base: Fraction, origin: int
+    ) -> None:
+        """`specs` are sorted by start. Their time 0 is at `origin`, in ticks of `time_base` seconds."""
+        self._specs, self._make = specs, make
+        self._base, self._origin = time_base, origin
+        self._made: dict[int, ClipBuilder] = {}
+        """By the index of the spec: begun or about to, and not handed out."""
+        self._waiting: list[tuple[int, int]] = []
+        """A heap of (first ticks, index) of those that have not begun."""
+        self._num_made = 0
+        self.num_yielded = 0
+
+    def restart(self) -> None:
+        """Begin again with the clips that have no result yet."""
+        unfinished = {index: builder for index, builder in self._made.items() if not builder.is_finished}
+        for builder in unfinished.values():
+            builder.restart()
+        self._waiting = [(builder.first, index) for index, builder in unfinished.items()]
+        heapq.heapify(self._waiting)
+
+    @property
+    def num_begun(self) -> int:
+        """Clips that have begun and are not handed out: those that hold frames."""
+        return len(self._made) - len(self._waiting)
+
+    @property
+    def next_first(self) -> int | None:
+        """Ticks at which the next clip begins; None if all have begun."""
+        while self._num_made < len(self._specs) and (not self._waiting or self._earliest <= self._waiting[0][0]):
+            index = self._num_made
+            builder = self._builder(index)
+            if not builder.is_finished:
+                heapq.heappush(self._waiting, (builder.first, index))
+        return self._waiting[0][0] if self._waiting else None
+
+    def beginning(self, until: int) -> Iterator[ClipBuilder]:
+        """The clips that begin before `until`, one by one."""
+        while (first := self.next_first) is not None and first < until:
+            _, index = heapq.heappop(self._waiting)
+            yield self._made[index]
+
+    def left(self) -> Iterator[ClipBuilder]:
+        """Every clip that is not handed out, one by one, in the order of the specs."""
+        while self.num_yielded < len(self._specs):
+            yield self._made.get(self.num_yielded) or self._builder(self.num_yielded)
+
+    def results(self) -> Iterator[DecodedClip | VideoError]:
+        """Hand out what is ready, in the order of the specs."""
+        while (builder := self._made.get(self.num_yielded)) is not None and builder.is_finished:
+            del self._made[self.num_yielded]
+            self.num_yielded += 1
+            yield builder.result()
+
+    @property
+    def _earliest(self) -> int:
+        """Ticks before which no clip begins that is still to be made: pieces of a clip begin after its start."""
+        return self._origin + math.floor(self._specs[self._num_made].start / self._base)
+
+    def _builder(self, index: int) -> ClipBuilder:
+        assert index == self._num_made
+        self._num_made += 1
+        builder = self._made[index] = self._make(self._specs[index])
+        return builder
