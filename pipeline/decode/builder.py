@@ -149,7 +149,7 @@ class ClipBuilder:
 
     def _check_hole(self, since: int, until: int, reader: PictureReader) -> None:
         """Refuse the clip if a frame that belongs after `since`, up to and including `until`, was lost."""
-        if self.spec.on_error == "raise" and reader.hole_between(since, until):
+        if self.spec.on_error == "raise" and reader.damage.hole_between(since, until):
             raise CorruptVideoError(
                 f"the frame {self._at(until)}, or one just before it, is damaged: {reader.first_error}"
             )

@@ -136,6 +136,8 @@ class _Pass:
             yield picture
             yield from pictures
             return
+        if self.reader.errors and self.reader.lacks_keyframe:
+            raise NoFramesError("the video stream holds no keyframe that decoding could begin with")
         if num_corrupt or self.reader.errors:
             raise CorruptVideoError(f"no frame can be decoded: {self.reader.first_error or 'all flagged corrupt'}")
         raise NoFramesError("the video stream holds no frame")
@@ -219,7 +221,7 @@ class _Pass:
         spec = builder.spec
         at = f"at {float((last.ticks - self.origin) * self.stream.time_base):.3f} s"
         short = f"{at} with {builder.num_done} of {spec.num_frames} frames of the clip"
-        lost_the_end = spec.on_error == "raise" and self.reader.lost_after(last.ticks)
+        lost_the_end = spec.on_error == "raise" and self.reader.damage.lost_after(last.ticks)
         if lost_the_end or self.reader.is_cut or self._measured().is_truncated:
             cause = f": {self.reader.first_error}" if self.reader.first_error else ""
             builder.fail(TruncatedVideoError(f"the file breaks off {short}{cause}"))

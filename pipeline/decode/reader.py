@@ -18,22 +18,27 @@ import av
 from av.video.frame import PictureType
 
 from pipeline.decode.clock import FrameClock, packet_ticks
+from pipeline.decode.damage import Damage, Place
 from pipeline.decode.disposable import is_disposable, nal_length_size
 from pipeline.decode.geometry import pixel_aspect
 from pipeline.decode.opening import Feed
 from pipeline.errors import UnsupportedCodecError
 
 _MAX_BARREN_ERRORS = 100
-"""Damaged packets in a row, with no frame between, after which the rest counts as undecodable."""
+"""Damaged packets in a row, with no frame between and keyframes among them, after which the rest counts as undecodable.
+Not without keyframes: a recording that is cut just after one begins with hundreds of packets that lack it."""
+_MAX_BARREN_KEYFRAMES = 1
 _MAX_DEMUX_ERRORS = 8
 _MAX_DEMUX_ERRORS_IN_ALL = 1000
 """Faults of the demuxer in a row, and in all, after which the file counts as over."""
 _MAX_REORDERED = 32
 """Packets that may come between a frame and those shown before it: the 16 frames of H.264, as fields."""
 
+_PREDICTED = {PictureType.P, PictureType.B}
 _MPEG = {"mpeg1video", "mpeg2video", "mpeg4"}
-_ASPECT_IN_STREAM = {"mpegts", "mpeg", "mpegvideo", "m4v", "h264", "hevc", "vvc"}
-"""Containers that say nothing of a pixel's shape: what the stream says holds, and may change, as in broadcasts."""
+_BARE = {"mpegts", "mpeg", "mpegvideo", "m4v", "h264", "hevc", "vvc"}
+"""Containers that leave it to the stream to say what a keyframe is, and of what shape a pixel, which may change, as in
+broadcasts."""
 
 
 @dataclass(slots=True, eq=False)
@@ -58,22 +63,10 @@ class Picture:
         return bool(self.frame.is_corrupt)
 
 
-@dataclass(slots=True)
-class _Damage:
-    """A packet that was lost, or gave a frame that the decoder flags."""
-
-    order: int
-    """Its place in decoding order."""
-    ticks: int | None
-    """When its frame should have been shown; None if a frame is there, or nobody knows."""
-    spreads: bool
-    """Other frames may be predicted from it."""
-
-
 class PictureReader:
     """Pictures of one stream of an open container, from where it stands; `seek` moves it.
 
-    Not thread-safe. `damage_between` and the counters refer to what was read since the last seek or the start.
+    Not thread-safe. `damage` and the counters refer to what was read since the last seek or the start.
     """
 
     def __init__(self, container: Any, stream: Any, feed: Feed) -> None:
@@ -91,7 +84,7 @@ class PictureReader:
         """Those of them that were left out, as nothing is predicted from them."""
         self._length_size = nal_length_size(stream)
         self._aspects: list[tuple[int, Fraction]] = []
-        self._aspect_changes = container.format.name in _ASPECT_IN_STREAM
+        self._is_bare = container.format.name in _BARE
         self.clock = FrameClock(container, stream)
         self._reset()
 
@@ -99,13 +92,12 @@ class PictureReader:
         self._ahead: deque[Any] = deque()
         self.clock.reset()
         self._fed: list[int] = []
-        self._orders: dict[int, tuple[int, bool]] = {}
+        self._places: dict[int, Place] = {}
         self._order = 0
-        self._damage: list[_Damage] = []
-        self._keyframes: list[tuple[int, int]] = []
-        if self._aspect_changes:
+        self.damage = Damage()
+        if self._is_bare:
             self._aspects.clear()
-        self._barren = 0
+        self._barren = self._barren_keyframes = 0
         self._demux_errors = 0
 
     def seek(self, ticks: int) -> None:
@@ -125,22 +117,24 @@ class PictureReader:
                 if disposable and packet.pts in self.unwanted:
                     self.skipped.add(packet.pts)
                     continue
-                self._submit(packet, disposable)
+                place = self._submit(packet, disposable)
+            else:
+                place = Place(self._order)
             try:
                 frames = packet.decode()
             except av.error.DecoderNotFoundError as error:
                 raise UnsupportedCodecError(f"no decoder: {error}") from None
             except (av.FFmpegError, ValueError) as error:
                 self._feed.check()
-                self._lose(packet, error)
-                if self._barren > _MAX_BARREN_ERRORS:
+                self._lose(packet, place, error)
+                if self._barren > _MAX_BARREN_ERRORS and self._barren_keyframes > _MAX_BARREN_KEYFRAMES:
                     return
                 continue
-            if self._aspect_changes:
+            if self._is_bare:
                 self._note_aspect()
             for frame in frames:
                 self.frames_decoded += 1
-                self._barren = 0
+                self._barren = self._barren_keyframes = 0
                 yield self._picture(frame)
 
     def packets(self, *, every_stream: bool = False) -> Iterator[Any]:
@@ -173,13 +167,10 @@ class PictureReader:
         self._ahead.extend(islice(self._packets, _MAX_REORDERED - len(self._ahead)))
         return any(self.clock.would_be_late(packet) and packet.pts not in self.unwanted for packet in self._ahead)
 
-    def hole_between(self, ticks: int, until: int) -> bool:
-        """Whether a frame that was lost should have been shown after `ticks`, up to and including `until`."""
-        return any(d.ticks is not None and ticks < d.ticks <= until for d in self._damage)
-
-    def lost_after(self, ticks: int) -> bool:
-        """Whether a frame later than `ticks` was lost: at the end of a file, that it ends too early."""
-        return any(d.ticks is not None and d.ticks > ticks for d in self._damage)
+    @property
+    def lacks_keyframe(self) -> bool:
+        """Whether every packet was lost, and there was no keyframe to begin with."""
+        return self._is_bare and self._lost_all and not self._barren_keyframes
 
     @property
     def can_skip(self) -> bool:
@@ -188,29 +179,44 @@ class PictureReader:
 
     @property
     def has_damage(self) -> bool:
-        return bool(self._damage) or self.is_cut
+        return bool(self.damage) or self.is_cut
 
     def _is_disposable(self, packet: Any) -> bool:
         return self._length_size is not None and not packet.is_discard and is_disposable(packet, self._length_size)
 
-    def _submit(self, packet: Any, disposable: bool) -> None:
+    def _submit(self, packet: Any, disposable: bool) -> Place:
+        if packet.is_keyframe and self._order and self._lost_all:
+            self._begin_anew()
         self._order += 1
         if packet.is_discard:
-            return
+            return Place(self._order)
         self.clock.submit(packet)
         if (ticks := packet_ticks(packet)) is None:
-            return
-        self._orders[ticks] = (self._order, disposable)
+            return Place(self._order, disposable)
+        place = self._places[ticks] = self.damage.follow(packet, self._order, ticks, disposable=disposable)
         heapq.heappush(self._fed, ticks)
-        if packet.is_keyframe:
-            self._keyframes.append((self._order, ticks))
+        return place
 
-    def _lose(self, packet: Any, error: Exception) -> None:
+    def _begin_anew(self) -> None:
+        """Take this keyframe for the first packet: all before it were lost, as in a recording that was cut anywhere.
+
+        Else the HEVC decoder expects the frames that lead the keyframe to be decodable, and raises for each.
+        """
+        self._stream.codec_context.flush_buffers()
+        self.damage.forget()
+        self.first_error = None
+
+    @property
+    def _lost_all(self) -> bool:
+        return self._barren >= self._order
+
+    def _lose(self, packet: Any, place: Place, error: Exception) -> None:
         self._note(error)
         self._barren += 1
+        self._barren_keyframes += packet.is_keyframe
         if not packet.is_discard:
             self.clock.lose(packet)
-            self._damage.append(_Damage(self._order, packet_ticks(packet), spreads=not self._is_disposable(packet)))
+            self.damage.lose(place, packet_ticks(packet))
 
     def _note(self, error: Exception) -> None:
         self.errors += 1
@@ -219,18 +225,20 @@ class PictureReader:
 
     def _picture(self, frame: Any) -> Picture:
         ticks = self.clock.time_of(frame)
-        order, disposable = self._orders.get(ticks if frame.pts is None else frame.pts, (self._order, False))
-        tainted = self._is_tainted(order, ticks)
-        if frame.is_corrupt and not disposable and not self._is_never_referred_to(frame):
-            self._damage.append(_Damage(order, None, spreads=True))
+        place = self._places.get(ticks if frame.pts is None else frame.pts, Place(self._order))
+        if place.keyframe and frame.pict_type in _PREDICTED:
+            self.damage.refuse_keyframe(place)
+        tainted = self.damage.reaches(place.order, ticks)
+        if frame.is_corrupt and not place.disposable and not self._is_never_referred_to(frame):
+            self.damage.flag(place)
         while self._fed and self._fed[0] <= ticks:
-            self._orders.pop(heapq.heappop(self._fed), None)
+            self._places.pop(heapq.heappop(self._fed), None)
         repaired = frame.pts != ticks
-        return Picture(frame=frame, ticks=ticks, repaired=repaired, tainted=tainted, sar=self._aspect_of(order))
+        return Picture(frame=frame, ticks=ticks, repaired=repaired, tainted=tainted, sar=self._aspect_of(place.order))
 
     def _note_aspect(self) -> None:
         """Remember the aspect that the decoder knows now, by the place in decoding order from which on it holds."""
-        by_container = None if self._aspect_changes else self._stream.sample_aspect_ratio
+        by_container = None if self._is_bare else self._stream.sample_aspect_ratio
         aspect = pixel_aspect(by_container, self._stream.codec_context.sample_aspect_ratio)
         if not self._aspects or self._aspects[-1][1] != aspect:
             self._aspects.append((self._order, aspect))
@@ -243,12 +251,3 @@ class PictureReader:
     def _is_never_referred_to(self, frame: Any) -> bool:
         """Whether nothing is predicted from the frame: a B-frame before H.264 came."""
         return frame.pict_type == PictureType.B and self._stream.codec_context.name in _MPEG
-
-    def _is_tainted(self, order: int, ticks: int) -> bool:
-        """Whether damage precedes this frame in decoding order, with no keyframe between that both orders agree on."""
-        if not self._damage:
-            return False
-        before = [d.order for d in self._damage if d.order < order and d.spreads]
-        if not before:
-            return False
-        return not any(max(before) < key_order <= order and key <= ticks for key_order, key in self._keyframes)

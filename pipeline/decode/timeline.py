@@ -13,6 +13,7 @@ from typing import Any
 from pipeline.decode.clock import nominal_step, one_on, packet_ticks, uses_ranked_times
 from pipeline.decode.extent import breaks_off
 from pipeline.decode.invisible import is_invisible
+from pipeline.decode.leading import Lead
 from pipeline.decode.opening import Feed, Source, choose_stream, open_container, open_feed
 from pipeline.decode.reader import PictureReader
 from pipeline.errors import NoFramesError
@@ -21,7 +22,7 @@ _HONEST_DURATION = {"matroska", "flv"}
 """Containers whose header states the duration. Not MPEG streams, where it is estimated from the bit rate; not MP4,
 where edit lists make it mean something else, and which states the number of samples; not AVI, of which FFmpeg computes
 it from the size of the file, and which states the number of frames."""
-_TRANSPORT = {"mpegts", "mpeg"}
+_MPEG_STREAMS = {"mpegts", "mpeg"}
 """Containers in which a packet that is marked as corrupt followed a gap; elsewhere the end of the file cut it short."""
 _SLACK_SECONDS = Fraction(1, 2)
 _SLACK_SHARE = Fraction(1, 50)
@@ -121,6 +122,7 @@ class _Tally:
         """Where each stream ends, in its ticks."""
         reader = PictureReader(container, stream, feed)
         last_dts: int | None = None
+        lead: Lead | None = None
         is_short = False
         for packet in _every_packet(reader, container):
             if packet.dts is None and packet.pts is None and packet.size == 0:
@@ -139,20 +141,23 @@ class _Tally:
             ticks = packet_ticks(packet)
             if packet.pts is None:
                 self.num_untimed += 1
-            if packet.is_discard:
+            if packet.is_discard or (lead is not None and not self.restarts and lead.is_lost(packet, ticks)):
                 continue
             self.shown.append((ticks, int(packet.duration or 0)))
             if packet.is_keyframe and ticks is not None:
-                self.first_key = self.first_key or (len(self.shown) - 1, ticks)
                 self.keyframes.append(ticks)
-        self.is_cut = reader.is_cut or (is_short and container.format.name not in _TRANSPORT)
+                if self.first_key is None:
+                    self.first_key = (len(self.shown) - 1, ticks)
+                    if self.num_packets == 1 or container.format.name in _MPEG_STREAMS:
+                        lead = Lead(packet, ticks, stream)
+        self.is_cut = reader.is_cut or (is_short and container.format.name not in _MPEG_STREAMS)
 
     def timeline(self) -> Timeline:
         if not self.shown:
             raise NoFramesError("the video stream holds no frame")
         synthetic = all(ticks is None for ticks, _ in self.shown)
         nominal = nominal_step(self.stream)
-        self._drop_undecodable_lead()
+        self._drop_before_first_keyframe()
         self._join_fields(nominal)
         shown = self._in_order_of_show(nominal)
         ticks = tuple(t for t, _ in shown)
@@ -177,17 +182,14 @@ class _Tally:
             promised=max(promised - ticks[0] * base, (end - ticks[0]) * base) if truncated else (end - ticks[0]) * base,
         )
 
-    def _drop_undecodable_lead(self) -> None:
+    def _drop_before_first_keyframe(self) -> None:
         """Leave out what comes before the first keyframe of a recording that begins in the middle of things.
 
         Only for MPEG streams: there the parser, and not the container, says what a keyframe is, and H.264, HEVC and
         MPEG-2 decoders give out nothing before it.
         """
-        if self.container.format.name not in ("mpegts", "mpeg") or self.restarts or self.first_key is None:
-            return
-        index, key = self.first_key
-        if index:
-            self.shown = [(ticks, duration) for ticks, duration in self.shown[index:] if ticks is None or ticks >= key]
+        if self.container.format.name in _MPEG_STREAMS and not self.restarts and self.first_key is not None:
+            self.shown = self.shown[self.first_key[0] :]
 
     def _join_fields(self, nominal: int) -> None:
         """Count two fields that travel in packets of their own, as AVCHD cameras send them, as the one frame they make.
