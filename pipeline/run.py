@@ -29,7 +29,7 @@ from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 from pipeline import preflight, runs
 from pipeline.chunks import Decode, Decoder
 from pipeline.claims import Claims, Owner
-from pipeline.cluster import Remote, RemoteStrikes, answer, ray_for
+from pipeline.cluster import Remote, RemoteStrikes, answer, one_by_one, ray_for
 from pipeline.commit import commit, seal, tidy
 from pipeline.decode import iter_clips
 from pipeline.driver import Driver
@@ -68,8 +68,7 @@ def graph(shards: list[Shard], pools: preflight.Pools, **stages: tuple[Any, dict
     readers, decoders, stagers = (TaskPoolStrategy(n) for n in (pools.readers, pools.decoders[1], pools.stagers))
     encoders = ActorPoolStrategy(min_size=pools.encoders[0], max_size=pools.encoders[1])
     return (
-        ray.data.from_items([shard.to_row() for shard in shards], override_num_blocks=1)
-        .repartition(target_num_rows_per_block=1)  # a task a shard, made lazily: 100,000 shards cost 27 MB
+        one_by_one([shard.to_row() for shard in shards])  # a task a shard
         .map_batches(read, fn_kwargs=reading, num_cpus=0, compute=readers, **tables)
         .map_batches(
             decode,

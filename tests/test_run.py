@@ -11,6 +11,8 @@ import tarfile
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -235,6 +237,36 @@ def test_a_shard_that_kills_every_reader_is_left_open(tars: Path, tmp_path: Path
     wanted = job(tars, tmp_path / "out", limit=1, latent=LatentRule(dtype="float32"))
     (reason,) = run(wanted, read=lambda _: os._exit(1)).open_shards.values()
     assert f"{READ_ATTEMPTS} workers died" in reason
+
+
+def logs(events: Path, what: str) -> None:
+    """Appends are whole, so the file is an order of what the processes did."""
+    with events.open("a") as file:
+        file.write(f"{what}\n")
+
+
+def logged_read(events: Path, shard: Shard) -> Iterator[Video | Receipt]:
+    yield from read_shard(shard)
+    logs(events, "read")
+
+
+def logged_decode(
+    events: Path, source: bytes | memoryview, specs: Sequence[DecodeSpec]
+) -> Iterator[DecodedClip | VideoError]:
+    logs(events, "decode")
+    yield from iter_clips(source, specs)
+
+
+def test_shards_of_addresses_are_read_a_few_ahead_of_decoding(local_ray: None, tmp_path: Path) -> None:
+    """Encoders stand on all CPUs but one, which a task of Ray Data's own must not keep from decoding."""
+    (tmp_path / "v.mp4").write_bytes(make_video(num_frames=30, width=96, height=64))
+    (tmp_path / "t.csv").write_text("video\n" + "v.mp4\n" * 80)
+    events = tmp_path / "events"
+    many = job(tmp_path, tmp_path / "out", source=(f"{tmp_path}/t.csv",), shard_size=1, workers=Workers(encoders="2"))
+    summary = run(many, read=partial(logged_read, events), decode=partial(logged_decode, events))
+    assert summary.latents == 80
+    ahead = list(accumulate({"read": 1, "decode": -1}[line] for line in events.read_text().split()))
+    assert max(ahead) <= 12  # two are being read, a block waits for each of five decode tasks, and five have one
 
 
 def test_five_operators_and_none_fused(local_ray: None) -> None:
