@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import tyro
 
-from pipeline.errors import ConfigError, EncoderError, StorageError
+from pipeline.errors import ChangedError, ConfigError, EncoderError, StorageError
 from pipeline.job import Job
 from pipeline.progress import Summary
 from pipeline.shard_file import data_path
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         summary = run(job, echo=_redraw if in_terminal else _append, echo_seconds=1.0 if in_terminal else 30.0)
     except (ConfigError, EncoderError, StorageError) as error:
         print(f"latentmill encode: {error}", file=sys.stderr)
-        return CONFIG if isinstance(error, ConfigError) else LEFT
+        return CONFIG if isinstance(error, ConfigError | ChangedError) else LEFT
     print(("\n" if in_terminal else "") + summary.table())
     return exit_code(summary, job)
 

@@ -41,9 +41,9 @@ class Verify:
 
     def __post_init__(self) -> None:
         if self.reencode < 0:
-            raise ConfigError(f"reencode must be at least 0 clips, got {self.reencode}")
+            raise ConfigError(f"--reencode must be at least 0 clips, got {self.reencode}")
         if self.threads is not None and self.threads < 1:
-            raise ConfigError(f"threads must be at least 1, got {self.threads}")
+            raise ConfigError(f"--threads must be at least 1, got {self.threads}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -105,7 +105,7 @@ def _reencode(args: Verify, output: Storage, rows: dict[str, int]) -> tuple[int,
     spec = load_spec(output)
     where = args.vae or ("tiny" if spec.vae["name"] == TINY_NAME else "")
     if not where:
-        raise ConfigError(f"vae must be given with reencode: the spec names {spec.vae['name']}, and never a path")
+        raise ConfigError(f"--vae must be given with --reencode: the spec names {spec.vae['name']}, and never a path")
     device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
     threads = args.threads or recorded_threads(output)
     encoder = Encoder(where, spec, device=device, threads=threads, largest=preflight.largest_clip(spec.clip))

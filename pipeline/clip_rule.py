@@ -87,7 +87,7 @@ class ClipRule:
 
     def __post_init__(self) -> None:
         for name, kind in _CHOICES.items():
-            _require(name, getattr(self, name), getattr(self, name) in get_args(kind), f"one of {get_args(kind)}")
+            _require(name, getattr(self, name), getattr(self, name) in get_args(kind), " or ".join(get_args(kind)))
         for name in ("num_frames", "max_pixels", "max_decoded_frames", "max_bytes"):
             _require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
         for name in ("height", "width"):
@@ -99,9 +99,9 @@ class ClipRule:
             value = getattr(self, name)
             _require(name, value, value is None or (value > 0 and math.isfinite(value)), "positive and finite")
         _require("max_clips", self.max_clips, self.max_clips is None or self.max_clips >= 1, "at least 1")
-        _require(
-            "every", self.every, (self.clips == "every") == (self.every is not None), "given with clips=every only"
-        )
+        if (self.clips == "every") != (self.every is not None):
+            got = f"--clips {self.clips} and " + ("no --every" if self.every is None else f"--every {self.every:g}")
+            raise ConfigError(f"--clips every goes with --every SECONDS, and no other --clips does; got {got}")
         _parse_fps(self.fps)
         given = tuple(bucket.strip() for buckets in self.buckets for bucket in buckets.split(","))
         object.__setattr__(self, "buckets", given)  # one spelling, so that it is one Spec
@@ -152,7 +152,7 @@ def exact(seconds: float) -> Fraction:
 
 def _require(name: str, value: object, holds: bool, allowed: str) -> None:
     if not holds:
-        raise ConfigError(f"{name} must be {allowed}, got {value!r}")
+        raise ConfigError(f"--{name.replace('_', '-')} must be {allowed}, got {value!r}")
 
 
 def _parse_fps(text: str) -> Fraction | None:

@@ -30,6 +30,19 @@ IDLE_WORKERS_PER_CPU = 8
 next task waits for a new one (measured: 22 started in a run of 40 s on 2 cores, 11 with this)."""
 
 
+def check_local(workers: Workers) -> None:
+    """Refuse encoders that do not fit on this machine, where the run is to start a Ray of its own on it.
+
+    Raises:
+        ConfigError: as preflight.check_encoders.
+    """
+    if workers.ray_address == "local" and not ray.is_initialized():
+        import torch  # here, because it costs every worker that has no use for it seconds
+
+        gpus = 0 if workers.gpus_per_encoder == 0 else torch.cuda.device_count()
+        preflight.check_encoders(workers, cpus=local_cpus() + SPARE_CPUS, gpus=gpus, spare_cpus=SPARE_CPUS)
+
+
 @contextlib.contextmanager
 def ray_for(workers: Workers, chunk_bytes: int) -> Iterator[preflight.Pools]:
     """A Ray of our own, or the cluster at the address; how many workers of each kind it can hold.

@@ -37,11 +37,12 @@ class Workers:
 
     def __post_init__(self) -> None:
         if self.decode_cpus <= 0:
-            raise ConfigError(f"decode-cpus must be above 0, got {self.decode_cpus}")
+            raise ConfigError(f"--decode-cpus must be above 0, got {self.decode_cpus}")
         if self.threads_per_encoder < 1:
-            raise ConfigError(f"threads-per-encoder must be at least 1, got {self.threads_per_encoder}")
+            raise ConfigError(f"--threads-per-encoder must be at least 1, got {self.threads_per_encoder}")
         if self.decode_deadline <= 0 or self.encode_deadline <= 0:
-            raise ConfigError(f"deadlines must be above 0, got {self.decode_deadline} and {self.encode_deadline}")
+            got = f"{self.decode_deadline:g} and {self.encode_deadline:g}"
+            raise ConfigError(f"--decode-deadline and --encode-deadline must be above 0 seconds, got {got}")
         self.pool_size(cpus=2, gpus=0)
 
     def pool_size(self, cpus: float, gpus: float) -> tuple[int, int]:
@@ -57,7 +58,7 @@ class Workers:
         low, _, high = self.encoders.partition(":")
         if not low.isdecimal() or not (high or low).isdecimal() or not 1 <= int(low) <= int(high or low):
             raise ConfigError(
-                f"encoders must be `auto`, a number, or `min:max` with 1 <= min <= max, got {self.encoders!r}"
+                f"--encoders must be `auto`, a number, or `min:max` with 1 <= min <= max, got {self.encoders!r}"
             )
         return int(low), int(high or low)
 
@@ -97,17 +98,19 @@ class Job:
 
     def __post_init__(self) -> None:
         if not self.source:
-            raise ConfigError("source must be given at least once")
+            raise ConfigError("--source must be given at least once")
         if self.shard_size < 1:
-            raise ConfigError(f"shard-size must be at least 1, got {self.shard_size}")
+            raise ConfigError(f"--shard-size must be at least 1, got {self.shard_size}")
         if not 0 <= self.max_rejected <= 1:
-            raise ConfigError(f"max-rejected must lie in [0, 1], got {self.max_rejected}")
+            raise ConfigError(f"--max-rejected must lie in [0, 1], got {self.max_rejected}")
         if self.limit is not None and self.limit < 1:
-            raise ConfigError(f"limit must be at least 1, got {self.limit}")
+            raise ConfigError(f"--limit must be at least 1, got {self.limit}")
         if unknown := sorted(self.retry_reasons - REASONS):
-            raise ConfigError(f"retry-rejected must name reasons among {', '.join(sorted(REASONS))}; got {unknown}")
+            raise ConfigError(f"--retry-rejected must name reasons among {', '.join(sorted(REASONS))}; got {unknown}")
         if self.retry_rejected and self.limit is not None:
-            raise ConfigError(f"retry-rejected looks at every committed shard: it goes with no limit, got {self.limit}")
+            raise ConfigError(
+                f"--retry-rejected looks at every committed shard: it goes with no --limit, got {self.limit}"
+            )
 
     @property
     def retry_reasons(self) -> frozenset[str]:

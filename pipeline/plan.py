@@ -106,7 +106,7 @@ def make_plan(
         ChangedError: a planned object is not what it was.
     """
     if limit is not None and limit < 1:
-        raise ConfigError(f"limit must be at least 1 shard, got {limit}")
+        raise ConfigError(f"--limit must be at least 1 shard, got {limit}")
     files = _grow(output, sources, shard_size, limit, on_changed)
     return Plan(files, _list_done(output), _list_staged(output), limit)
 
@@ -235,7 +235,9 @@ class _Known:
             return True
         message = f"{redacted(what)} changed: planned with size and etag {planned}, found with {found}"
         if self._on_changed == "refuse":
-            raise ChangedError(f"{message}. Restore it, take a new output, or keep the plan as it is (on_changed=keep)")
+            raise ChangedError(
+                f"{message}. Restore it, take a new output, or keep the plan as it is: --on-changed keep"
+            )
         log.warning("%s; the plan is kept", message)
         return False
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import vae
 from pipeline.clips import ClipRule
 from pipeline.errors import ConfigError
 from pipeline.job import Job, Workers
 from pipeline.spec import LatentRule, Spec
+from pipeline.storage import Storage
 from vae.info import VAEInfo
 from vae.shapes import WINDOW, chunk_spans
 
@@ -30,7 +32,7 @@ def resolve(job: Job) -> tuple[Spec, VAEInfo]:
     try:
         info = vae.load_vae(job.vae, schedule=job.latent.schedule).info
     except (vae.CheckpointError, ValueError, OSError) as error:
-        raise ConfigError(f"vae {job.vae!r}: {error}") from error
+        raise ConfigError(f"--vae {job.vae!r}: {error}") from error
     for num_frames, height, width in job.clip.shapes:
         _check_shape(num_frames, height, width, info, job.latent)
     return Spec(vae=info.to_json(), clip=job.clip, latent=job.latent), info
@@ -40,16 +42,18 @@ def _check_shape(num_frames: int, height: int, width: int, info: VAEInfo, latent
     if not info.accepts(num_frames):
         below, above = info.nearest(num_frames)
         nearest = f"{above}" if below is None else f"{below} or {above}"
-        raise ConfigError(f"num-frames must be {info.frame_rule} for {info.name}, got {num_frames}; nearest: {nearest}")
+        raise ConfigError(
+            f"--num-frames must be {info.frame_rule} for {info.name}, got {num_frames}; nearest: {nearest}"
+        )
     try:
         info.latent_shape(num_frames, height, width)
     except ValueError as error:
-        raise ConfigError(f"{num_frames}x{height}x{width}: {error}") from error
+        raise ConfigError(f"--num-frames {num_frames} --height {height} --width {width}: {error}") from error
     longest = latent.chunk_windows * WINDOW + WINDOW - 1
     if not info.windowed and num_frames > longest:
         raise ConfigError(
-            f"num-frames must be at most {longest} (chunk-windows {latent.chunk_windows} of {WINDOW} frames), got "
-            f"{num_frames}: schedule {info.schedule!r} of {info.name} cannot be cut into chunks"
+            f"--num-frames must be at most {longest} (--chunk-windows {latent.chunk_windows} of {WINDOW} frames), got "
+            f"{num_frames}: --schedule {info.schedule} of {info.name} cannot be cut into chunks"
         )
 
 
@@ -92,6 +96,48 @@ class Pools:
     encoder_gpus: float
 
 
+def check_encoders(workers: Workers, *, cpus: float, gpus: float, spare_cpus: float = 0) -> tuple[int, int]:
+    """(min, max) encode actors on a cluster of this size; `spare_cpus` of its CPUs are not there (see `pools`).
+
+    Raises:
+        ConfigError: they leave no CPU for a decode task, or want more GPUs than there are.
+    """
+    per_encoder, encoder_cpus = _per_encoder(workers, gpus)
+    least, most = workers.pool_size(cpus - spare_cpus, gpus if per_encoder else 0)
+    if least * encoder_cpus + workers.decode_cpus > cpus:
+        fitting = int((cpus - workers.decode_cpus) / encoder_cpus) if encoder_cpus else 0
+        raise ConfigError(
+            f"--encoders {workers.encoders} of {encoder_cpus:g} CPUs each (--threads-per-encoder) leave no room for a "
+            f"decode task of --decode-cpus {workers.decode_cpus:g}: there are {cpus - spare_cpus:g} CPUs, and nothing "
+            f"would ever be produced. At most {fitting} encoders fit"
+        )
+    if least * per_encoder > gpus:
+        raise ConfigError(
+            f"--encoders {workers.encoders} of --gpus-per-encoder {per_encoder:g} do not fit on the {gpus:g} GPUs "
+            "that there are"
+        )
+    return least, most
+
+
+def _per_encoder(workers: Workers, gpus: float) -> tuple[float, float]:
+    """GPUs and CPUs that an encode actor reserves."""
+    on_gpus = workers.gpus_per_encoder if workers.gpus_per_encoder is not None else float(gpus > 0)
+    return on_gpus, 0.0 if on_gpus else float(workers.threads_per_encoder)
+
+
+def writable(output: Storage) -> None:
+    """Make the folder of a local output.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
+    if "://" not in output.uri:
+        try:
+            Path(output.uri).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"--output {output.uri} is not a folder and cannot be made: {error.strerror}") from error
+
+
 def pools(
     workers: Workers,
     chunk_bytes: int,
@@ -117,20 +163,12 @@ def pools(
         ConfigError: the encoders leave no CPU for a decode task, want more GPUs than there are, or the object store
             cannot hold the chunks in flight.
     """
-    per_encoder = workers.gpus_per_encoder if workers.gpus_per_encoder is not None else float(gpus > 0)
-    encoder_cpus = 0.0 if per_encoder else float(workers.threads_per_encoder)
-    least, most = workers.pool_size(cpus - spare_cpus, gpus if per_encoder else 0)
-    if (wanted := least * encoder_cpus + workers.decode_cpus) > cpus:
-        raise ConfigError(
-            f"{least} encoders of {encoder_cpus:g} CPUs and one decode task of {workers.decode_cpus:g} need {wanted:g} "
-            f"CPUs, Ray has {cpus:g}: nothing would ever be produced. Lower --encoders or --decode-cpus"
-        )
-    if least * per_encoder > gpus:
-        raise ConfigError(f"{least} encoders of {per_encoder:g} GPUs do not fit on the {gpus:g} GPUs that Ray has")
+    per_encoder, encoder_cpus = _per_encoder(workers, gpus)
+    least, most = check_encoders(workers, cpus=cpus, gpus=gpus, spare_cpus=spare_cpus)
     if BLOCKS_IN_FLIGHT * chunk_bytes > object_store / 2:
         raise ConfigError(
             f"the largest chunk is {chunk_bytes / 1e6:.0f} MB and Ray's object store {object_store / 1e6:.0f} MB. Half "
-            f"of that must hold {BLOCKS_IN_FLIGHT} chunks. Lower chunk-windows or raise object-store-gb"
+            f"of that must hold {BLOCKS_IN_FLIGHT} chunks. Lower --chunk-windows or raise --object-store-gb"
         )
     if encoder_cpus:
         most = max(least, min(most, int((cpus - largest_node - workers.decode_cpus) / encoder_cpus)))

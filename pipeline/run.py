@@ -29,7 +29,7 @@ from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 from pipeline import preflight, runs
 from pipeline.chunks import Decode, Decoder
 from pipeline.claims import Claims, Owner
-from pipeline.cluster import Remote, RemoteStrikes, answer, one_by_one, ray_for
+from pipeline.cluster import Remote, RemoteStrikes, answer, check_local, one_by_one, ray_for
 from pipeline.commit import commit, seal, tidy
 from pipeline.decode import iter_clips
 from pipeline.driver import Driver
@@ -121,6 +121,8 @@ def run(
     spec, info = preflight.resolve(job)
     output = Storage(job.output)
     check(output, spec)
+    check_local(job.workers)
+    preflight.writable(output)
     plan = make_plan(output, job.source, shard_size=job.shard_size, limit=job.limit, on_changed=job.on_changed)
     tidy(output, plan.done, plan.leftovers)
     if job.retry_rejected:

@@ -52,9 +52,9 @@ class LatentRule:
 
     def __post_init__(self) -> None:
         if self.chunk_windows < 1:
-            raise ConfigError(f"chunk-windows must be at least 1, got {self.chunk_windows}")
+            raise ConfigError(f"--chunk-windows must be at least 1, got {self.chunk_windows}")
         if self.context != "exact" and not self.context.isdecimal():
-            raise ConfigError(f"context must be a number of windows or `exact`, got {self.context!r}")
+            raise ConfigError(f"--context must be a number of windows or `exact`, got {self.context!r}")
 
     @property
     def context_windows(self) -> int | None:
@@ -129,7 +129,7 @@ def check(output: Storage, spec: Spec) -> None:
     if lines:
         fields = "\n  ".join(lines)
         raise ConfigError(
-            f"{output.uri} was made with another spec; use another --output, or the same settings:\n  {fields}"
+            f"--output {output.uri} was made with another spec; use another --output, or the same settings:\n  {fields}"
         )
 
 

@@ -12,6 +12,7 @@ from jobs import encode
 from pipeline.clips import ClipRule
 from pipeline.errors import ConfigError
 from pipeline.job import Job, Workers
+from pipeline.plan import make_plan
 from pipeline.preflight import pools, resolve
 from pipeline.progress import Summary
 from pipeline.spec import LatentRule, Spec, check, diff, load_spec
@@ -60,8 +61,13 @@ def test_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
         (["--height", "100"], "multiples of 8"),
         (["--height", "99"], "height"),
         (["--vae", "/nowhere/at/all"], "/nowhere/at/all"),
-        (["--encoders", "2:1"], "encoders must be"),
-        (["--context", "some"], "context must be"),
+        (["--encoders", "2:1"], "--encoders must be"),
+        (["--encoders", "998:999"], "--encoders 998:999 of 1 CPUs each"),
+        (["--output", "/proc/foo"], "--output /proc/foo is not a folder and cannot be made: No such file"),
+        (["--clips", "every"], "--clips every goes with --every SECONDS, and no other --clips does; got --clips every"),
+        (["--every", "2"], "got --clips first and --every 2"),
+        (["--deinterlace", "sometimes"], "--deinterlace"),
+        (["--context", "some"], "--context must be"),
         (["--schedule", "whole", "--num-frames", "513"], "cannot be cut into chunks"),
         (["--fps", "0"], "fps"),
         (["--max-rejected", "2"], "max-rejected must lie in [0, 1]"),
@@ -72,17 +78,30 @@ def test_what_is_wrong_is_said_before_ray_starts(
     flags: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    base = ["--source", "a.tar"] if "--source" not in flags else []
+    base = [] if "--source" in flags else ["--source", "a.tar"]
+    base += [] if "--output" in flags else ["--output", "out"]
     make_tar(tmp_path / "a.tar", {"a": b"x"})
     try:
-        code: object = encode.main(["--output", "out", "--vae", "tiny", *base, *flags])
+        code: object = encode.main(["--vae", "tiny", *base, *flags])
     except SystemExit as refused:  # by the parser, which wraps its lines
         code = refused.code
     assert code == encode.CONFIG
     printed = capsys.readouterr()
     words = re.sub(r"[^\w/:.+=`\[\]-]+", " ", printed.err + printed.out)
     assert re.sub(r"[^\w/:.+=`\[\]-]+", " ", message) in words
-    assert not (tmp_path / "out/data").exists()
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "a.tar"]
+
+
+def test_a_changed_source_is_refused_as_a_setting_is_and_names_the_flag(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_tar(tmp_path / "a.tar", {"a": b"x"})
+    make_plan(Storage(f"{tmp_path}/out"), [f"{tmp_path}/a.tar"])
+    make_tar(tmp_path / "a.tar", {"a": b"x", "b": b"another one"})
+    assert (
+        encode.main(["--source", f"{tmp_path}/a.tar", "--output", f"{tmp_path}/out", "--vae", "tiny"]) == encode.CONFIG
+    )
+    assert "--on-changed keep" in capsys.readouterr().err
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -132,7 +151,7 @@ def test_pools_that_would_stand_still_are_refused() -> None:
         pools(Workers(encoders="2"), 1000, **sizes)
     with pytest.raises(ConfigError, match="largest chunk is 100 MB"):
         pools(Workers(), 100_000_000, **sizes)
-    with pytest.raises(ConfigError, match="do not fit on the 1 GPUs"):
+    with pytest.raises(ConfigError, match="do not fit on the 1 GPUs that there are"):
         pools(Workers(encoders="2", gpus_per_encoder=1), 1000, **sizes | {"gpus": 1.0})
     assert pools(Workers(), 1000, **sizes | {"gpus": 2.0}).encoders == (1, 2)
 

@@ -178,7 +178,7 @@ def test_the_real_videos_are_all_found(shared: Path) -> None:
 
 @pytest.mark.parametrize("shard_size", [0, -1])
 def test_a_shard_holds_at_least_one(tmp_path: Path, shard_size: int) -> None:
-    with pytest.raises(ConfigError, match="shard_size must be at least 1"):
+    with pytest.raises(ConfigError, match="--shard-size must be at least 1"):
         list(list_source(str(tmp_path), shard_size=shard_size))
 
 

@@ -72,7 +72,7 @@ def list_source(uri: str, *, shard_size: int, planned: Planned | None = None) ->
         ChangedError: a planned object is not what it was.
     """
     if shard_size < 1:
-        raise ConfigError(f"shard_size must be at least 1, got {shard_size}")
+        raise ConfigError(f"--shard-size must be at least 1, got {shard_size}")
     root, entries, containers = _find(normal_uri(uri))
     group: list[dict[str, Any]] = []
     found_any = False
@@ -89,7 +89,7 @@ def list_source(uri: str, *, shard_size: int, planned: Planned | None = None) ->
         yield files_shard(root, group)
     if not found_any:
         raise ConfigError(
-            f"source {redacted(uri)!r} holds nothing to read. Looked for a .tar, a table "
+            f"--source {redacted(uri)} holds nothing to read. Looked for a .tar, a table "
             f"({', '.join(sorted(TABLE_SUFFIXES))}), a video, a folder with tars or videos, or a glob of these"
         )
 
