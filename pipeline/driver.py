@@ -70,6 +70,8 @@ class Driver:
             num_shards=len(self.todo),
             num_done_before=plan.num_shards - plan.num_remaining,
             source_bytes={shard.name: shard.size for shard in self.todo},
+            num_videos=plan.num_videos(),
+            doing="starting Ray",
         )
         self.num_shards = plan.num_shards
         self.done = {shard.name for shard in plan} & plan.done
@@ -89,6 +91,7 @@ class Driver:
         stop: Stop,
     ) -> None:
         """Pass after pass, until everything is committed, nothing moves any more, or a stop is asked for."""
+        self.progress.doing = "waiting for the first clip: encoders load, videos are read"
         with (
             ThreadPoolExecutor(COMMITS_IN_FLIGHT) as self._committers,
             every(self._echo_seconds, lambda: self._echo(self.progress.line())),
@@ -192,10 +195,12 @@ class Driver:
         now, mine = read_plan(self._output), {shard.name for shard in self.todo}
         sweep(self._output, now.leftovers)
         self.done |= mine & now.done
+        for name in mine & now.done:
+            self.progress.commit(name)
         self.todo = [shard for shard in now.remaining() if shard.name in mine]
         held = [shard.name for shard in self.todo if shard.name in self._elsewhere]
         if held and not stop.asked:
-            log.info("%d shards are being worked on by another run: waiting for them", len(held))
+            self.progress.doing = f"waiting for {len(held)} shards that another run holds"
             stop.wait(POLL_SECONDS)
             return True
         self._losses = self._losses + 1 if self._has_lost and len(self.todo) == before else 0

@@ -19,6 +19,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -118,11 +119,13 @@ def run(
         EncoderError: no encoder can start.
         StorageError: the output, or the listing of the source, failed for good.
     """
+    began = datetime.now(UTC)
     spec, info = preflight.resolve(job)
     output = Storage(job.output)
     check(output, spec)
     check_local(job.workers)
     preflight.writable(output)
+    log.info("planning: the source is listed and compared with the output")
     plan = make_plan(output, job.source, shard_size=job.shard_size, limit=job.limit, on_changed=job.on_changed)
     tidy(output, plan.done, plan.leftovers)
     if job.retry_rejected:
@@ -145,7 +148,7 @@ def run(
         with stop.limited():
             seal(output, sorted(plan.done | driver.done))
         summary = driver.finish(stopped=stop.asked)
-        runs.record(output, driver.run_id, spec.digest, here, summary)
+        runs.record(output, driver.run_id, spec.digest, here, summary, job=job, began=began)
     return summary
 
 

@@ -14,8 +14,10 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
+from pipeline.job import Job
 from pipeline.progress import Summary
 from pipeline.storage import Storage
+from pipeline.storage.addresses import redacted
 
 log = logging.getLogger(__name__)
 
@@ -51,9 +53,22 @@ def warn_of_differences(output: Storage, here: dict[str, Any]) -> None:
             )
 
 
-def record(output: Storage, run_id: str, spec_digest: str, here: dict[str, Any], summary: Summary) -> None:
-    """Put runs/<time>-<run>.json. Names sort by time."""
+def record(
+    output: Storage, run_id: str, spec_digest: str, here: dict[str, Any], summary: Summary, *, job: Job, began: datetime
+) -> None:
+    """Put runs/<time>-<run>.json, with everything that was asked for. Names sort by time."""
     now = datetime.now(UTC)
-    facts = {"run": run_id, "ended": now.isoformat(), "spec_sha256": spec_digest, "environment": here}
-    text = json.dumps(facts | {"summary": asdict(summary)}, indent=2)
-    output.put(f"runs/{now:%Y%m%dT%H%M%S%f}-{run_id}.json", text.encode())
+    asked = asdict(job) | {"source": [redacted(uri) for uri in job.source]}
+    asked |= {"output": redacted(job.output), "vae": redacted(job.vae)}
+    facts = {
+        "run": run_id,
+        "began": began.isoformat(),
+        "ended": now.isoformat(),
+        "host": platform.node(),
+        "latentmill": version("latentmill"),
+        "job": asked,
+        "spec_sha256": spec_digest,
+        "environment": here,
+        "summary": asdict(summary),
+    }
+    output.put(f"runs/{now:%Y%m%dT%H%M%S%f}-{run_id}.json", json.dumps(facts, indent=2).encode())

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
+
 from pipeline.progress import Progress, Summary, duration, size
 from pipeline.records import Reason, Receipt, Rejection
 
@@ -35,14 +39,46 @@ def test_the_line_tells_shards_clips_rates_rejections_time_left_and_the_bottlene
     made.add(Receipt(kind="clips", shard="a", video=0, count=3, num_bytes=5_000_000, read_seconds=9))
     for chunk in range(3):
         made.add(part(0, chunk, 3, decode_seconds=24.0, encode_seconds=10.0))
+    clock.now += 50
     made.add(part(1, encode_seconds=1.0))
     made.add(refused(2))
     made.commit("a")
-    assert made.line() == ("shards 7/10  clips 2  0.04 clips/s  0.1 MB/s in  rejected 1  ETA 2:30  bottleneck encode")
+    assert made.line() == ("shards 7/10  clips 2  0.02 clips/s  0.1 MB/s in  rejected 1  ETA 2:30  bottleneck encode")
     made.add(part(1, decode_seconds=60.0))
     assert made.line().endswith("bottleneck decode")  # 132 s of 8 slots, 31 s of 2
     made.add(Receipt(kind="clips", shard="b", video=0, count=1, read_seconds=9))
     assert made.line().endswith("bottleneck read")
+
+
+@pytest.mark.parametrize("num_videos", [{}, {"a": 2}])
+def test_the_time_left_follows_the_clips_and_not_the_shards_that_are_whole(num_videos: dict[str, int]) -> None:
+    """A shard of two videos of ten clips each, one clip a second, after a minute of starting up."""
+    clock = Clock()
+    made = Progress(num_shards=1, source_bytes={"a": 2000}, num_videos=num_videos, clock=clock)
+    clock.now += 60
+    for video in range(2):
+        made.add(Receipt(kind="clips", shard="a", video=video, count=10, num_bytes=1000))
+        for clip in range(10):
+            made.add(replace(part(clip), video=video))
+            done = 10 * video + clip + 1
+            left = made.time_left()
+            assert left is not None
+            assert abs(left - (20 - done) * (done - 1) / done) < 1e-6  # of the first clip the time is not known
+            clock.now += 1
+    assert made.time_left() == 0
+
+
+def test_while_no_clip_ends_the_line_tells_what_is_waited_for() -> None:
+    clock = Clock()
+    made = Progress(num_shards=2, source_bytes={"a": 1, "b": 1}, doing="starting Ray", clock=clock)
+    clock.now += 7
+    assert made.line() == "shards 0/2  clips 0  starting Ray (7.0 s)"
+    made.add(Receipt(kind="elsewhere", shard="b"))
+    assert made.line() == "shards 0/2  clips 0  held by another run 1  starting Ray (7.0 s)"
+    made.add(part())
+    assert "held by another run 1  0.14 clips/s" in made.line()
+    made.commit("b")
+    assert made.line().startswith("shards 1/2  clips 1  0.14 clips/s")
 
 
 def test_a_clip_is_rejected_once_however_many_of_its_chunks_are() -> None:
