@@ -92,7 +92,7 @@ def test_no_row_vanishes_in_another_whatever_the_fields_hold(
     path = tmp_path_factory.mktemp("csv") / "t.csv"
     quotes = [match.start() for match in re.finditer(b'"', whole) if match.start() >= body]
     if extra:
-        # Not inside of a row's name, by which it is found again, nor after the last newline, where it is a line of its own.
+        # Not inside of a row's name, by which it is found again, nor after the last newline, where it is its own line.
         places = [match.end() for match in re.finditer(rb"row-\d+.mp4|[^r]", whole[:-1]) if match.start() >= body]
         position = places[which % len(places)]
         path.write_bytes(whole[:position] + b'"' + whole[position:])
