@@ -130,7 +130,7 @@ class Progress:
             return None
         sizes = {name: max(size, 1) for name, size in self.source_bytes.items()}
         under_way = {name: shard.share(sizes[name]) for name, shard in list(self._open.items()) if name in sizes}
-        done = sum(sizes[name] for name in list(self.committed) if name in sizes)
+        done = float(sum(sizes[name] for name in list(self.committed) if name in sizes))
         done += sum(sizes[name] * share for name, share in under_way.items())
         left = sum(sizes.values()) - done
         return (self.clock() - self._first_clip) * left / done if done else None
