@@ -57,8 +57,10 @@ class Decoder:
             except LimitExceededError as error:
                 yield from reject_video(video, error.reason, str(error))
             except StorageError as error:
+                unreachable = _rejection(video, "unreachable", str(error))
+                message = f"{redacted(video.uri)}: {error}"
                 yield Receipt(
-                    kind="fault", shard=video.shard, video=video.video, message=f"{redacted(video.uri)}: {error}"
+                    kind="fault", shard=video.shard, video=video.video, message=message, rejection=unreachable
                 )
             else:
                 yield from self._clips(video, source, guard if strikes else None)
@@ -230,10 +232,14 @@ def reject_video(video: Video, reason: str, message: str, *, verdict: bool = Fal
 
 
 def _reject(video: Video, clip: int, reason: str, message: str, *, verdict: bool = False) -> Receipt:
-    rejection = Rejection(reason=reason, stage="decode", message=message, key=video.key, uri=redacted(video.uri))
+    rejection = _rejection(video, reason, message)
     return Receipt(
         kind="rejection", shard=video.shard, video=video.video, clip=clip, rejection=rejection, verdict=verdict
     )
+
+
+def _rejection(video: Video, reason: str, message: str) -> Rejection:
+    return Rejection(reason=reason, stage="decode", message=message, key=video.key, uri=redacted(video.uri))
 
 
 def _look(

@@ -31,6 +31,7 @@ from pipeline.stop import Stop, every
 from pipeline.storage import Storage
 from pipeline.storage.addresses import redacted
 from pipeline.tally import tally
+from pipeline.unreachable import Unreachable
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,15 @@ class Holder(Protocol):
 class Driver:
     """One run's account of what is left, under way and done."""
 
-    def __init__(self, output: Storage, plan: Plan, echo: Callable[[str], None], echo_seconds: float) -> None:
+    def __init__(
+        self,
+        output: Storage,
+        plan: Plan,
+        echo: Callable[[str], None],
+        echo_seconds: float,
+        *,
+        give_up_after: int | None = None,
+    ) -> None:
         self.run_id = uuid.uuid4().hex[:12]
         self._output = output
         self._echo, self._echo_seconds = echo, echo_seconds
@@ -76,6 +85,7 @@ class Driver:
         self.num_shards = plan.num_shards
         self.done = {shard.name for shard in plan} & plan.done
         """Committed shards of the plan."""
+        self._unreachable = give_up_after and Unreachable(output, give_up_after)
         self._ledger = Ledger()
         self._elsewhere: set[str] = set()
         self._commits: dict[Future[Committed], str] = {}
@@ -129,6 +139,8 @@ class Driver:
         """Tell the ledger what an earlier run staged, and the shard what of that can be read."""
         if not shard.staged:
             return shard
+        if self._unreachable:
+            shard = self._unreachable.recall(shard)
         staged = json.loads(shard.staged)
         for video, clip, chunk, num_chunks in staged["parts"]:
             self._ledger.add(
@@ -160,6 +172,15 @@ class Driver:
             self._count_failure("part", name, receipt.message)
         if complete := self._ledger.add(receipt):
             self._commits[self._committers.submit(commit, complete)] = name
+        if receipt.kind == "fault":
+            self._give_up(receipt, commit)
+
+    def _give_up(self, fault: Receipt, commit: Callable[[CompleteShard], Committed]) -> None:
+        """Reject the video of a fault that was seen in too many runs, if that was asked for."""
+        if self._unreachable and not self._ledger.knows(fault.shard, fault.video):
+            for receipt in self._unreachable.judge(fault):
+                self.progress.add(receipt)
+                self._take(receipt, commit)
 
     def _reap(self, claims: Holder, *, wait: bool = False) -> None:
         for future in [future for future in self._commits if wait or future.done()]:

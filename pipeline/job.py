@@ -91,6 +91,9 @@ class Job:
     retry_rejected: tuple[str, ...] = ()
     """Second chances: try again, as new shards, what was rejected for these reasons (`corrupt,not_found`, or the flag
     several times). The files that are there stay as they are."""
+    give_up_after: int | None = None
+    """Reject a video as `unreachable` when its source (a dead host in a table, say) failed in so many runs. Default:
+    never, its shard stays open. `--retry-rejected unreachable` tries it again. Depends on the network."""
     grace: float = 60.0
     """Seconds to finish what is open after SIGTERM, before exiting with code 75: resume me."""
     dry_run: bool = False
@@ -105,6 +108,8 @@ class Job:
             raise ConfigError(f"--max-rejected must lie in [0, 1], got {self.max_rejected}")
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"--limit must be at least 1, got {self.limit}")
+        if self.give_up_after is not None and self.give_up_after < 1:
+            raise ConfigError(f"--give-up-after must be at least 1 run, got {self.give_up_after}")
         if unknown := sorted(self.retry_reasons - REASONS):
             raise ConfigError(f"--retry-rejected must name reasons among {', '.join(sorted(REASONS))}; got {unknown}")
         if self.retry_rejected and self.limit is not None:

@@ -74,6 +74,13 @@ class Ledger:
                 return None
         return self._complete(receipt.shard, shard)
 
+    def knows(self, shard: str, video: int) -> bool:
+        """Whether anything came of that video already."""
+        known = self._open.get(shard)
+        return known is not None and (
+            video in known.num_clips or any(clip[0] == video for clip in known.parts.keys() | known.rejections.keys())
+        )
+
     def forget(self, shard: str) -> None:
         """The shard is committed: late receipts of retried tasks would otherwise open it again."""
         self._open.pop(shard, None)

@@ -44,6 +44,7 @@ that is not done, and holds a changed object, then fails to be read."""
 _TEMPORARY = TEMPORARY.split("/")[1]
 _PART = re.compile(r"v(\d{6,})\.c(\d{6,})\.k(\d{4,})of(\d{4,})\.part")
 _VERDICT = re.compile(r"v(\d{6,})\.c(\d{6,})\.verdict\.json")
+_FAULTS = re.compile(r"v(\d{6,})\.faults(\d{4,})")
 
 
 class Plan:
@@ -260,11 +261,13 @@ def _list_staged(output: Storage) -> dict[str, str]:
         if shard == _TEMPORARY:
             youngest = max(youngest, entry.mtime)
             continue
-        staged = found.setdefault(shard, {"parts": [], "verdicts": []})
+        staged = found.setdefault(shard, {"parts": [], "verdicts": [], "faults": []})
         if match := _PART.fullmatch(name):
             staged["parts"].append([int(number) for number in match.groups()])
         elif match := _VERDICT.fullmatch(name):
             staged["verdicts"].append([int(number) for number in match.groups()])
+        elif match := _FAULTS.fullmatch(name):
+            staged["faults"].append([int(number) for number in match.groups()])
     if youngest and output.now() - youngest > TEMPORARY_SECONDS:
         found[_TEMPORARY] = {}
     return {shard: json.dumps(staged, separators=(",", ":")) for shard, staged in found.items()}

@@ -42,12 +42,14 @@ Reason = Literal[
     "filtered_max_hold",
     "filtered_static",
     "nonfinite",
+    "unreachable",
     "decode_crashed",
     "decode_timeout",
     "encode_crashed",
     "encode_timeout",
 ]
-"""Why a clip, a whole video, or the rest of a tar was refused. The last four depend on the machine (see guard.py)."""
+"""Why a clip, a whole video, or the rest of a tar was refused. The last four depend on the machine (see guard.py), and
+`unreachable`, given only with --give-up-after, on the network (see unreachable.py)."""
 
 REASONS: frozenset[str] = frozenset(get_args(Reason))
 

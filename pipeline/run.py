@@ -135,7 +135,7 @@ def run(
     encoder = partial(encode, job.vae, spec, threads=threads, largest=largest)
     max_bytes = min(job.clip.max_bytes, MAX_BYTES)
     read = read or partial(read_shard, max_bytes=max_bytes, allow_private=job.allow_private)
-    driver = Driver(output, plan, echo, echo_seconds)
+    driver = Driver(output, plan, echo, echo_seconds, give_up_after=job.give_up_after)
     here: dict[str, Any] = {}
     with Stop(job.grace) as stop:
         if driver.todo:

@@ -38,9 +38,9 @@ REJECTION = Rejection(reason="decode_crashed", stage="decode", message="m", key=
 class Run:
     """A job without Ray: the stages one after the other, the real driver over them."""
 
-    def __init__(self, source: Path, output: Path) -> None:
+    def __init__(self, source: Path, output: Path, **settings: int) -> None:
         self.output = Storage(str(output))
-        self.driver = Driver(self.output, make_plan(self.output, [str(source)]), lambda _: None, 600.0)
+        self.driver = Driver(self.output, make_plan(self.output, [str(source)]), lambda _: None, 600.0, **settings)
         self.encoded = self.passes = self.commits = 0
         self._decoder = Decoder(clip=CLIPS, latent=LATENT, info=VAEInfo(**SPEC.vae), deadline=60)
         self._encoder = Encoder("tiny", SPEC)
