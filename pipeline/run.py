@@ -19,6 +19,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -217,10 +218,19 @@ def _read(
 
 
 def _decode(table: pa.Table, decoder: Decoder, guard: Any) -> Iterator[pa.Table]:
-    if hasattr(os, "SCHED_IDLE"):  # decode tasks outnumber the cores, and an encoder that waits for a core is dear
+    """Decode in a thread that runs when nothing else wants the core. Only the thread, because Ray gives this process
+    other stages, too, and a process that once ran so cannot go back without privileges."""
+    with ThreadPoolExecutor(1, initializer=_yield_to_others) as idle:
+        for record in from_table(table):
+            made = decoder(record, guard) if isinstance(record, Video) else iter([record])
+            while (one := idle.submit(next, made, None).result()) is not None:
+                yield to_table(one)
+
+
+def _yield_to_others() -> None:
+    """Decode tasks outnumber the cores, and an encoder that waits for a core is dear."""
+    if hasattr(os, "SCHED_IDLE"):
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    for record in from_table(table):
-        yield from map(to_table, decoder(record, guard) if isinstance(record, Video) else [record])
 
 
 class _Encode:

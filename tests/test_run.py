@@ -23,11 +23,13 @@ from pipeline.cluster import answer
 from pipeline.decode import DecodedClip, DecodeSpec, iter_clips
 from pipeline.driver import MAX_FAILED_WRITES
 from pipeline.errors import ConfigError, EncoderError, StorageError, VideoError
+from pipeline.guard import Strikes
 from pipeline.job import Job, Workers
 from pipeline.plan import foresee
 from pipeline.preflight import Pools
 from pipeline.records import Chunk, Latent, Receipt, Shard, Video
-from pipeline.run import READ_ATTEMPTS, graph, run
+from pipeline.rows import from_table, to_table
+from pipeline.run import READ_ATTEMPTS, _decode, graph, run
 from pipeline.sources import read_shard
 from pipeline.spec import LatentRule
 from pipeline.storage import Storage
@@ -287,3 +289,23 @@ def test_five_operators_and_none_fused(local_ray: None) -> None:
     operators = [line for line in rows.materialize().stats().splitlines() if line.startswith("Operator")]
     assert len([line for line in operators if "FromItems" not in line]) == 5, operators
     assert not any("->" in line for line in operators), operators
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="the scheduler has no such policy")
+def test_decoding_yields_to_others_and_leaves_its_process_as_it_was() -> None:
+    """Ray gives the process other stages afterwards; without privileges a thread cannot go back to a normal policy."""
+    policies = []
+
+    def decoder(video: Video, _: object) -> Iterator[Receipt]:
+        for clip in range(3):
+            policies.append(os.sched_getscheduler(0))
+            yield Receipt(kind="clips", shard=video.shard, video=video.video, clip=clip)
+
+    video = Video(shard="s", video=0, key="k", uri="u", payload=b"")
+    before = os.sched_getscheduler(0)
+    tables = []
+    for table in _decode(to_table(video), decoder, Strikes()):  # type: ignore[arg-type]
+        tables.append(table)
+        assert os.sched_getscheduler(0) == before
+    assert policies == [os.SCHED_IDLE] * 3
+    assert [record.clip for table in tables for record in from_table(table)] == [0, 1, 2]  # type: ignore[union-attr]
