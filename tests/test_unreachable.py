@@ -1,5 +1,5 @@
-"""Laws of --give-up-after: only a source that failed in so many runs is rejected, once a run counts, and a retry takes it
-up again; without it the shard stays open for ever."""
+"""Laws of --give-up-after: only a source that failed in so many runs is rejected, and a retry takes it up again;
+without the flag its shard stays open for ever."""
 
 from __future__ import annotations
 
