@@ -19,7 +19,7 @@ from typing import Any
 
 from pipeline.clips import ClipRule, PlannedClip, plan_clips
 from pipeline.decode import DecodedClip, DecodeSpec, iter_clips, measure, probe
-from pipeline.errors import LimitExceededError, NotFoundError, StorageError, VideoError
+from pipeline.errors import NotFoundError, StorageError, VideoError
 from pipeline.guard import DiedAloneError, Guard, alone, attempt, deadline, within_memory
 from pipeline.lazy import LazySequence
 from pipeline.records import Chunk, Receipt, Rejection, Video, clip_id
@@ -54,7 +54,7 @@ class Decoder:
                 source, video = self._fetched(video)
             except NotFoundError as error:
                 yield from reject_video(video, "not_found", str(error))
-            except LimitExceededError as error:
+            except VideoError as error:
                 yield from reject_video(video, error.reason, str(error))
             except StorageError as error:
                 unreachable = _rejection(video, "unreachable", str(error))
@@ -80,7 +80,13 @@ class Decoder:
         if video.payload is not None:
             return video.payload, video
         start = time.perf_counter()
-        data = read_object(video.uri, size=video.size, etag=video.etag, max_bytes=self.clip.max_bytes)
+        data = read_object(
+            video.uri,
+            size=video.size,
+            etag=video.etag,
+            max_bytes=self.clip.max_bytes,
+            public_only=video.public_only,
+        )
         return data, replace(video, read_seconds=video.read_seconds + time.perf_counter() - start)
 
     def _clips(self, video: Video, source: bytes | memoryview, guard: Guard | None) -> Iterator[Chunk | Receipt]:

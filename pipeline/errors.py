@@ -19,6 +19,7 @@
        |- HdrError            the picture is HDR, and the policy is to refuse it
        |- TarDamagedError     a tar whose bytes all came, and which does not end as a tar does
        |- LimitExceededError  larger than a stated limit (pixels, duration, frames, bytes)
+       |- UnsafeAddressError  an address that a table may not name, found out when it was opened
        +- FilteredError       refused by a filter that the user asked for
 
 Errors cross process boundaries, so every one pickles: plain string and number arguments only.
@@ -101,6 +102,10 @@ class TarDamagedError(VideoError):
 
 class LimitExceededError(VideoError):
     reason = "limit_exceeded"
+
+
+class UnsafeAddressError(VideoError):
+    reason = "unsafe_uri"
 
 
 class HdrError(VideoError):

@@ -84,6 +84,8 @@ class Job:
     the shards that it belongs to."""
     allow_private: bool = False
     """Let a table name web addresses inside the local network. Refused by default: tables may come from anybody."""
+    allow_local: bool = False
+    """Let a table that lies elsewhere (S3, the web) name files of this machine. Refused by default, as above."""
     max_rejected: float = 1.0
     """Exit with code 3 when more than this fraction of the clips is rejected. What is committed stays."""
     limit: int | None = None
@@ -100,6 +102,9 @@ class Job:
     """Plan, print what would be done, and write nothing."""
 
     def __post_init__(self) -> None:
+        for name in ("source", "retry_rejected"):  # one alone, as from Python: a string is iterated by character
+            if isinstance(given := getattr(self, name), str):
+                object.__setattr__(self, name, (given,))
         if not self.source:
             raise ConfigError("--source must be given at least once")
         if self.shard_size < 1:

@@ -103,6 +103,8 @@ class Video:
     size: int | None = None
     etag: str | None = None
     """As planned; decode refuses another object under the same address."""
+    public_only: bool = False
+    """A table of strangers names `uri`: it may not lead into the local network."""
     caption: str | None = None
     start: Fraction | None = None
     """Seconds after the first frame, from a table."""

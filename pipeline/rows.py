@@ -94,7 +94,7 @@ def from_table(table: pa.Table) -> Iterator[Record]:
 
 
 def _video_meta(video: Video) -> dict[str, Any]:
-    names = ("key", "uri", "size", "etag", "caption", "extra", "only", "staged", "verdicts")
+    names = ("key", "uri", "size", "etag", "public_only", "caption", "extra", "only", "staged", "verdicts")
     times = {name: str(time) for name in ("start", "end") if (time := getattr(video, name)) is not None}
     return {name: getattr(video, name) for name in names} | times
 

@@ -135,7 +135,9 @@ def run(
     threads, largest = job.workers.threads_per_encoder, preflight.largest_clip(job.clip)
     encoder = partial(encode, job.vae, spec, threads=threads, largest=largest)
     max_bytes = min(job.clip.max_bytes, MAX_BYTES)
-    read = read or partial(read_shard, max_bytes=max_bytes, allow_private=job.allow_private)
+    read = read or partial(
+        read_shard, max_bytes=max_bytes, allow_private=job.allow_private, allow_local=job.allow_local
+    )
     driver = Driver(output, plan, echo, echo_seconds, give_up_after=job.give_up_after)
     here: dict[str, Any] = {}
     with Stop(job.grace) as stop:

@@ -156,6 +156,12 @@ def test_pools_that_would_stand_still_are_refused() -> None:
     assert pools(Workers(), 1000, **sizes | {"gpus": 2.0}).encoders == (1, 2)
 
 
+def test_one_source_from_python_may_be_a_string() -> None:
+    job = Job(source="/data/x.tar", output="out", vae="tiny", retry_rejected="corrupt, not_found")  # type: ignore[arg-type]
+    assert job.source == ("/data/x.tar",)
+    assert job.retry_reasons == {"corrupt", "not_found"}
+
+
 def test_the_spec_holds_the_weights_and_never_their_path() -> None:
     spec, info = resolve(Job(source=("a",), output="out", vae="tiny", clip=CLIP))
     assert spec.vae["weights_sha256"] == info.weights_sha256

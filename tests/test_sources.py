@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pipeline.errors import ChangedError, ConfigError, StorageError
+from pipeline.errors import ChangedError, ConfigError, NotFoundError, StorageError
 from pipeline.sources import list_source
 from pipeline.sources.folders import glob_matcher
 from pipeline.sources.samples import VIDEO_SUFFIXES
@@ -188,3 +188,17 @@ def test_an_unreadable_source_is_a_storage_error_and_not_an_empty_one(s3: S3, fa
     faults.add("ListObjectsV2", Status(403, "AccessDenied"), times=10)
     with pytest.raises(StorageError, match="403"):
         list(list_source(s3.uri("x"), shard_size=1))
+
+
+def test_links_that_lead_nowhere_are_left_out_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fill(tmp_path, {"a.mp4": b"", "elsewhere": b""})
+    (tmp_path / "loop.mp4").symlink_to("loop.mp4")
+    (tmp_path / "gone.mp4").symlink_to("nothing")
+    (tmp_path / "link.mp4").symlink_to("elsewhere")
+    assert seen(tmp_path) == [("a.mp4", "video"), ("link.mp4", "video")]
+    assert {name for name in ("loop.mp4", "gone.mp4", "link.mp4") if f"{name} is left out" in caplog.text} == {
+        "loop.mp4",
+        "gone.mp4",
+    }
+    with pytest.raises(NotFoundError, match=r"loop\.mp4"):
+        read_object(str(tmp_path / "loop.mp4"))

@@ -62,8 +62,10 @@ def test_a_table_on_s3_is_the_same_and_its_rows_stay_in_its_bucket(tmp_path: Pat
     local = tmp_path / f"t.{kind}"
     WRITERS[kind](local, [*ROWS, {**ROWS[0], "video": "../../x.mp4"}])
     uri = s3.put(f"lists/t.{kind}", local.read_bytes())
-    expected = [(row["video"], "video") for row in ROWS]
+    # A file of this machine is for a table on this machine to name.
+    expected = [(row["video"], "unsafe_uri" if row["video"] == "/abs/d.mp4" else "video") for row in ROWS]
     assert seen(uri) == [*expected, ("../../x.mp4", "unsafe_uri")]
+    assert seen(uri, allow_local=True) == [*((row["video"], "video") for row in ROWS), ("../../x.mp4", "unsafe_uri")]
     assert videos(uri, 2)[1].uri == s3.uri("other/b c.mp4")
     s3.put(f"lists/t.{kind}", local.read_bytes() + b"\n")
     shards = list(list_source(uri, shard_size=2)) if kind != "parquet" else []
@@ -107,6 +109,21 @@ BAD_ROWS = [
     ({"video": "HTTP://127.0.0.1/a.mp4"}, "unsafe_uri"),
     ({"video": "http://user:pw@127.0.0.1/a.mp4"}, "unsafe_uri"),
     ({"video": "http://:80/"}, "unsafe_uri"),
+    ({"video": "http://[::]/a.mp4"}, "unsafe_uri"),
+    ({"video": "http://[fe80::1]/a.mp4"}, "unsafe_uri"),
+    ({"video": "http://[fd00::1]:80/a.mp4"}, "unsafe_uri"),
+    ({"video": "http://[64:ff9b::7f00:1]/a.mp4"}, "unsafe_uri"),
+    ({"video": "http://[2002:7f00:1::]/a.mp4"}, "unsafe_uri"),
+    ({"video": "http://a.localhost/a.mp4"}, "unsafe_uri"),
+    ({"video": "http://0/a.mp4"}, "unsafe_uri"),
+    ({"video": "http://93.184.216.34"}, "unsafe_uri"),
+    ({"video": "s3://bucket"}, "unsafe_uri"),
+    ({"video": "s3://bucket/x/.."}, "unsafe_uri"),
+    ({"video": "file://relative/a.mp4"}, "unsafe_uri"),
+    ({"video": "file://~nobody/a.mp4"}, "unsafe_uri"),
+    ({"video": ".."}, "video"),
+    ({"video": "http://[2606:4700::1111]/a.mp4"}, "video"),
+    ({"video": "https://[2606:4700::1111]:8443/a::b.mp4"}, "unsafe_uri"),
     ({"video": "http://93.184.216.34/a.mp4"}, "video"),
     ({"video": "gs://bucket/a.mp4"}, "video"),
     ({"video": "a.mp4", "start": "1/3", "end": " 0.5 "}, "video"),

@@ -253,3 +253,19 @@ def test_what_is_staged_travels_with_its_video(tmp_path: Path) -> None:
     found = videos(replace(shard, staged=json.dumps(staged)))
     assert [video.staged for video in found] == [((0, 0),), (), ((1, 0), (1, 1))]
     assert [video.verdicts for video in found] == [(), (), (5,)]
+
+
+def test_a_tar_that_is_rewritten_in_place_gives_no_video_of_two_tars(tmp_path: Path) -> None:
+    old, new = (make_tar([(f"{name}.mp4", digit * 2**21) for name in "abc"]) for digit in (b"1", b"2"))
+    path = tmp_path / "t.tar"
+    path.write_bytes(old)
+    os.utime(path, ns=(0, 0))
+    (shard,) = list_source(str(path), shard_size=64)
+    records = read_shard(shard)
+    first = next(records)
+    with path.open("r+b") as file:
+        file.write(new)
+    assert isinstance(first, Video)
+    assert first.payload == b"1" * 2**21
+    with pytest.raises(ChangedError):
+        next(records)

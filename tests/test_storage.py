@@ -343,3 +343,27 @@ def test_open_uri_splits_at_the_last_slash(tmp_path: Path) -> None:
     assert (storage.uri, path) == ("s3://bucket", "x.tar")
     with pytest.raises(ConfigError, match="not the address of an object"):
         open_uri("s3://bucket")
+
+
+def test_a_file_that_is_rewritten_in_place_while_it_is_read_is_noticed(tmp_path: Path) -> None:
+    """The bytes that were handed on are those of the planned file, though name, inode and size stay the same."""
+    path = tmp_path / "a"
+    path.write_bytes(b"1" * 3_000_000)
+    os.utime(path, ns=(0, 0))
+    planned = Storage(str(tmp_path)).entry("a")
+    with stream(str(path), size=planned.size, etag=planned.etag) as body:
+        assert body.read(1000) == b"1" * 1000
+        with path.open("r+b") as file:
+            file.write(b"2" * 3_000_000)
+        with pytest.raises(ChangedError, match="was written to while it was read"):
+            body.readall()
+
+
+def test_a_file_that_is_replaced_under_its_name_is_read_to_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"1" * 3_000_000)
+    with stream(str(path)) as body:
+        assert body.read(1000) == b"1" * 1000
+        (tmp_path / "b").write_bytes(b"2" * 3_000_000)
+        (tmp_path / "b").replace(path)
+        assert body.readall() == b"1" * 2_999_000

@@ -94,12 +94,15 @@ def list_source(uri: str, *, shard_size: int, planned: Planned | None = None) ->
         )
 
 
-def read_shard(shard: Shard, *, max_bytes: int = MAX_BYTES, allow_private: bool = False) -> Iterator[Video | Receipt]:
+def read_shard(
+    shard: Shard, *, max_bytes: int = MAX_BYTES, allow_private: bool = False, allow_local: bool = False
+) -> Iterator[Video | Receipt]:
     """The videos of a shard in source order, with receipts for the refused ones and at last one for their number.
 
     Args:
         max_bytes: a larger video is the Rejection `limit_exceeded`, and is not held in memory.
         allow_private: let a table name web addresses inside the local network.
+        allow_local: let a table that lies elsewhere name files of this machine.
 
     Raises:
         StorageError: the source could not be read, or is not the planned one (ChangedError). The shard stays open.
@@ -113,7 +116,7 @@ def read_shard(shard: Shard, *, max_bytes: int = MAX_BYTES, allow_private: bool 
         verdicts[video].append(clip)
 
     count = 0
-    samples = _samples(shard, max_bytes=max_bytes, allow_private=allow_private)
+    samples = _samples(shard, max_bytes=max_bytes, allow_private=allow_private, allow_local=allow_local)
     while True:
         started = time.perf_counter()
         sample = next(samples, None)
@@ -131,6 +134,7 @@ def read_shard(shard: Shard, *, max_bytes: int = MAX_BYTES, allow_private: bool 
                 payload=sample.payload,
                 size=sample.size,
                 etag=sample.etag,
+                public_only=sample.public_only,
                 caption=sample.caption,
                 start=sample.start,
                 end=sample.end,
@@ -144,17 +148,17 @@ def read_shard(shard: Shard, *, max_bytes: int = MAX_BYTES, allow_private: bool 
     yield Receipt(kind="videos", shard=shard.name, count=count)
 
 
-def _samples(shard: Shard, *, max_bytes: int, allow_private: bool) -> Iterator[Sample | Rejection]:
+def _samples(shard: Shard, *, max_bytes: int, **allowed: bool) -> Iterator[Sample | Rejection]:
     match shard.kind:
         case "tar":
             return read_tar(shard.uri, size=shard.size, etag=shard.etag, max_bytes=max_bytes)
         case "files":
             return read_files(shard.uri, load_members(shard), max_bytes=max_bytes)
         case "table":
-            return read_table(shard, load_members(shard), allow_private=allow_private)
+            return read_table(shard, load_members(shard), **allowed)
         case "retry":
             before, chosen = load_retry(shard)
-            return only_chosen(_samples(before, max_bytes=max_bytes, allow_private=allow_private), chosen)
+            return only_chosen(_samples(before, max_bytes=max_bytes, **allowed), chosen)
 
 
 def _find(uri: str) -> tuple[str, Iterator[Entry], frozenset[str]]:

@@ -59,6 +59,7 @@ class Sample:
     payload: memoryview | None = None
     size: int | None = None
     etag: str | None = None
+    public_only: bool = False
     caption: str | None = None
     start: Fraction | None = None
     end: Fraction | None = None

@@ -23,7 +23,7 @@ from pipeline.records import Rejection, Shard, shard_name
 from pipeline.sources.samples import Sample, parse_seconds, plain, refuse, suffix_of, take_caption
 from pipeline.sources.text_tables import check_columns, csv_ranges, csv_rows, jsonl_ranges, jsonl_rows
 from pipeline.storage import Entry, open_uri
-from pipeline.storage.addresses import folder_of, joined, redacted, refusal
+from pipeline.storage.addresses import folder_of, joined, redacted, refusal, scheme_of
 from pipeline.storage.range_file import open_parquet
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,9 @@ def table_end(uri: str, entry: Entry) -> int:
     return open_parquet(uri, entry.size, entry.etag).metadata.num_rows if suffix_of(uri) == ".parquet" else entry.size
 
 
-def read_table(shard: Shard, members: dict[str, Any], *, allow_private: bool) -> Iterator[Sample | Rejection]:
+def read_table(
+    shard: Shard, members: dict[str, Any], *, allow_private: bool, allow_local: bool
+) -> Iterator[Sample | Rejection]:
     """The samples of one range, in order; every row is one."""
     start, stop = members["start"], members["stop"]
     rows: Iterator[dict[str, Any] | str]
@@ -77,10 +79,12 @@ def read_table(shard: Shard, members: dict[str, Any], *, allow_private: bool) ->
         if isinstance(row, str):
             yield refuse("bad_row", f"{where}: {row}", key="", uri=shard.uri)
         else:
-            yield _sample(row, folder, where, shard.uri, allow_private=allow_private)
+            yield _sample(row, folder, where, shard.uri, allow_private=allow_private, allow_local=allow_local)
 
 
-def _sample(row: dict[str, Any], folder: str, where: str, table_uri: str, *, allow_private: bool) -> Sample | Rejection:
+def _sample(
+    row: dict[str, Any], folder: str, where: str, table_uri: str, *, allow_private: bool, allow_local: bool
+) -> Sample | Rejection:
     video = row.pop("video", None)
     if not isinstance(video, str) or not video.strip():
         return refuse("bad_row", f"{where}: no video", key="", uri=table_uri)
@@ -95,13 +99,14 @@ def _sample(row: dict[str, Any], folder: str, where: str, table_uri: str, *, all
         return refuse("bad_row", f"{where}: {error}", key=key, uri=table_uri)
     try:
         uri = joined(folder, video)
-        why = refusal(uri, allow_private=allow_private)
+        why = refusal(uri, folder, allow_private=allow_private, allow_local=allow_local)
     except ValueError as error:  # ConfigError is one: credentials in the address, no bucket
         why = str(error)
     if why:
         return refuse("unsafe_uri", f"{where}: {why}", key=key, uri=table_uri)
     caption = take_caption(fields)
-    return Sample(key=key, uri=uri, caption=caption, start=start, end=end, extra=fields)
+    public_only = not allow_private and scheme_of(uri) in ("http", "https")
+    return Sample(key=key, uri=uri, public_only=public_only, caption=caption, start=start, end=end, extra=fields)
 
 
 def _parquet_ranges(uri: str, entry: Entry, shard_size: int, start: int) -> Iterator[tuple[dict[str, Any], int]]:

@@ -14,18 +14,20 @@ from __future__ import annotations
 import io
 import logging
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pipeline.errors import ChangedError, ConfigError, LimitExceededError, NotFoundError, TransientError
+from pipeline.errors import ChangedError, ConfigError, LimitExceededError, NotFoundError, StorageError, TransientError
 from pipeline.storage.addresses import normal_uri, redacted, scheme_of
 from pipeline.storage.local_store import LocalStore
 from pipeline.storage.other_store import OtherStore
 from pipeline.storage.retry import Backoff, retried
 from pipeline.storage.s3_store import S3Store
 from pipeline.storage.store import TEMPORARY, Body, Entry, Store
+from pipeline.storage.web_store import WebStore
 
 __all__ = ["TEMPORARY", "Entry", "Storage", "Stream", "open_uri", "read_object", "stream"]
 
@@ -33,6 +35,11 @@ log = logging.getLogger(__name__)
 
 READ_BYTES = 1 << 20
 """Of one read. Smaller ones cost trips to the client's thread, larger ones memory."""
+
+PATIENCE_SECONDS = 120.0
+LEAST_RATE = 16 << 10
+"""Bytes a second. A stream is given up when it was waited for, in all, longer than PATIENCE_SECONDS and what it brought
+would have taken at this rate: the wait for a server that sends a byte now and then has an end."""
 
 
 class Storage:
@@ -42,8 +49,10 @@ class Storage:
     AccessError, ChangedError, or a plain StorageError when the tries ran out.
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, *, public_only: bool = False) -> None:
+        """`public_only`: of web addresses, reach only those outside of the local network (UnsafeAddressError)."""
         self.uri = normal_uri(uri)
+        self._public_only = public_only
         self._create_only: bool | None = None
 
     def list(self, path: str = "") -> Iterator[Entry]:
@@ -147,6 +156,8 @@ class Storage:
         if scheme == "s3":
             bucket, _, prefix = self.uri.removeprefix("s3://").partition("/")
             return S3Store(bucket, f"{prefix}/" if prefix else "")
+        if scheme in ("http", "https"):
+            return WebStore(self.uri, public_only=self._public_only)
         return OtherStore(self.uri)
 
 
@@ -159,7 +170,7 @@ class Stream(io.RawIOBase):
     Raises:
         ChangedError: the object's size or ETag is not the expected one.
         NotFoundError, AccessError: as the store says.
-        StorageError: it broke off again and again without a byte in between, or ended early.
+        StorageError: it broke off again and again without a byte in between, ended early, or is too slow (LEAST_RATE).
     """
 
     def __init__(
@@ -178,6 +189,7 @@ class Stream(io.RawIOBase):
         self._offset, self._stop = start, stop
         self._body: Body | None = None
         self._backoff = Backoff()
+        self._received, self._waited = 0, 0.0
         self._finished = False
 
     def readable(self) -> bool:
@@ -186,11 +198,14 @@ class Stream(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")
         while view and not self._finished:
+            begin = time.monotonic()
             try:
                 return self._read_some(view)
             except TransientError as error:
                 self._drop()
                 self._backoff.wait(error)
+            finally:
+                self._waited += time.monotonic() - begin
         return 0
 
     def readall(self) -> bytes:
@@ -200,6 +215,11 @@ class Stream(io.RawIOBase):
         return whole.getvalue()
 
     def _read_some(self, view: memoryview) -> int:
+        if self._waited > PATIENCE_SECONDS + self._received / LEAST_RATE:
+            raise StorageError(
+                f"{self._where()}: {self._received} bytes in {self._waited:.0f} s of waiting, slower than {LEAST_RATE} "
+                f"bytes/s after {PATIENCE_SECONDS:g} s"
+            )
         if self._body is None:
             self._connect()
         if self._stop is not None and self._offset >= self._stop:
@@ -210,6 +230,7 @@ class Stream(io.RawIOBase):
             view = view[: self._stop - self._offset]
         count = self._body.readinto(view) or 0
         self._offset += count
+        self._received += count
         if count:
             self._backoff.progress()
         elif self._stop is None:
@@ -256,13 +277,13 @@ class Stream(io.RawIOBase):
         self.close()
 
 
-def open_uri(uri: str) -> tuple[Storage, str]:
+def open_uri(uri: str, *, public_only: bool = False) -> tuple[Storage, str]:
     """The storage that holds the object at `uri`, and the object's path in it."""
     uri = normal_uri(uri)
     head, slash, name = uri.rpartition("/")
     if not name or not slash or head.endswith(":/"):
         raise ConfigError(f"{redacted(uri)} is not the address of an object")
-    return Storage(head or "/"), name
+    return Storage(head or "/", public_only=public_only), name
 
 
 def stream(uri: str, *, size: int | None = None, etag: str | None = None) -> Stream:
@@ -271,15 +292,24 @@ def stream(uri: str, *, size: int | None = None, etag: str | None = None) -> Str
     return storage.stream(path, size=size, etag=etag or "")
 
 
-def read_object(uri: str, *, size: int | None = None, etag: str | None = None, max_bytes: int | None = None) -> bytes:
+def read_object(
+    uri: str,
+    *,
+    size: int | None = None,
+    etag: str | None = None,
+    max_bytes: int | None = None,
+    public_only: bool = False,
+) -> bytes:
     """One whole object.
 
     Raises:
         LimitExceededError: it is larger than `max_bytes`; little more than that was read.
+        UnsafeAddressError: `public_only`, and it leads into the local network, itself or by a redirect.
         StorageError: as `stream`.
     """
     data = bytearray()
-    with stream(uri, size=size, etag=etag) as body:
+    storage, path = open_uri(uri, public_only=public_only)
+    with storage.stream(path, size=size, etag=etag or "") as body:
         while piece := body.read(READ_BYTES):
             data += piece
             if max_bytes is not None and len(data) > max_bytes:

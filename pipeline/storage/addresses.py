@@ -5,15 +5,20 @@ from __future__ import annotations
 import ipaddress
 import os.path
 import posixpath
+import re
 import socket
-from functools import lru_cache
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from pipeline.errors import ConfigError
 
 TABLE_SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "file", "local", "memory", "http", "https")
 """What a table row may name. Not fsspec's chains ("zip::...") nor schemes that reach programs or other machines."""
+
+_Number = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+
+_IPV6_HOST = re.compile(r"\[[0-9A-Fa-f:.]*\]")
 
 
 def scheme_of(uri: str) -> str:
@@ -32,8 +37,8 @@ def normal_uri(uri: str) -> str:
     if not uri or "\0" in uri:
         raise ConfigError(f"a storage address must be a path or a URL, got {uri!r}")
     if scheme in ("", "file", "local"):
-        path = Path(uri.partition("://")[2] if scheme else uri).expanduser()
-        return os.path.abspath(path)  # noqa: PTH100 (resolve() would follow links, and a link is the user's name for it)
+        path = uri.partition("://")[2] if scheme else uri
+        return os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111 (Path: resolve() follows links, which are the user's names; expanduser() raises)
     rest = uri.partition("://")[2]
     if "@" in rest.partition("/")[0]:
         raise ConfigError(f"{scheme}:// address with credentials in it: use the environment or a profile instead")
@@ -54,10 +59,21 @@ def joined(folder: str, reference: str) -> str:
     """`reference` as seen from `folder`: itself if absolute, else below it.
 
     Raises:
-        ValueError: ".." leads out of the bucket, or it is a chain of fsspec's ("zip://a::s3://b").
+        ValueError: ".." leads out of the bucket, it is a chain of fsspec's ("zip://a::s3://b"), or it names no object.
     """
-    if "://" in reference and ("::" in reference.partition("?")[0] or not scheme_of(reference)):
-        raise ValueError(f"{redacted(reference)!r} is not one address")
+    uri = _joined(folder, reference)
+    head, _, name = uri.rpartition("/")
+    if not name or name == ".." or head.endswith(":/"):
+        raise ValueError(f"{redacted(reference)!r} is not the address of an object")
+    return uri
+
+
+def _joined(folder: str, reference: str) -> str:
+    if "://" in reference:
+        if "::" in _IPV6_HOST.sub("", reference.partition("?")[0], count=1) or not scheme_of(reference):
+            raise ValueError(f"{redacted(reference)!r} is not one address")
+        if scheme_of(reference) in ("file", "local") and not reference.partition("://")[2].startswith("/"):
+            raise ValueError(f"{reference!r} is not an absolute path: write file:///folder/name")
     if scheme_of(reference) or reference.startswith("/"):
         return normal_uri(reference)
     scheme = scheme_of(folder)
@@ -70,24 +86,40 @@ def joined(folder: str, reference: str) -> str:
 
 
 def redacted(uri: str) -> str:
-    """`uri` as it may be shown: the query of a web address is often a signature."""
-    if scheme_of(uri) in ("", "file", "local", "s3"):
+    """`uri` as it may be shown: the query of a web address is often a signature, and what stands before "@" a password.
+
+    A password may hold a slash: where something else than a port follows the host, all up to the last "@" goes. Of
+    fragments those go that set something ("#token=..."); others name a member of a tar.
+    """
+    scheme = scheme_of(uri)
+    if scheme in ("", "file", "local", "s3"):
         return uri
-    host, slash, path = uri.partition("://")[2].partition("/")
-    return f"{scheme_of(uri)}://{host.rpartition('@')[2].partition('?')[0]}{slash}{path.partition('?')[0]}"
+    rest = uri.partition("://")[2].partition("?")[0]
+    if scheme in ("http", "https"):
+        rest, mark, fragment = rest.partition("#")
+        rest += mark + fragment if "=" not in fragment else ""
+    host, slash, path = rest.partition("/")
+    port = host.rpartition("]")[2].partition(":")[2]
+    if "@" in host:
+        rest = host.rpartition("@")[2] + slash + path
+    elif port and not port.isdecimal():
+        rest = rest.rpartition("@")[2]
+    return f"{scheme}://{rest}"
 
 
-def refusal(uri: str, *, allow_private: bool) -> str | None:
-    """Why a table may not name this address, or None.
+def refusal(uri: str, folder: str, *, allow_private: bool, allow_local: bool) -> str | None:
+    """Why a table in `folder` may not name this address, or None.
 
-    A table may come from anybody, and the workers stand inside a network: without `allow_private`, web addresses that
-    lead to this machine or its neighbours are refused, by number or by name. A name that answers differently a moment
-    later, or a server that redirects, is not caught: who fears that closes the workers' way out.
+    A table may come from anybody, and the workers stand inside a network. Without `allow_local`, only a table on this
+    machine names files of this machine. Without `allow_private`, web addresses that lead to this machine or its
+    neighbours are refused: by number here, by name when they are opened, with every redirect (see web_store.py).
     """
     scheme = scheme_of(uri)
     if scheme and scheme not in TABLE_SCHEMES:
         return f"scheme {scheme!r} is not one of {', '.join(TABLE_SCHEMES)}"
-    if scheme not in ("http", "https") or allow_private:
+    if not scheme and scheme_of(folder) and not allow_local:
+        return "a file of this machine, named by a table that lies elsewhere (see --allow-local)"
+    if scheme not in ("http", "https"):
         return None
     try:
         parts = urlsplit(uri)
@@ -97,18 +129,31 @@ def refusal(uri: str, *, allow_private: bool) -> str | None:
     if not host:
         return "a web address without a host"
     del port
-    for address in _numbers(host):
-        if not address.is_global or address.is_multicast:
-            return f"{host} is at {address}, inside the local network"
+    if not allow_private and inside_network(host):
+        return f"{host} is inside the local network (see --allow-private)"
     return None
 
 
-@lru_cache(maxsize=1024)
-def _numbers(host: str) -> tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, ...]:
-    """All addresses of a host; none if the name is unknown, which opening it will report as a storage error."""
+def inside_network(host: str) -> bool:
+    """Whether `host` is a number (in any notation) or a name that stands for this machine or one of its neighbours."""
+    name = host.rstrip(".").lower()
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
     try:
-        found = {info[4][0] for info in socket.getaddrinfo(host, None)}
-    except (OSError, UnicodeError):
-        return ()
-    numbers = [ipaddress.ip_address(str(address).partition("%")[0]) for address in found]
-    return tuple(getattr(number, "ipv4_mapped", None) or number for number in numbers)
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    except (OSError, UnicodeError):  # a name like any other
+        return False
+    numbers = (ipaddress.ip_address(str(info[4][0]).partition("%")[0]) for info in found)
+    return any(not inner.is_global or inner.is_multicast for number in numbers for inner in _numbers_in(number))
+
+
+def _numbers_in(number: _Number) -> tuple[_Number, ...]:
+    """A number, or the IPv4 number that it carries."""
+    if isinstance(number, ipaddress.IPv6Address):
+        if number in _NAT64:
+            return (ipaddress.IPv4Address(int(number) & 0xFFFFFFFF),)
+        if inner := number.ipv4_mapped or number.sixtofour:
+            return (inner,)
+        if number.teredo:
+            return number.teredo
+    return (number,)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
+import logging
 import os
 import shutil
 import stat
@@ -12,8 +14,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
-from pipeline.errors import AccessError, NotFoundError, StorageError, TransientError
+from pipeline.errors import AccessError, ChangedError, NotFoundError, StorageError, TransientError
 from pipeline.storage.store import TEMPORARY, Body, Entry
+
+log = logging.getLogger(__name__)
 
 
 class LocalStore:
@@ -40,6 +44,8 @@ class LocalStore:
                 for child in listing:
                     if child.is_dir(follow_symlinks=False):
                         yield f"{folder}{child.name}/"
+                    elif child.is_symlink() and _leads_nowhere(child.path):
+                        log.warning("%s is left out: a link that leads nowhere", child.path)
                     elif child.is_file():
                         yield f"{folder}{child.name}"
         except NotFoundError:
@@ -48,17 +54,29 @@ class LocalStore:
     def head(self, path: str) -> Entry:
         with _translated(path):
             status = self._full(path).stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise NotFoundError(f"{self._full(path)} is not a file")
+        _check_file(self._full(path), status)
         return _entry(path, status)
 
     def open(self, path: str, start: int, stop: int | None, etag: str) -> Body:
         del stop, etag  # the caller stops by itself, and compares the etag with what `Body` says
+        full = self._full(path)
         with _translated(path):
-            file = self._full(path).open("rb", buffering=0)
+            _check_file(full, full.stat())  # to open a device may do something
+            file = io.FileIO(full, opener=_without_waiting)
+            status = os.fstat(file.fileno())
             file.seek(start)
-            entry = _entry(path, os.fstat(file.fileno()))
-        return Body(size=entry.size, etag=entry.etag, readinto=file.readinto, close=file.close)
+        entry = _entry(path, status)
+
+        def readinto(view: memoryview) -> int | None:
+            with _translated(path):
+                count = file.readinto(view)
+                now = _entry(path, os.fstat(file.fileno()))
+            # After the read: what is written in place changes the time first, and then the bytes.
+            if now.etag != entry.etag:
+                raise ChangedError(f"{full} was written to while it was read: {entry.etag} became {now.etag}")
+            return count
+
+        return Body(size=entry.size, etag=entry.etag, readinto=readinto, close=file.close)
 
     def write(self, path: str, data: bytes | Path, *, create: bool) -> bool:
         """Put `data` at `path`. With `create`, return False and leave it alone if something is there."""
@@ -155,6 +173,26 @@ class LocalStore:
         return Path(self.root, path)
 
 
+def _leads_nowhere(link: str) -> bool:
+    try:
+        Path(link).stat()
+    except OSError as error:
+        return error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+    return False
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """For what has become a pipe since the look at it: to open that waits for a writer."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _check_file(full: Path, status: os.stat_result) -> None:
+    kind = stat.S_IFMT(status.st_mode)
+    if kind != stat.S_IFREG:
+        named = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+        raise NotFoundError(f"{full} is {named.get(kind, 'a device')}, not a file")
+
+
 def _entry(path: str, status: os.stat_result) -> Entry:
     # No ETag on a disk: time and size stand in for it, as rsync has it.
     etag = f"{status.st_mtime_ns:x}-{status.st_size:x}"
@@ -190,13 +228,13 @@ def _translated(path: str) -> Iterator[None]:
         yield
     except StorageError:
         raise
-    except (FileNotFoundError, NotADirectoryError) as error:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise NotFoundError(f"{path}: {error.strerror} ({error.filename})") from error
     except PermissionError as error:
         raise AccessError(f"{path}: {error.strerror} ({error.filename})") from error
     except ValueError as error:  # a name with a NUL byte
         raise NotFoundError(f"{path!r}: {error}") from error
     except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
             raise NotFoundError(f"{path}: {error.strerror}") from error
         raise StorageError(f"{path}: {error.strerror or error}") from error

@@ -7,7 +7,6 @@ leaves failed multipart uploads behind and lists or creates buckets on the way.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import uuid
 from collections.abc import Iterable, Iterator
@@ -31,6 +30,7 @@ from botocore.exceptions import (
 from botocore.parsers import ResponseParserError
 
 from pipeline.errors import AccessError, ChangedError, NotFoundError, StorageError, TransientError
+from pipeline.storage.event_loop import fill, finished
 from pipeline.storage.retry import retried
 from pipeline.storage.store import TEMPORARY, Body, Entry, is_at
 
@@ -124,7 +124,7 @@ class S3Store:
 
         def readinto(view: memoryview) -> int:
             with _translated(self.address(path)):
-                return int(_sync(filesystem, _fill(body, view)))
+                return finished(filesystem.loop, fill(body.read, view))
 
         return Body(size=size, etag=_unquoted(found.get("ETag", "")), readinto=readinto, close=body.close)
 
@@ -217,7 +217,9 @@ class S3Store:
 
     def _call(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
         with _translated(f"{method} {self.address(path)}"):
-            answer: dict[str, Any] = _filesystem().call_s3(method, Bucket=self.bucket, **arguments)
+            filesystem = _filesystem()
+            request = filesystem._call_s3(method, Bucket=self.bucket, **arguments)
+            answer: dict[str, Any] = finished(filesystem.loop, request)
         return answer
 
 
@@ -236,27 +238,6 @@ def _filesystem() -> Any:
     )
     filesystem.retries = 1
     return filesystem
-
-
-def _sync(filesystem: Any, coroutine: Any) -> Any:
-    return asyncio.run_coroutine_threadsafe(coroutine, filesystem.loop).result()
-
-
-async def _fill(body: Any, view: memoryview) -> int:
-    """Read until the view is full or the body ends; if it breaks, what came before counts as read."""
-    filled = 0
-    while filled < len(view):
-        try:
-            piece = await body.read(len(view) - filled)
-        except (OSError, aiohttp.ClientError, BotoCoreError):
-            if filled:
-                break  # the next read meets the same end
-            raise
-        if not piece:
-            break
-        view[filled : filled + len(piece)] = piece
-        filled += len(piece)
-    return filled
 
 
 def _pieces(data: bytes | Path) -> Iterator[bytes]:

@@ -1,0 +1,158 @@
+"""A web server as a store: a stream is one GET, which a Range resumes. Listing and writing are fsspec's.
+
+With `public_only`, for addresses that strangers chose, no connection is made to this machine or its neighbours: each
+address that a name stands for is looked at when the name is resolved, and again when the socket is made. Redirects make
+connections like any other, so every hop is held against the same rule.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import aiohttp
+
+from pipeline.errors import (
+    AccessError,
+    ChangedError,
+    NotFoundError,
+    StorageError,
+    TransientError,
+    UnsafeAddressError,
+    VideoError,
+)
+from pipeline.storage.addresses import inside_network, redacted
+from pipeline.storage.event_loop import fill, finished
+from pipeline.storage.other_store import OtherStore
+from pipeline.storage.store import Body
+
+CONNECT_SECONDS = 30.0
+HEADER_SECONDS = 60.0
+"""Until the headers of the answer are there, redirects included."""
+READ_SECONDS = 60.0
+"""Without a byte."""
+
+
+class WebStore(OtherStore):
+    """Objects under `root`, http:// or https://."""
+
+    def __init__(self, root: str, *, public_only: bool) -> None:
+        super().__init__(root)
+        self.public_only = public_only
+
+    def open(self, path: str, start: int, stop: int | None, etag: str) -> Body:
+        del etag  # the caller compares it with what `Body` says
+        address = self.address(path)
+        headers = {"Accept-Encoding": "identity"}
+        if start or stop is not None:
+            headers["Range"] = f"bytes={start}-" + ("" if stop is None else str(stop - 1))
+        filesystem, _ = self._open_root()
+        with _translated(address):
+            response = finished(filesystem.loop, _get(filesystem, address, headers), HEADER_SECONDS)
+        try:
+            _check_status(response.status, redacted(address))
+            if start and response.status != 206:
+                raise StorageError(f"{redacted(address)}: the server ignored the range {headers['Range']}")
+            size = _size(response)
+        except StorageError:
+            filesystem.loop.call_soon_threadsafe(response.close)
+            raise
+
+        def readinto(view: memoryview) -> int:
+            with _translated(address):
+                return finished(filesystem.loop, fill(response.content.read, view))
+
+        def close() -> None:
+            filesystem.loop.call_soon_threadsafe(response.close)
+
+        return Body(size=size, etag=response.headers.get("ETag", "").strip('"'), readinto=readinto, close=close)
+
+    def _open_root(self) -> tuple[Any, str]:
+        from fsspec.implementations.http import HTTPFileSystem
+
+        client = _public_client if self.public_only else _any_client
+        return HTTPFileSystem(get_client=client, use_listings_cache=False), self.root
+
+
+async def _any_client(**options: Any) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(**options)
+
+
+async def _public_client(**options: Any) -> aiohttp.ClientSession:
+    connector = aiohttp.TCPConnector(resolver=_PublicResolver(), socket_factory=_public_socket)
+    return aiohttp.ClientSession(**{**options, "connector": connector, "trust_env": False})
+
+
+class _PublicResolver(aiohttp.ThreadedResolver):
+    """Names whose every address is public."""
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[aiohttp.abc.ResolveResult]:
+        found = await super().resolve(host, port, family)
+        for result in found:
+            _check_public(result["host"], f"{host} is at ")
+        return found
+
+
+def _public_socket(address: Any) -> socket.socket:
+    family, kind, protocol, _, (host, *_) = address
+    _check_public(host, "")
+    return socket.socket(family, kind, protocol)
+
+
+def _check_public(number: str, name: str) -> None:
+    if inside_network(number):
+        raise UnsafeAddressError(f"{name}{number}, inside the local network")
+
+
+async def _get(filesystem: Any, address: str, headers: dict[str, str]) -> aiohttp.ClientResponse:
+    session = await filesystem.set_session()
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS)
+    response: aiohttp.ClientResponse = await session.get(
+        filesystem.encode_url(address), headers=headers, timeout=timeout
+    )
+    return response
+
+
+def _size(response: aiohttp.ClientResponse) -> int | None:
+    """Of the whole object; None if the server does not say."""
+    if response.headers.get("Content-Encoding", "identity") != "identity":
+        return None
+    if response.status == 206:
+        total = response.headers.get("Content-Range", "").rpartition("/")[2]
+        return int(total) if total.isdecimal() else None
+    return response.content_length
+
+
+def _check_status(status: int, where: str) -> None:
+    message = f"{where}: HTTP status {status}"
+    if status in (404, 410):
+        raise NotFoundError(message)
+    if status in (401, 403, 407):
+        raise AccessError(message)
+    if status == 412:
+        raise ChangedError(message)
+    if status in (408, 425, 429) or status >= 500:
+        raise TransientError(message)
+    if status not in (200, 206):
+        raise StorageError(message)
+
+
+@contextlib.contextmanager
+def _translated(address: str) -> Iterator[None]:
+    # Their text may hold a signed address: only their names are shown.
+    try:
+        yield
+    except (StorageError, VideoError):
+        raise
+    except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError, UnicodeError) as error:
+        raise UnsafeAddressError(
+            f"{redacted(address)} is not a web address, or leads to none: {type(error).__name__}"
+        ) from error
+    except aiohttp.TooManyRedirects as error:
+        raise StorageError(f"{redacted(address)}: too many redirects") from error
+    except (aiohttp.ClientError, OSError) as error:
+        raise TransientError(f"{redacted(address)}: {type(error).__name__}") from error
