@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
 
-from pipeline import held
+from pipeline import held, too_short
 from pipeline.clip_rule import ClipRule, exact
 from pipeline.decode import DecodeSpec, Timeline, VideoInfo
 from pipeline.errors import ClipTooShortError, FilteredError, LimitExceededError, VideoError
@@ -98,7 +98,7 @@ def plan_clips(
     num_frames = shape[0]
     if room is not None and room < num_frames:
         if rule.short == "reject" or room == 0:
-            raise ClipTooShortError(f"{room} frames fit, a clip has {num_frames}")
+            raise ClipTooShortError(too_short.message(room, num_frames, rule.rate))
         if rule.short == "trim":
             fitting = accepted(room)
             if fitting is None or fitting < 1:

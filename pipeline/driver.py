@@ -238,6 +238,7 @@ class Driver:
             latents=counts.latents,
             rejected=counts.rejected,
             latent_bytes=counts.latent_bytes,
+            too_short=counts.too_short,
             stopped=stopped,
             parts_staged=self.progress.parts,
             wall_seconds=self.progress.elapsed,

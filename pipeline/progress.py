@@ -164,6 +164,10 @@ class Summary:
     rejected: dict[str, int]
     """By reason."""
     latent_bytes: int
+    too_short: dict[int, int] = field(default_factory=dict)
+    """Clips that were too short, by the number of frames that fit."""
+    hint: str = ""
+    """How many of them a smaller number of frames would admit."""
     stopped: bool = False
     """The run was asked to stop before it was through."""
     parts_staged: int = 0
@@ -188,6 +192,8 @@ class Summary:
             ("rejected", str(sum(self.rejected.values()))),
             *((f"  {reason}", str(n)) for reason, n in sorted(self.rejected.items())),
         ]
+        if self.hint:
+            rows.append(("  hint", f"of the clips that are too_short, {self.hint}"))
         if self.wall_seconds:
             busy = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in self.busy_seconds.items())
             rows += [("this run", f"{duration(self.wall_seconds)}, {self.parts_staged} chunks encoded"), ("busy", busy)]

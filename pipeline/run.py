@@ -20,6 +20,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -28,7 +29,7 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 
-from pipeline import preflight, runs
+from pipeline import preflight, runs, too_short
 from pipeline.chunks import Decode, Decoder
 from pipeline.claims import Claims, Owner
 from pipeline.cluster import Remote, RemoteStrikes, answer, check_local, one_by_one, ray_for
@@ -151,6 +152,8 @@ def run(
         with stop.limited():
             seal(output, sorted(plan.done | driver.done))
         summary = driver.finish(stopped=stop.asked)
+        if not job.clip.buckets:
+            summary = replace(summary, hint=too_short.hint(summary.too_short, lambda n: info.nearest(n)[0]))
         runs.record(output, driver.run_id, spec.digest, here, summary, job=job, began=began)
     return summary
 

@@ -15,8 +15,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import shard_file
-from pipeline.errors import NotFoundError
+from pipeline.errors import ClipTooShortError, NotFoundError
 from pipeline.storage import Storage
+from pipeline.too_short import num_fitting
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -36,6 +37,8 @@ class Tally:
     latent_bytes: int
     rejected: dict[str, int]
     """By reason."""
+    too_short: dict[int, int]
+    """Of those that are too short: clips by the number of frames that fit, where it is known."""
 
     @property
     def planned(self) -> int:
@@ -48,13 +51,16 @@ def tally(output: Storage, shards: Iterable[str], superseded: Mapping[str, set[T
     of: a clip counts once."""
     latents = latent_bytes = 0
     rejected: Counter[str] = Counter()
-    for rows, num_bytes, reasons in in_parallel(
+    too_short: Counter[int] = Counter()
+    for rows, num_bytes, rejections in in_parallel(
         lambda shard: _count(output, shard, superseded.get(shard, set())), shards
     ):
         latents += rows
         latent_bytes += num_bytes
-        rejected.update(reasons)
-    return Tally(latents=latents, latent_bytes=latent_bytes, rejected=dict(rejected))
+        rejected.update(rejection["reason"] for rejection in rejections)
+        short = [rejection["message"] for rejection in rejections if rejection["reason"] == ClipTooShortError.reason]
+        too_short.update(fitting for message in short if (fitting := num_fitting(message)) is not None)
+    return Tally(latents=latents, latent_bytes=latent_bytes, rejected=dict(rejected), too_short=dict(too_short))
 
 
 def in_parallel(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
@@ -65,7 +71,7 @@ def in_parallel(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
             yield from pool.map(function, batch)
 
 
-def _count(output: Storage, shard: str, superseded: set[Target]) -> tuple[int, int, list[str]]:
+def _count(output: Storage, shard: str, superseded: set[Target]) -> tuple[int, int, list[dict[str, Any]]]:
     try:
         index = pq.read_table(io.BytesIO(output.read(f"index/{shard}.parquet")), columns=["byte_length"])
     except NotFoundError:  # committed this moment, or by a run that was killed just then: the data file is the truth
@@ -73,8 +79,8 @@ def _count(output: Storage, shard: str, superseded: set[Target]) -> tuple[int, i
         index, rejections = shard_file.index_of(data, shard), shard_file.footer_of(data)[1]["rejections"]
     else:
         rejections = _rejections(output, shard)
-    reasons = [rejection["reason"] for rejection in rejections if target(rejection) not in superseded]
-    return len(index), pc.sum(index["byte_length"]).as_py() or 0, reasons
+    standing = [rejection for rejection in rejections if target(rejection) not in superseded]
+    return len(index), pc.sum(index["byte_length"]).as_py() or 0, standing
 
 
 def _rejections(output: Storage, shard: str) -> list[dict[str, Any]]:

@@ -127,7 +127,7 @@ def test_the_grid_lies_within_start_and_end() -> None:
     assert clips[-1].spec.target(3) < 2
     assert len(plan(rule, end=Fraction(99))) == len(plan(rule))
     assert starts(plan(replace(rule, clips="first"), start=Fraction(3))) == [3]
-    with pytest.raises(ClipTooShortError, match="2 frames fit"):
+    with pytest.raises(ClipTooShortError, match="2 frames fit at 8 frames a second, a clip has 4"):
         plan(rule, start=Fraction(0), end=Fraction(1, 4))
     with pytest.raises(ClipTooShortError, match="holds no frame"):
         plan(rule, start=Fraction(11))
@@ -147,7 +147,7 @@ def test_the_end_is_exclusive(fps: str) -> None:
 def test_short_videos_are_refused_padded_or_trimmed() -> None:
     rule = ClipRule(num_frames=49)
     short = 120
-    with pytest.raises(ClipTooShortError, match="39 frames fit, a clip has 49"):
+    with pytest.raises(ClipTooShortError, match="39 frames fit at 8 frames a second, a clip has 49"):
         plan(rule, short)
     (padded,) = plan(replace(rule, short="pad"), short)
     assert (padded.num_frames, padded.spec.short) == (49, "pad_last")

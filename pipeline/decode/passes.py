@@ -13,6 +13,7 @@ from fractions import Fraction
 from itertools import chain, pairwise
 from typing import Any
 
+from pipeline import too_short
 from pipeline.decode.builder import ClipBuilder
 from pipeline.decode.clip import DecodedClip, DecodeStats
 from pipeline.decode.lineup import Lineup
@@ -231,7 +232,8 @@ class _Pass:
         elif spec.short == "truncate" and builder.num_done:
             builder.finish(self._stats())
         else:
-            builder.fail(ClipTooShortError(f"the video ends {short}"))
+            fitting, wanted = spec.offset + builder.num_done, spec.offset + spec.num_frames
+            builder.fail(ClipTooShortError(too_short.message(fitting, wanted, spec.fps, f"the video ends {at}")))
 
     def _measured(self) -> Timeline:
         if self.timeline is None:
