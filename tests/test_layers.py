@@ -1,15 +1,22 @@
-"""Law: tests -> jobs -> pipeline -> vae, never upward; Ray in run.py and jobs only, PyAV in pipeline/decode only."""
+"""Law: tests -> jobs -> pipeline -> {vae, latentmill}, never upward; Ray and PyAV in few places only."""
 
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 
-FORBIDDEN = {"vae": {"pipeline", "jobs", "tests", "ray", "av"}, "pipeline": {"jobs", "tests"}, "jobs": {"tests"}}
+FORBIDDEN = {
+    "latentmill": {"vae", "pipeline", "jobs", "tests", "ray", "av"},
+    "vae": {"latentmill", "pipeline", "jobs", "tests", "ray", "av"},
+    "pipeline": {"jobs", "tests"},
+    "jobs": {"tests"},
+}
 
 
 def imports(path: Path) -> set[str]:
@@ -45,3 +52,11 @@ def test_workers_start_without_torch() -> None:
     light = ["pipeline/run.py", "pipeline/chunks.py", "pipeline/driver.py", "pipeline/preflight.py", "vae/info.py"]
     top = {path: [n for n in ast.parse((ROOT / path).read_text()).body if isinstance(n, ast.Import)] for path in light}
     assert not [path for path, nodes in top.items() if any(a.name == "torch" for node in nodes for a in node.names)]
+
+
+def test_reading_starts_without_torch_and_never_loads_the_pipeline() -> None:
+    """What a training process imports: opening an output needs no torch, and nothing of the stream."""
+    heavy = ["ray", "av", "vae", "pipeline", "jobs", "torch"]
+    check = f"import sys, latentmill; latentmill.open; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, cwd=ROOT, timeout=100)
+    assert done.stdout.strip() == "[]", done.stderr

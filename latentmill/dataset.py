@@ -1,0 +1,409 @@
+"""LatentDataset: the committed rows of an output as a map-style dataset for torch.
+
+    latents = latentmill.open("s3://latents/v1")
+    latents = latents.where(pc.field("height") == 480)
+    latents[7]          # {"latent": Tensor[C, T', H', W'], "id": str, "key": str, "caption": str | None, ...}
+
+Every method that narrows or changes what rows hold returns another dataset; nothing is read for it but the index. The
+order of the rows is that of the output: by shard, then as in the source.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from copy import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.dataset
+
+from latentmill import format
+from latentmill.errors import EmptySelectionError, NotFoundError, OpenError
+from latentmill.files import Files
+from latentmill.index_build import default_cache, open_index
+from latentmill.index_file import BATCH_ROWS, FILE, SHAPE, ColumnFile, IndexFile
+from latentmill.order import bucket_name
+from latentmill.range_cache import RangeCache
+from latentmill.ranges import Range, RangeReader
+from latentmill.shared_array import SharedArray
+
+if TYPE_CHECKING:
+    from latentmill.join import Join, Table
+    from latentmill.loader import Loader
+    from latentmill.tensors import Sample
+
+ROW_COLUMNS = ("id", "key", "caption", "num_frames", "height", "width", "fps", "start_sec", "end_sec")
+"""What a row holds beside the latent, unless `columns` or `select` say otherwise."""
+
+Draw = Literal["sample", "mean", "moments"]
+
+
+def open(
+    uri: str | os.PathLike[str],
+    *,
+    storage_options: dict[str, Any] | None = None,
+    columns: Sequence[str] | None = None,
+    index: str | os.PathLike[str] | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    cache_bytes: int = 0,
+    concurrency: int | None = None,
+    verify: bool = True,
+    damaged: Literal["raise", "skip"] = "raise",
+) -> LatentDataset:
+    """Open an output of `latentmill encode` as it is committed now. Later rows appear when it is opened again.
+
+    Args:
+        uri: the output: a local path, `s3://`, or any fsspec URL.
+        storage_options: what fsspec takes for the URL, such as `{"profile": "train"}`. Left out: the standard chain.
+        columns: the columns of the index to have, in filters and in rows. None: all but the widest for filters, and
+            `ROW_COLUMNS` in rows.
+        index: path or URL of rows saved with `save_index`: these, whatever was committed since.
+        cache: a folder on a local disk for the index and for `cache_bytes`; None: $LATENTMILL_CACHE, or a folder of
+            this user in the folder for temporary files.
+        cache_bytes: keep this many bytes of latents in the cache, the least recently used go first. For remote outputs.
+        concurrency: reads that each process has under way at once. None: 4 for a local disk, 32 otherwise.
+        verify: compare each latent with its checksum.
+        damaged: a row whose bytes are wrong raises DamagedRowError, or it is left out of its batch, and the batch
+            names it in "damaged".
+
+    Raises:
+        OpenError: not an output, a newer format, a missing file, an unknown column.
+        AccessError: no valid credentials, or they do not suffice.
+        StorageError: storage failed, after retries.
+    """
+    if damaged not in ("raise", "skip"):
+        raise ValueError(f"damaged must be 'raise' or 'skip', got {damaged!r}")
+    files = Files(uri, storage_options)
+    spec = _spec(files)
+    folder = Path(cache) if cache else default_cache()
+    opened = open_index(files, columns, folder, os.fspath(index) if index else None)
+    if concurrency is None:
+        concurrency = 4 if files.root else 32
+    ranges = RangeCache(folder / "ranges", cache_bytes, files.uri) if cache_bytes and not files.root else None
+    reader = RangeReader(files, concurrency=concurrency, verify=verify, cache=ranges)
+    names = ROW_COLUMNS if columns is None else tuple(dict.fromkeys(("id", *columns)))
+    hidden = (*format.INDEX_COLUMNS.names, "latent_shape", "latent_dtype", "latent_crc32")
+    shown = tuple(name for name in names if name in opened.schema.names and (columns is not None or name not in hidden))
+    return LatentDataset(opened, reader, spec, shown, folder, damaged)
+
+
+class LatentDataset:
+    """Rows of an output. Made by `open`; pickles into workers, which map the same index and read by themselves."""
+
+    def __init__(
+        self,
+        index: IndexFile,
+        reader: RangeReader,
+        spec: dict[str, Any],
+        columns: tuple[str, ...],
+        cache: Path,
+        damaged: str = "raise",
+    ) -> None:
+        self._index = index
+        self._reader = reader
+        self._cache = cache
+        self._rows: SharedArray | None = None  # the rows of the index that are selected; None: all
+        self.spec = spec
+        """All that decided what stands in the output, as `spec.json` has it."""
+        self.columns = columns
+        """What a row holds beside "latent"."""
+        self.damaged = damaged
+        self.joins: dict[str, Join] = {}
+        """What was joined, by name."""
+        self.is_unscaled = False
+        self._draw: Draw | None = None
+        self._lists: frozenset[str] | None = None
+        self._buckets: list[tuple[str, tuple[int, ...], SharedArray | None, int]] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_waiting"}
+
+    def __len__(self) -> int:
+        return self._index.num_rows if self._rows is None else len(self._rows.values)
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{'x'.join(map(str, shape))}: {count}" for shape, count in self.shapes.items())
+        return f"<LatentDataset of {len(self)} rows, {shapes}>"
+
+    def __getitem__(self, position: int) -> Sample:
+        """Read one row: {"latent": Tensor[C, T', H', W'], and `columns`}.
+
+        Raises:
+            IndexError: no such position.
+            DamagedRowError: its bytes are not what was written.
+        """
+        from latentmill.tensors import read_batch
+
+        position = range(len(self))[position]
+        return read_batch(self, [position], "raise")[0]
+
+    def __getitems__(self, positions: Sequence[int]) -> list[Sample]:
+        """Read the rows of a batch at once, as torch's DataLoader asks for them. `collate` makes one batch of them."""
+        from latentmill.tensors import read_ahead
+
+        return read_ahead(self, positions)
+
+    @property
+    def digest(self) -> str:
+        """Of the selected rows: ids, shapes and checksums, in their order. Equal on two ranks: they have equal rows."""
+        if self._rows is None:
+            return self._index.digest
+        rows = np.ascontiguousarray(self._rows.values, "<i8")
+        return hashlib.blake2b(self._index.digest.encode() + rows.tobytes(), digest_size=16).hexdigest()
+
+    @property
+    def shapes(self) -> dict[tuple[int, ...], int]:
+        """How many rows there are of each latent shape (C, T', H', W'), as stored."""
+        counts: Counter[tuple[int, ...]] = Counter()
+        for _, shape, _, count in self.buckets:
+            counts[shape] += count
+        return dict(counts)
+
+    @property
+    def buckets(self) -> list[tuple[str, tuple[int, ...], SharedArray | None, int]]:
+        """(name, shape, positions in the dataset, how many) of each shape, sorted; positions None: all of them."""
+        if self._buckets is None:
+            codes = self._index.columns.whole(SHAPE)
+            if self._rows is not None:
+                codes = codes[self._rows.values]
+            counts = np.bincount(codes, minlength=len(self._index.shapes))
+            found = sorted((shape, dtype, code) for code, (dtype, shape) in enumerate(self._index.shapes))
+            self._buckets = [
+                (
+                    bucket_name(dtype, shape),
+                    shape,
+                    None if counts[code] == len(codes) else SharedArray.of(_where(codes == code), self._cache),
+                    int(counts[code]),
+                )
+                for shape, dtype, code in found
+                if counts[code]
+            ]
+        return self._buckets
+
+    @property
+    def stored_posterior(self) -> str:
+        """What the output holds: "mean", "sample" (one seeded draw), or "moments" (mean and log-variance)."""
+        return str(self.spec["latent"]["posterior"])
+
+    @property
+    def draw(self) -> str:
+        """What a row's latent is: as `posterior` chose, "sample" for stored moments, else as stored."""
+        return self._draw or ("sample" if self.stored_posterior == "moments" else self.stored_posterior)
+
+    def posterior(self, draw: Draw) -> LatentDataset:
+        """Choose what becomes of stored moments.
+
+        Args:
+            draw: "sample": mean + std * noise, another draw in each epoch, fixed by (seed, epoch, id); "mean"; both are
+                scaled as the Spec says. "moments": mean and log-variance stacked on channels, [2C, T', H', W'], as
+                stored, unscaled.
+
+        Raises:
+            OpenError: the output holds no moments, and something else than what it holds is asked for.
+        """
+        if draw not in ("sample", "mean", "moments"):
+            raise OpenError(f"posterior must be 'sample', 'mean' or 'moments', got {draw!r}")
+        if self.stored_posterior not in ("moments", draw):
+            raise OpenError(
+                f"posterior {draw!r} needs an output of --posterior moments; this one holds {self.stored_posterior!r}"
+            )
+        return self._with(_draw=draw)
+
+    def unscaled(self) -> LatentDataset:
+        """Undo the scaling of the Spec: latents as the VAE gives and takes them, z = latent / scale + shift."""
+        return self._with(is_unscaled=True)
+
+    def select(self, columns: Sequence[str]) -> LatentDataset:
+        """Choose what rows hold beside the latent and the id.
+
+        Raises:
+            OpenError: a column that was not opened.
+        """
+        names = tuple(dict.fromkeys(("id", *columns)))
+        self._check_columns(names)
+        return self._with(columns=names)
+
+    def where(self, expression: pa.dataset.Expression) -> LatentDataset:
+        """Keep the rows for which an expression over the columns of the index is true: `pc.field("height") == 480`.
+
+        Raises:
+            EmptySelectionError: it keeps no row.
+            OpenError: it names a column that was not opened, or compares what cannot be compared.
+        """
+        kept = []
+        for number in range(self._index.columns.num_batches):
+            batch = self._whole_batch(number)
+            try:
+                scanner = pa.dataset.Scanner.from_batches([batch], schema=batch.schema, columns={"keep": expression})
+                mask = scanner.to_table()["keep"].combine_chunks()
+                mask = mask.chunk(0) if isinstance(mask, pa.ChunkedArray) else mask
+                kept.append(_where(mask.fill_null(False).to_numpy(zero_copy_only=False)) + number * BATCH_ROWS)
+            except (pa.ArrowException, ValueError, TypeError, AttributeError) as error:
+                names = ", ".join(batch.schema.names)
+                reason = str(error).partition(" in id: ")[0]  # Arrow goes on with its schema
+                raise OpenError(f"cannot filter by {expression}: {reason}. Columns: {names}") from error
+        rows = np.concatenate(kept)
+        if self._rows is not None:
+            rows = np.intersect1d(rows, self._rows.values, assume_unique=True)
+        if not len(rows):
+            raise EmptySelectionError(f"no row of {len(self)} is kept by {expression}")
+        return self._of_rows(rows)
+
+    def join(
+        self,
+        name: str,
+        table: Table,
+        *,
+        on: str = "id",
+        missing: Literal["raise", "drop", "null"] = "raise",
+        **options: Any,
+    ) -> LatentDataset:
+        """Add the columns of another Parquet table, found by id: captions, scores, embeddings. See `latentmill.join`.
+
+        Args:
+            name: begins the names of the new columns: "text" and a column "score" give "text_score".
+            table: path or URL of a Parquet file or of a folder of them, or a pyarrow.Table.
+            on: the column that both have. Many rows may share one value of it here, but not in the table.
+            missing: a row without a partner raises OpenError, is dropped, or has None in the new columns.
+            options: `storage_options` of the table.
+        """
+        from latentmill.join import join
+
+        return join(self, name, table, on=on, missing=missing, **options)
+
+    def loader(self, **options: Any) -> Loader:
+        """Batches for training, by rank, in an order that resumes: see `latentmill.Loader` for the options."""
+        from latentmill.loader import Loader
+
+        return Loader(self, **options)
+
+    def to_arrow(self) -> pa.Table:
+        """The index of these rows: every column that was opened, and `file`, `byte_offset`, `byte_length`."""
+        table = pa.Table.from_batches([self._whole_batch(i) for i in range(self._index.columns.num_batches)])
+        return table if self._rows is None else table.take(pa.array(self._rows.values))
+
+    def save_index(self, path: str | os.PathLike[str]) -> None:
+        """Write the rows as a Parquet file for `open(..., index=path)`: every rank and every later run has these rows,
+        whatever is committed meanwhile."""
+        table = self.to_arrow()
+        names = [name for name in table.column_names if not any(name in join.columns for join in self.joins.values())]
+        fields = [(name, pa.string() if name == "file" else table.schema.field(name).type) for name in names]
+        pa.parquet.write_table(table.select(names).cast(pa.schema(fields)), os.fspath(path), compression="zstd")
+
+    def rows(self, positions: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The rows of the index at these positions."""
+        chosen = np.asarray(positions, np.int64)
+        return chosen if self._rows is None else np.asarray(self._rows.values[chosen], np.int64)
+
+    def facts(self, positions: Sequence[int]) -> dict[str, list[Any]]:
+        """Values of `columns` at these positions; nothing but the index is read."""
+        rows = self.rows(positions)
+        return {name: self._home(name)[0].values(name, rows) for name in self.columns}
+
+    def ranges(self, positions: Sequence[int]) -> tuple[list[Range], list[tuple[str, tuple[int, ...]]]]:
+        """Where the latents at these positions stand, and the (dtype, shape) of each."""
+        rows, columns = self.rows(positions), self._index.columns
+        codes, files = columns.numbers(SHAPE, rows), columns.numbers(FILE, rows)
+        starts, lengths = columns.numbers("byte_offset", rows), columns.numbers("byte_length", rows)
+        checksums, ids = columns.numbers("latent_crc32", rows), columns.values("id", rows)
+        ranges = [
+            Range(self._index.files[int(file)].as_py(), int(start), int(length), int(crc32), id_)
+            for file, start, length, crc32, id_ in zip(files, starts, lengths, checksums, ids, strict=True)
+        ]
+        return ranges, [self._index.shapes[code] for code in codes]
+
+    @property
+    def reader(self) -> RangeReader:
+        return self._reader
+
+    @property
+    def cache(self) -> Path:
+        """The folder for local copies."""
+        return self._cache
+
+    @property
+    def index(self) -> IndexFile:
+        return self._index
+
+    @property
+    def list_columns(self) -> frozenset[str]:
+        """Columns of a row that stay lists in a batch: all but numbers, and whole numbers with gaps."""
+        if self._lists is None:
+            lists = {name for join in self.joins.values() for name in join.varying}
+            for name in self.columns:
+                file, nulls = self._home(name)
+                type_ = file.schema.field(name).type
+                whole = (pa.types.is_integer(type_) or pa.types.is_boolean(type_)) and not nulls.get(name)
+                if not whole and not pa.types.is_floating(type_):
+                    lists.add(name)
+            self._lists = frozenset(lists)
+        return self._lists
+
+    def _whole_batch(self, number: int) -> pa.RecordBatch:
+        batch = self._index.batch(number)
+        columns = {name: batch.column(name) for name in batch.schema.names}
+        for join in self.joins.values():
+            columns |= join.batch(number)
+        return pa.RecordBatch.from_pydict(columns)
+
+    def _home(self, name: str) -> tuple[ColumnFile, dict[str, int]]:
+        """The file that holds a column, and how many values are missing in its columns."""
+        for join in self.joins.values():
+            if name in join.columns:
+                return join.file, join.nulls
+        return self._index.columns, self._index.nulls
+
+    def _check_columns(self, names: Sequence[str]) -> None:
+        joined = [name for join in self.joins.values() for name in join.columns]
+        known = [*self._index.columns.schema.names, *joined]
+        if unknown := [name for name in names if name not in known or name.startswith("_")]:
+            shown = ", ".join(name for name in known if not name.startswith("_"))
+            raise OpenError(
+                f"column {unknown[0]!r} was not opened; there are {shown}; others: open(..., columns=[...])"
+            )
+
+    def _of_rows(self, rows: npt.NDArray[np.int64]) -> LatentDataset:
+        kind = np.uint32 if self._index.num_rows < 1 << 32 else np.int64
+        return self._with(_rows=SharedArray.of(rows.astype(kind), self._cache), _buckets=None)
+
+    def _with(self, **changes: Any) -> LatentDataset:
+        changed = copy(self)
+        changed.__dict__.update({"_lists": None} | changes)
+        changed.__dict__.pop("_waiting", None)
+        return changed
+
+
+def _where(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    return np.flatnonzero(mask).astype(np.int64)
+
+
+def _spec(files: Files) -> dict[str, Any]:
+    """The Spec of an output: spec.json, or where that is missing the footer of a data file."""
+    try:
+        text: bytes | str = files.read(format.SPEC_PATH)
+    except NotFoundError:
+        names = [path for path in files.list(format.DATA) if path.endswith(".parquet")]
+        if not names:
+            raise OpenError(f"{files.uri} is not an output of latentmill: it has no {format.SPEC_PATH}") from None
+        try:
+            with files.open(names[0]) as source:
+                text = format.footer_of(source)[0]
+        except (pa.ArrowException, KeyError):
+            raise OpenError(f"{files.uri} is not an output of latentmill: {names[0]} has no Spec") from None
+    try:
+        spec: dict[str, Any] = json.loads(text)
+        version = spec["format_version"]
+        spec["vae"]["scale"], spec["vae"]["shift"], spec["latent"]["posterior"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise OpenError(f"{files.uri}: {format.SPEC_PATH} is not a Spec: {error!r}") from error
+    if version not in format.READABLE_VERSIONS:
+        known = ", ".join(map(str, format.READABLE_VERSIONS))
+        raise OpenError(f"{files.uri} has format version {version}, this latentmill reads {known}: install a newer one")
+    return spec

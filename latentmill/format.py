@@ -1,0 +1,120 @@
+"""The format of an output: its names, types and places, which `pipeline` writes and this package reads.
+
+OUTPUT/
+  spec.json                                   all that decides what stands in data/
+  data/<shard>.parquet                        rows of SCHEMA. EXISTS = DONE
+  data/<shard>.<shape>.<sha256[:12]>.npy      format npy: the latents of one shape
+  index/<shard>.parquet                       every column but the bytes, plus INDEX_COLUMNS; may be missing
+  index.parquet                               those of all shards, sorted by shard; may lag
+"""
+
+from __future__ import annotations
+
+import json
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+FORMAT_VERSION = 1
+"""Raised by any change that alters bytes under `data/` for the same source."""
+
+READABLE_VERSIONS = (1,)
+"""Format versions that this package reads."""
+
+DTYPES: dict[str, np.dtype[Any]] = {"bfloat16": np.dtype("<u2"), "float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
+"""Stored dtypes as numpy sees them; numpy has no bfloat16, so its bits are uint16."""
+
+SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("latent", pa.large_binary()),  # null with format npy
+        pa.field("latent_shape", pa.list_(pa.field("element", pa.int32(), nullable=False)), nullable=False),
+        pa.field("latent_dtype", pa.string(), nullable=False),
+        pa.field("latent_crc32", pa.uint32(), nullable=False),
+        pa.field("npy_file", pa.string()),
+        pa.field("npy_row", pa.int32()),
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("caption", pa.string()),
+        pa.field("source_uri", pa.string(), nullable=False),
+        pa.field("video_index", pa.int32(), nullable=False),
+        pa.field("clip_index", pa.int32(), nullable=False),
+        pa.field("start_sec", pa.float64(), nullable=False),
+        pa.field("end_sec", pa.float64()),
+        pa.field("fps", pa.float64()),
+        pa.field("num_frames", pa.int32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("timestamps_sec", pa.list_(pa.field("element", pa.float64(), nullable=False)), nullable=False),
+        pa.field("num_duplicates", pa.int32(), nullable=False),
+        pa.field("longest_hold_sec", pa.float64(), nullable=False),
+        pa.field("num_repaired", pa.int32(), nullable=False),
+        pa.field("source_json", pa.string(), nullable=False),
+        pa.field("extra_json", pa.string(), nullable=False),
+    ]
+)
+"""The rows of a data file."""
+
+INDEX_COLUMNS = pa.schema(
+    [pa.field("file", pa.string()), pa.field("byte_offset", pa.int64()), pa.field("byte_length", pa.int64())]
+)
+"""What an index has in place of the bytes: the file under the output, and where in it they stand."""
+
+FOOTER_SPEC = "latentmill.spec"
+FOOTER_SHARD = "latentmill.shard"
+
+SPEC_PATH = "spec.json"
+SEAL_PATH = "index.parquet"
+DATA = "data/"
+INDEX = "index/"
+
+
+def data_path(shard: str) -> str:
+    """Where the data file of a shard stands, under the output. It exists = the shard is done."""
+    return f"{DATA}{shard}.parquet"
+
+
+def index_path(shard: str) -> str:
+    """Where the index of a shard stands, under the output."""
+    return f"{INDEX}{shard}.parquet"
+
+
+def npy_path(shard: str, shape: tuple[int, ...], sha256: str) -> str:
+    """Where the latents of one shape of a shard stand, under the output."""
+    return f"{DATA}{shard}.{'x'.join(map(str, shape))}.{sha256[:12]}.npy"
+
+
+def shard_of(path: str) -> str:
+    """The shard that a file of data/ or index/ belongs to: the name of a shard has no dot."""
+    return path.rpartition("/")[2].partition(".")[0]
+
+
+def index_of(source: IO[bytes], shard: str, npy_header_bytes: int = 128) -> pa.Table:
+    """Return the index of a data file: SCHEMA without the latent, then INDEX_COLUMNS.
+
+    Offsets are read from the Parquet footer, not computed from the layout.
+    """
+    file = pq.ParquetFile(source)
+    table = file.read(columns=[name for name in file.schema_arrow.names if name != "latent"])
+    column = file.schema_arrow.get_field_index("latent")
+    names, offsets, lengths = [], [], []
+    for i, row in enumerate(table.select(["npy_file", "npy_row", "latent_shape", "latent_dtype"]).to_pylist()):
+        length = int(np.prod(row["latent_shape"])) * DTYPES[row["latent_dtype"]].itemsize
+        if row["npy_file"] is None:
+            chunk = file.metadata.row_group(i).column(column)  # every list has one leaf: positions agree
+            names.append(data_path(shard))
+            offsets.append(chunk.data_page_offset + chunk.total_compressed_size - length)
+        else:
+            names.append(row["npy_file"])
+            offsets.append(npy_header_bytes + row["npy_row"] * length)
+        lengths.append(length)
+    for field, values in zip(INDEX_COLUMNS, (names, offsets, lengths), strict=True):
+        table = table.append_column(field.name, pa.array(values, field.type))
+    return table.replace_schema_metadata(None)
+
+
+def footer_of(source: IO[bytes]) -> tuple[str, dict[str, Any]]:
+    """Return (Spec as canonical JSON, {"shard", "planned", "rejections"}) of a data file."""
+    metadata = pq.ParquetFile(source).metadata.metadata
+    return metadata[FOOTER_SPEC.encode()].decode(), json.loads(metadata[FOOTER_SHARD.encode()])

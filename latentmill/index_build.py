@@ -1,0 +1,353 @@
+"""Open the index of an output as it is committed now: read it, check it, and leave it as an IndexFile in the cache.
+
+The truth is the list of `data/`. `index.parquet` is a fast way to most rows; what it lacks comes from `index/`, and a
+data file without an index there is asked itself. Rows are sorted by shard, so one set of shards gives one order,
+however it was read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import io
+import json
+import os
+import shutil
+import tempfile
+import time
+import uuid
+from bisect import bisect
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from latentmill import format
+from latentmill.errors import NotFoundError, OpenError, ReadError
+from latentmill.files import Entry, Files
+from latentmill.index_file import BATCH_ROWS, FILE, SHAPE, IndexFile, write_columns
+
+NEEDED = ("id", "latent_shape", "latent_dtype", "latent_crc32", "file", "byte_offset", "byte_length")
+"""Columns that every index has, whatever is asked for."""
+WIDE = ("source_uri", "timestamps_sec", "source_json", "extra_json", "npy_file", "npy_row")
+"""Columns that are left out unless they are asked for: with ten million rows they are gigabytes."""
+
+KEPT_SECONDS = 30 * 86400
+"""An index in the cache that nobody opened for this long is deleted."""
+
+LAYOUT = 1
+"""Version of what IndexFile reads; a change makes new files in the cache."""
+
+
+class _GrownError(Exception):
+    """The output was sealed with shards that were committed after it was listed: list it again."""
+
+
+def open_index(files: Files, columns: Sequence[str] | None, cache: Path, index: str | None = None) -> IndexFile:
+    """Return the index of the output at `files`.
+
+    Args:
+        columns: those to have beside NEEDED; None: all that the index has, but WIDE.
+        cache: a folder on a local disk.
+        index: path or URL of a Parquet file with the rows to use, in place of what is committed now.
+    """
+    while True:
+        with contextlib.suppress(_GrownError):
+            return _open_listed(files, columns, cache, index)
+
+
+def _open_listed(files: Files, columns: Sequence[str] | None, cache: Path, index: str | None) -> IndexFile:
+    listed = files.list(format.DATA)
+    names = sorted(columns) if columns is not None else None
+    key = json.dumps([LAYOUT, files.uri, sorted(listed.items()), names, index and _digest_of_file(index)])
+    folder = cache / f"index-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
+    with contextlib.suppress(OSError):
+        return _opened(folder)
+    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _one_at_a_time(folder.with_suffix(".lock")):
+        with contextlib.suppress(OSError):
+            return _opened(folder)
+        _sweep(cache)
+        building = Path(tempfile.mkdtemp(prefix=f"building-{uuid.uuid4().hex}-", dir=cache))
+        try:
+            _build(files, listed, columns, building, index)
+            with contextlib.suppress(OSError):  # another process was faster
+                building.rename(folder)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+        return _opened(folder)
+
+
+def default_cache() -> Path:
+    """$LATENTMILL_CACHE, or a folder of this user's own in the folder for temporary files."""
+    if place := os.environ.get("LATENTMILL_CACHE"):
+        return Path(place)
+    folder = Path(tempfile.gettempdir()) / f"latentmill-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid() or folder.is_symlink():
+        raise OpenError(f"{folder} belongs to somebody else: set LATENTMILL_CACHE to a folder of your own")
+    return folder
+
+
+def _opened(folder: Path) -> IndexFile:
+    index = IndexFile(folder)
+    os.utime(folder)
+    return index
+
+
+@contextlib.contextmanager
+def _one_at_a_time(path: Path) -> Iterator[None]:
+    """Let one process of this machine build while the others wait. The kernel lets go when a process dies; where a
+    disk cannot lock, several build the same."""
+    with path.open("w") as file:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _sweep(cache: Path) -> None:
+    for path in cache.iterdir():
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > KEPT_SECONDS and path.name.startswith(("index-", "building-")):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _build(
+    files: Files, listed: dict[str, Entry], columns: Sequence[str] | None, folder: Path, index: str | None
+) -> None:
+    shards = [format.shard_of(path) for path in listed if path.endswith(".parquet")]
+    source = _Committed(files, shards, columns, folder)
+    tables = source.pinned(index) if index else source.tables()
+    first = next(tables, None)
+    if first is None:
+        raise OpenError(f"{files.uri} holds no committed row yet")
+    coder = _Coder(files, listed)
+    coded = map(coder.coded, _chain(first, tables))
+    head = next(coded)
+    num_rows = write_columns(folder / "rows.arrow", head.schema, _chain(head, coded))
+    if not num_rows:
+        raise OpenError(f"{files.uri} holds no committed row yet: every clip of its {len(shards)} shards was rejected")
+    names = pa.table({"file": pa.array(list(coder.files), pa.string())}).combine_chunks()
+    with pa.OSFile(str(folder / "files.arrow"), "wb") as sink, pa.ipc.new_file(sink, names.schema) as writer:
+        writer.write_batch(names.to_batches()[0])
+    facts = {"digest": coder.digest, "num_rows": num_rows, "shapes": list(coder.shapes), "nulls": coder.nulls}
+    (folder / "facts.json").write_text(json.dumps(facts))
+    (folder / "parquet").unlink(missing_ok=True)
+
+
+class _Committed:
+    """The rows of an output, table by table, sorted by shard."""
+
+    def __init__(self, files: Files, shards: list[str], columns: Sequence[str] | None, folder: Path) -> None:
+        self._files = files
+        self._shards = sorted(shards)
+        self._asked = columns
+        self._folder = folder
+
+    def tables(self) -> Iterator[pa.Table]:
+        """The sealed rows, and those of the shards that the seal lacks in between."""
+        sealed = self._sealed()
+        starts = _starts(sealed) if sealed else {}
+        if list(starts) != sorted(starts):
+            sealed, starts = None, {}
+        if gone := set(starts) - set(self._shards):
+            name = format.data_path(min(gone))
+            if name in self._files.list(format.DATA):
+                raise _GrownError
+            raise OpenError(f"{self._files.uri}: {format.SEAL_PATH} has rows of {name}, which is not there")
+        missing = [shard for shard in self._shards if shard not in starts]
+        extra = iter(_in_order(self._of_shard, missing))
+        names, places = list(starts), [*starts.values(), sealed.metadata.num_rows if sealed else 0]
+        at = [places[bisect(names, shard)] for shard in missing]
+        position = 0
+        for table in _batches(sealed, self._columns(sealed.schema_arrow)) if sealed else ():
+            begin, stop = position, position + len(table)
+            while at and at[0] < stop:
+                yield table.slice(position - begin, at[0] - position)
+                position = at.pop(0)
+                yield next(extra)
+            yield table.slice(position - begin)
+            position = stop
+        yield from extra
+
+    def pinned(self, uri: str) -> Iterator[pa.Table]:
+        """The rows of a file that somebody saved."""
+        place, _, name = uri.rpartition("/")
+        with Files(place or ".").open(name) as source:
+            file = pq.ParquetFile(source)
+            yield from _batches(file, self._columns(file.schema_arrow))
+
+    def _sealed(self) -> pq.ParquetFile | None:
+        try:
+            path = self._files.download(format.SEAL_PATH, self._folder / "parquet")
+            return pq.ParquetFile(path, read_dictionary=["file", "latent_dtype"])
+        except (NotFoundError, FileNotFoundError):
+            return None
+        except pa.ArrowException as error:
+            raise OpenError(f"{self._files.address(format.SEAL_PATH)} is not an index: {error}") from error
+
+    def _of_shard(self, shard: str) -> pa.Table:
+        try:
+            table = pq.read_table(io.BytesIO(self._files.read(format.index_path(shard))))
+        except (NotFoundError, pa.ArrowException):  # committed this moment, or its maker died before it was derived
+            with self._files.open(format.data_path(shard)) as source:
+                table = format.index_of(source, shard)
+        return table.select(self._columns(table.schema))
+
+    def _columns(self, schema: pa.Schema) -> list[str]:
+        if lacking := [name for name in NEEDED if name not in schema.names]:
+            raise OpenError(f"{self._files.uri}: an index without the column {lacking[0]!r} is not one of latentmill")
+        if self._asked is None:
+            return [name for name in schema.names if name not in WIDE]
+        if unknown := sorted(set(self._asked) - set(schema.names)):
+            raise OpenError(f"{self._files.uri} has no column {unknown[0]!r}; it has {', '.join(schema.names)}")
+        return [name for name in schema.names if name in NEEDED or name in self._asked]
+
+
+class _Coder:
+    """Turns tables of an index into those of an IndexFile, checks each row, and digests them all."""
+
+    def __init__(self, files: Files, listed: dict[str, Entry]) -> None:
+        self._place = files.uri
+        self._listed = listed
+        self.files: dict[str, int] = {}
+        self.shapes: dict[tuple[str, tuple[int, ...]], int] = {}
+        self.nulls: dict[str, int] = {}
+        self._digests = [hashlib.blake2b(digest_size=16) for _ in range(3)]
+
+    @property
+    def digest(self) -> str:
+        """Of the rows so far."""
+        shapes = json.dumps(list(self.shapes))
+        return hashlib.blake2b(
+            b"".join(one.digest() for one in self._digests) + shapes.encode(), digest_size=16
+        ).hexdigest()
+
+    def coded(self, table: pa.Table) -> pa.Table:
+        """The same rows with codes in place of file, shape and dtype."""
+        table = table.combine_chunks()
+        shapes = self._shape_codes(table)
+        codes = pa.array(self._file_codes(table), pa.int32())
+        for digest, values in zip(self._digests, (None, table["latent_crc32"].to_numpy(), shapes), strict=True):
+            digest.update(_text_bytes(table["id"]) if values is None else np.ascontiguousarray(values).tobytes())
+        hidden = ("file", "latent_shape", "latent_dtype")
+        columns = {name: table[name] for name in table.column_names if name not in hidden}
+        for name, column in columns.items():
+            self.nulls[name] = self.nulls.get(name, 0) + column.null_count
+        return pa.table(columns | {FILE: codes, SHAPE: pa.array(shapes)})
+
+    def _file_codes(self, table: pa.Table) -> npt.NDArray[np.int32]:
+        column = table["file"]
+        if not pa.types.is_dictionary(column.type):
+            column = column.dictionary_encode()
+        parts = [np.empty(0, np.int32)]
+        for chunk in column.chunks:
+            lookup = [self._file_code(name) for name in chunk.dictionary.to_pylist()]
+            parts.append(np.array(lookup, np.int32)[chunk.indices.to_numpy()])
+        return np.concatenate(parts)
+
+    def _file_code(self, name: str) -> int:
+        if name not in self.files and name not in self._listed:
+            raise OpenError(f"{self._place}: the index has rows of {name}, which is not there")
+        return self.files.setdefault(name, len(self.files))
+
+    def _shape_codes(self, table: pa.Table) -> npt.NDArray[np.int16]:
+        dtype = table["latent_dtype"]
+        if pa.types.is_dictionary(dtype.type):
+            dtype = dtype.cast(pa.string())
+        if not len(table):
+            return np.empty(0, np.int16)
+        found, lengths = _runs(table["latent_shape"]), table["byte_length"].to_numpy()
+        kinds = dtype.dictionary_encode().combine_chunks()
+        kinds = kinds.chunk(0) if isinstance(kinds, pa.ChunkedArray) else kinds
+        keys = kinds.indices.to_numpy().astype(np.int64) * len(found[0]) + found[1]
+        values, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+        codes = np.empty(len(values), np.int16)
+        for i in np.argsort(first):  # a shape gets its code where it appears first, wherever the tables are cut
+            value = values[i]
+            name, shape = kinds.dictionary[value // len(found[0])].as_py(), found[0][value % len(found[0])]
+            if name not in format.DTYPES:
+                raise OpenError(f"{self._place}: dtype {name!r} is not one of {', '.join(format.DTYPES)}")
+            size = int(np.prod(shape)) * format.DTYPES[name].itemsize
+            if (lengths[inverse == i] != size).any():
+                raise OpenError(f"{self._place}: a latent {shape} of {name} has {size} bytes, the index says otherwise")
+            codes[i] = self.shapes.setdefault((name, shape), len(self.shapes))
+        return codes[inverse]
+
+
+def _runs(shapes: pa.ChunkedArray) -> tuple[list[tuple[int, ...]], npt.NDArray[np.int64]]:
+    """(distinct shapes, which of them each row has)"""
+    array = shapes.combine_chunks()
+    array = array.chunk(0) if isinstance(array, pa.ChunkedArray) else array
+    ranks = array.value_lengths().to_numpy()
+    values = array.flatten().to_numpy().astype(np.int64)
+    if (ranks == 4).all() and values.size and values.max() < 1 << 15:
+        keys = values.reshape(-1, 4) @ np.array([1 << 45, 1 << 30, 1 << 15, 1])
+        _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+        return [tuple(int(n) for n in values[4 * i : 4 * i + 4]) for i in first], inverse
+    places: dict[tuple[int, ...], int] = {}
+    codes = [places.setdefault(tuple(shape), len(places)) for shape in array.to_pylist()]
+    return list(places), np.array(codes, np.int64)
+
+
+def _starts(file: pq.ParquetFile) -> dict[str, int]:
+    """At which row each shard of a sealed index begins. A shard that comes twice is moved to where it came last."""
+    starts: dict[str, int] = {}
+    position, last = 0, None
+    for batch in file.iter_batches(BATCH_ROWS, columns=["file"]):
+        column = batch.column(0)
+        names = [format.shard_of(name) for name in column.dictionary.to_pylist()]
+        codes = column.indices.to_numpy()
+        for i in (0, *(np.flatnonzero(np.diff(codes)) + 1)) if len(codes) else ():
+            if (shard := names[codes[i]]) != last:
+                starts.pop(shard, None)
+                starts[shard] = position + int(i)
+            last = shard
+        position += len(codes)
+    return starts
+
+
+def _batches(file: pq.ParquetFile, columns: list[str]) -> Iterator[pa.Table]:
+    for batch in file.iter_batches(BATCH_ROWS, columns=columns):
+        yield pa.Table.from_batches([batch])
+
+
+def _in_order(read: Any, shards: list[str]) -> Iterator[pa.Table]:
+    """`read` of each shard, 32 at a time, in order."""
+    with ThreadPoolExecutor(32) as pool:
+        waiting = iter(shards)
+        under_way = [pool.submit(read, shard) for shard in islice(waiting, 64)]
+        while under_way:
+            yield under_way.pop(0).result()
+            under_way += [pool.submit(read, shard) for shard in islice(waiting, 1)]
+
+
+def _text_bytes(column: pa.ChunkedArray) -> bytes:
+    """All texts of a column, one after the other."""
+    parts = []
+    for chunk in column.chunks:
+        _, offsets, data = chunk.buffers()
+        if len(chunk) and data:
+            begins = np.frombuffer(offsets, np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
+            parts.append(data[int(begins[0]) : int(begins[-1])].to_pybytes())
+    return b"".join(parts)
+
+
+def _chain(first: pa.Table, rest: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    yield first
+    yield from rest
+
+
+def _digest_of_file(uri: str) -> str:
+    place, _, name = uri.rpartition("/")
+    try:
+        return hashlib.sha256(Files(place or ".").read(name)).hexdigest()
+    except ReadError as error:
+        raise OpenError(f"index={uri}: {error}") from error

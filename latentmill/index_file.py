@@ -1,0 +1,144 @@
+"""The index of an output as a folder of local files that every process on a machine maps into its memory.
+
+    rows.arrow     Arrow IPC: record batches of BATCH_ROWS rows each, the last one shorter
+    files.arrow    Arrow IPC: the names that the column `_file` counts
+    facts.json     {"digest", "num_rows", "shapes", "nulls"}
+
+Ten million rows cost a process next to no memory of its own: what it touches is the page cache, which all share.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+BATCH_ROWS = 1 << 16
+
+FILE, SHAPE = "_file", "_shape"
+"""Columns that count: places in files.arrow, and in the shapes of facts.json."""
+
+Rows = npt.NDArray[np.int64]
+
+
+class ColumnFile:
+    """Columns of a table in one mapped Arrow file. A row is found by its number, in constant time. Pickles by path."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        self.schema: pa.Schema = self._reader.schema
+        self.num_batches: int = self._reader.num_record_batches
+        self._batches: dict[int, pa.RecordBatch] = {}
+
+    def __getstate__(self) -> Path:
+        return self.path
+
+    def __setstate__(self, path: Path) -> None:
+        self.__init__(path)  # type: ignore[misc]
+
+    def batch(self, number: int) -> pa.RecordBatch:
+        """Rows BATCH_ROWS * number and on; nothing is copied."""
+        if (batch := self._batches.get(number)) is None:
+            batch = self._batches[number] = self._reader.get_batch(number)
+        return batch
+
+    def numbers(self, column: str, rows: Sequence[int] | Rows) -> npt.NDArray[Any]:
+        """The values of a numeric column without nulls at some rows."""
+        views: dict[int, npt.NDArray[Any]] = {}
+        picked = []
+        for row in rows:
+            number, at = divmod(int(row), BATCH_ROWS)
+            if number not in views:
+                views[number] = self.batch(number).column(column).to_numpy(zero_copy_only=True)
+            picked.append(views[number][at])
+        return np.array(picked)
+
+    def values(self, column: str, rows: Sequence[int] | Rows) -> list[Any]:
+        """The values of any column at some rows, as Python objects."""
+        places = (divmod(int(row), BATCH_ROWS) for row in rows)
+        return [self.batch(number).column(column)[at].as_py() for number, at in places]
+
+    def whole(self, column: str) -> npt.NDArray[Any]:
+        """A numeric column without nulls, copied."""
+        parts = [self.batch(i).column(column).to_numpy(zero_copy_only=True) for i in range(self.num_batches)]
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+
+def write_columns(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> int:
+    """Write tables as one column file; return the number of rows. Holds a few batches in memory."""
+    num_rows = 0
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        for batch in _evenly(tables):
+            writer.write_batch(batch)
+            num_rows += batch.num_rows
+    return num_rows
+
+
+def _evenly(tables: Iterable[pa.Table]) -> Iterator[pa.RecordBatch]:
+    """The same rows, cut every BATCH_ROWS."""
+    pending: list[pa.Table] = []
+    num_rows = 0
+    for table in tables:
+        pending.append(table)
+        num_rows += len(table)
+        if num_rows >= BATCH_ROWS:
+            whole = pa.concat_tables(pending)
+            even = num_rows - num_rows % BATCH_ROWS
+            for start in range(0, even, BATCH_ROWS):
+                yield whole.slice(start, BATCH_ROWS).combine_chunks().to_batches()[0]
+            pending, num_rows = [whole.slice(even)], num_rows - even
+    if num_rows:
+        yield pa.concat_tables(pending).combine_chunks().to_batches()[0]
+
+
+class IndexFile:
+    """An opened index."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        facts = json.loads((folder / "facts.json").read_text())
+        self.digest: str = facts["digest"]
+        """Of the ids, shapes and checksums of all rows in their order, and not of where they stand."""
+        self.num_rows: int = facts["num_rows"]
+        self.shapes: list[tuple[str, tuple[int, ...]]] = [(dtype, tuple(shape)) for dtype, shape in facts["shapes"]]
+        """(dtype, shape) of a latent; the column `_shape` counts them."""
+        self.nulls: dict[str, int] = facts["nulls"]
+        """How many values of a column are missing."""
+        self.columns = ColumnFile(folder / "rows.arrow")
+        self._files = pa.ipc.open_file(pa.memory_map(str(folder / "files.arrow")))
+        self.files: pa.Array = self._files.get_batch(0).column(0)
+
+    def __getstate__(self) -> Path:
+        return self.folder
+
+    def __setstate__(self, folder: Path) -> None:
+        self.__init__(folder)  # type: ignore[misc]
+
+    def batch(self, number: int) -> pa.RecordBatch:
+        """A record batch for people and filters: names and shapes in place of the columns that count."""
+        batch = self.columns.batch(number)
+        shapes = pa.array([list(shape) for _, shape in self.shapes], pa.list_(pa.int32()))
+        dtypes = pa.array([dtype for dtype, _ in self.shapes], pa.string())
+        columns = {name: batch.column(name) for name in batch.schema.names if name not in (FILE, SHAPE)}
+        columns["latent_shape"] = shapes.take(batch.column(SHAPE))
+        columns["latent_dtype"] = dtypes.take(batch.column(SHAPE))
+        columns["file"] = pa.DictionaryArray.from_arrays(batch.column(FILE), self.files)
+        return pa.RecordBatch.from_pydict(columns)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Of the batches."""
+        hidden = [self.columns.schema.get_field_index(name) for name in (FILE, SHAPE)]
+        fields = [field for i, field in enumerate(self.columns.schema) if i not in hidden]
+        shown = {
+            "latent_shape": pa.list_(pa.int32()),
+            "latent_dtype": pa.string(),
+            "file": pa.dictionary(pa.int32(), pa.string()),
+        }
+        return pa.schema([*fields, *(pa.field(name, type_) for name, type_ in shown.items())])

@@ -1,0 +1,306 @@
+"""Join another Parquet table to the rows of an output: captions, scores, embeddings.
+
+    latents.join("text", "s3://embeddings/t5", on="id")
+
+Columns become `<name>_<column>`. Two kinds:
+
+    values    numbers, texts and small lists are copied next to the index and read from there
+    tensors   a binary column `x` with `x_shape` and `x_dtype` (and `x_crc32`) beside it, written as an output's latents
+              are: uncompressed, one row a row group, one value a page. It stays where it is, and is read by ranges
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from latentmill import format
+from latentmill.errors import EmptySelectionError, OpenError
+from latentmill.files import Files
+from latentmill.index_file import BATCH_ROWS, ColumnFile, write_columns
+from latentmill.ranges import Range, RangeReader
+
+if TYPE_CHECKING:
+    from latentmill.dataset import LatentDataset
+
+Table = str | Path | Any
+"""A path, a URL or a pyarrow.Table."""
+Missing = Literal["raise", "drop", "null"]
+Kind = tuple[str, tuple[int, ...]]
+
+VALUE_BYTES = 64 << 10
+"""A value that is larger in the mean must be a tensor, so that it can stay where it is."""
+
+_PARTS = ("file", "start", "length", "shape", "dtype", "crc32")
+
+
+class Join:
+    """A joined table: values and places of tensors for each row of the index. Pickles by path."""
+
+    def __init__(self, folder: Path, reader: RangeReader | None) -> None:
+        self.folder = folder
+        self._reader = reader
+        facts = json.loads((folder / "facts.json").read_text())
+        self.columns: list[str] = facts["columns"]
+        """Columns of values."""
+        self.tensors: list[str] = facts["tensors"]
+        self.varying: list[str] = facts["varying"]
+        """Tensors whose shape is not the same in all rows, or which some rows lack: lists in a batch."""
+        self.nulls: dict[str, int] = facts["nulls"]
+        self.file = ColumnFile(folder / "rows.arrow")
+
+    def __getstate__(self) -> tuple[Path, RangeReader | None]:
+        return self.folder, self._reader
+
+    def __setstate__(self, state: tuple[Path, RangeReader | None]) -> None:
+        self.__init__(*state)  # type: ignore[misc]
+
+    @property
+    def reader(self) -> RangeReader:
+        assert self._reader
+        return self._reader
+
+    def batch(self, number: int) -> dict[str, pa.Array]:
+        """The columns of values of a batch of the index."""
+        batch = self.file.batch(number)
+        return {name: batch.column(name) for name in self.columns}
+
+    def ranges(
+        self, rows: Sequence[int] | npt.NDArray[np.int64]
+    ) -> dict[str, tuple[list[Range | None], list[Kind | None]]]:
+        """Of each tensor column: where the value of each row stands, and its (dtype, shape); None: it has none."""
+        found: dict[str, tuple[list[Range | None], list[Kind | None]]] = {}
+        for name in self.tensors:
+            ranges: list[Range | None] = []
+            kinds: list[Kind | None] = []
+            for place, row in zip(self.file.values(f"_{name}", rows), rows, strict=True):
+                if place is None:
+                    ranges.append(None)
+                    kinds.append(None)
+                else:
+                    file, start, length, shape, dtype, crc32 = (place[part] for part in _PARTS)
+                    ranges.append(Range(file, start, length, crc32, f"{name} of row {row}"))
+                    kinds.append((dtype, tuple(shape)))
+            found[name] = ranges, kinds
+        return found
+
+
+def join(
+    dataset: LatentDataset,
+    name: str,
+    table: Table,
+    *,
+    on: str,
+    missing: Missing,
+    storage_options: dict[str, Any] | None = None,
+) -> LatentDataset:
+    """See `LatentDataset.join`."""
+    if not name.isidentifier() or name in dataset.joins:
+        raise OpenError(f"a join needs a name of its own that is an identifier, got {name!r}")
+    if missing not in ("raise", "drop", "null"):
+        raise OpenError(f"missing must be 'raise', 'drop' or 'null', got {missing!r}")
+    source = _Source(table, storage_options)
+    theirs = source.table(on)
+    places = _partners(dataset, theirs, on)
+    selected = dataset.rows(np.arange(len(dataset)))
+    alone = selected[places[selected] < 0]
+    if len(alone) and missing == "raise":
+        values = dataset.index.columns.values(on, alone[:3])
+        raise OpenError(
+            f"{source.label} has no row for {len(alone)} of {len(dataset)}, such as {on} = {values}; "
+            "missing='drop' leaves them out, 'null' keeps them"
+        )
+    made = _write(dataset, name, theirs, places, on, source)
+    reader = RangeReader(source.files, concurrency=4 if source.files.root else 32) if source.files else None
+    joined = dataset._with(joins=dataset.joins | {name: Join(made, reader)})
+    joined = joined._with(columns=(*dataset.columns, *joined.joins[name].columns))
+    if len(alone) and missing == "drop":
+        kept = selected[places[selected] >= 0]
+        if not len(kept):
+            raise EmptySelectionError(f"{source.label} has no row for any of {len(dataset)}")
+        joined = joined._of_rows(kept)
+    return joined
+
+
+class _Source:
+    """The table to join: in memory, one file, or a folder of files."""
+
+    def __init__(self, table: Table, storage_options: dict[str, Any] | None) -> None:
+        self.files: Files | None = None
+        self._given: pa.Table | None = None
+        self._names: list[str] = []
+        self.label = "the table"
+        if isinstance(table, pa.Table):
+            self._given = table
+            return
+        self.label = str(table).rstrip("/")
+        place, _, last = self.label.rpartition("/")
+        if last.endswith(".parquet"):
+            self.files, self._names = Files(place or ".", storage_options), [last]
+        else:
+            self.files = Files(self.label, storage_options)
+            self._names = [path for path in self.files.list("") if path.endswith(".parquet")]
+            if not self._names:
+                raise OpenError(f"{self.label} holds no Parquet file")
+
+    def table(self, on: str) -> pa.Table:
+        """All rows; a tensor is replaced by its place, a struct of _PARTS in the column `_<name>`."""
+        if self._given is not None:
+            tables = [self._given]
+        else:
+            assert self.files
+            tables = [self._placed(name) for name in self._names]
+        whole = pa.concat_tables(tables, promote_options="default")
+        if on not in whole.column_names:
+            raise OpenError(f"{self.label} has no column {on!r}; it has {', '.join(whole.column_names)}")
+        for column in whole.column_names:
+            if column != on and len(whole) and whole[column].nbytes / len(whole) > VALUE_BYTES:
+                raise OpenError(
+                    f"{self.label}: column {column!r} has {whole[column].nbytes // len(whole)} bytes a row, more than "
+                    f"{VALUE_BYTES}: write it as a tensor ({column}, {column}_shape, {column}_dtype; uncompressed, one "
+                    "row a row group)"
+                )
+        return whole
+
+    def _placed(self, name: str) -> pa.Table:
+        assert self.files
+        try:
+            with self.files.open(name) as source:
+                file = pq.ParquetFile(source)
+                names = file.schema_arrow.names
+                tensors = [n for n in names if {f"{n}_shape", f"{n}_dtype"} <= set(names) and _is_binary(file, n)]
+                hidden = {f"{n}{suffix}" for n in tensors for suffix in ("", "_shape", "_dtype", "_crc32")}
+                table = file.read(columns=[n for n in names if n not in hidden])
+                for tensor in tensors:
+                    table = table.append_column(f"_{tensor}", self._places(file, name, tensor))
+                return table.replace_schema_metadata(None)
+        except (pa.ArrowException, FileNotFoundError) as error:
+            raise OpenError(f"{self.files.address(name)} is not a Parquet file: {error}") from error
+
+    def _places(self, file: pq.ParquetFile, name: str, column: str) -> pa.Array:
+        has_crc = f"{column}_crc32" in file.schema_arrow.names
+        facts = file.read(columns=[f"{column}_shape", f"{column}_dtype", *([f"{column}_crc32"] if has_crc else [])])
+        leaves = [file.schema.column(i).path for i in range(len(file.schema))]
+        leaf = leaves.index(column)
+        places: list[dict[str, Any] | None] = []
+        for i, row in enumerate(facts.to_pylist()):
+            shape, dtype = row[f"{column}_shape"], row[f"{column}_dtype"]
+            if shape is None:
+                places.append(None)
+                continue
+            if dtype not in format.DTYPES:
+                raise OpenError(f"{self.label}: dtype {dtype!r} of {column!r} is not one of {', '.join(format.DTYPES)}")
+            length = int(np.prod(shape)) * format.DTYPES[dtype].itemsize
+            chunk = file.metadata.row_group(i).column(leaf) if i < file.metadata.num_row_groups else None
+            if file.metadata.num_row_groups != len(facts) or chunk is None or chunk.compression != "UNCOMPRESSED":
+                raise OpenError(
+                    f"{self.files and self.files.address(name)}: column {column!r} must be uncompressed, one row a row "
+                    "group, one value a page (write_batch_size=1, use_dictionary=False), to be read by ranges"
+                )
+            start = chunk.data_page_offset + chunk.total_compressed_size - length
+            values = (name, start, length, shape, dtype, row.get(f"{column}_crc32"))
+            places.append(dict(zip(_PARTS, values, strict=True)))
+        return pa.array(places, _PLACE)
+
+
+_PLACE = pa.struct(
+    [
+        ("file", pa.string()),
+        ("start", pa.int64()),
+        ("length", pa.int64()),
+        ("shape", pa.list_(pa.int32())),
+        ("dtype", pa.string()),
+        ("crc32", pa.uint32()),
+    ]
+)
+
+
+def _is_binary(file: pq.ParquetFile, name: str) -> bool:
+    type_ = file.schema_arrow.field(name).type
+    return bool(pa.types.is_binary(type_) or pa.types.is_large_binary(type_))
+
+
+def _partners(dataset: LatentDataset, theirs: pa.Table, on: str) -> npt.NDArray[np.int64]:
+    """For each row of the index its row in the table; -1: there is none."""
+    columns = dataset.index.columns
+    if on not in columns.schema.names or on.startswith("_"):
+        raise OpenError(f"the output has no column {on!r} to join on; open it with columns=[{on!r}, ...]")
+    keys = theirs[on].combine_chunks()
+    keys = keys.chunk(0) if isinstance(keys, pa.ChunkedArray) else keys
+    if len(pc.unique(keys)) != len(keys):
+        raise OpenError(f"the table has more than one row for some {on!r}: a join needs at most one")
+    type_ = columns.schema.field(on).type
+    found = [
+        pc.index_in(columns.batch(i).column(on), value_set=keys.cast(type_))
+        .fill_null(-1)
+        .to_numpy(zero_copy_only=False)
+        for i in range(columns.num_batches)
+    ]
+    return np.concatenate(found).astype(np.int64)
+
+
+def _write(
+    dataset: LatentDataset, name: str, theirs: pa.Table, places: npt.NDArray[np.int64], on: str, source: _Source
+) -> Path:
+    """Copy the values to where the rows of the index are, in the same order."""
+    fields = {column: column for column in theirs.column_names if column != on and not column.startswith("_")}
+    tensors = [column[1:] for column in theirs.column_names if column.startswith("_")]
+    renamed = {f"{name}_{column}": column for column in fields}
+    renamed |= {f"_{name}_{column}": f"_{column}" for column in tensors}
+    schema = pa.schema([pa.field(new, theirs.schema.field(old).type) for new, old in renamed.items()])
+    nulls = dict.fromkeys(renamed, 0)
+
+    def tables() -> Iterator[pa.Table]:
+        for begin in range(0, len(places), BATCH_ROWS):
+            chosen = places[begin : begin + BATCH_ROWS]
+            taken = theirs.take(pa.array(chosen, mask=chosen < 0))
+            table = pa.table([taken[old] for old in renamed.values()], schema=schema)
+            for column in table.column_names:
+                nulls[column] += table[column].null_count
+            yield table
+
+    folder = Path(tempfile.mkdtemp(prefix=f"building-{uuid.uuid4().hex}-", dir=dataset.cache))
+    try:
+        if renamed:
+            write_columns(folder / "rows.arrow", schema, tables())
+        else:
+            raise OpenError(f"{source.label} has no column but {on!r}")
+        varying = [f"{name}_{t}" for t in tensors if nulls[f"_{name}_{t}"] or _num_shapes(theirs[f"_{t}"]) > 1]
+        facts = {
+            "columns": [f"{name}_{column}" for column in fields],
+            "tensors": [f"{name}_{tensor}" for tensor in tensors],
+            "varying": varying,
+            "nulls": nulls,
+        }
+        (folder / "facts.json").write_text(json.dumps(facts))
+        final = dataset.cache / f"index-join-{_digest(folder)}"
+        if not final.exists():
+            folder.rename(final)
+        return final
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _num_shapes(places: pa.ChunkedArray) -> int:
+    return len({(tuple(place["shape"]), place["dtype"]) for place in places.to_pylist() if place})
+
+
+def _digest(folder: Path) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name in ("rows.arrow", "facts.json"):
+        with (folder / name).open("rb") as file:
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+    return digest.hexdigest()

@@ -1,0 +1,64 @@
+"""A seeded permutation of 0..n-1 that needs no table: any element in constant time and memory.
+
+A generalised Feistel network on pairs (left, right) of Z_a x Z_b with a * b just above n. Values that fall outside
+0..n-1 walk on along their cycle until they come back, which keeps it a bijection. The mixing function is written out
+here, so that the order does not depend on the version of any library.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+ROUNDS = 10
+"""Of the network."""
+SMALL, ROUNDS_WHEN_SMALL = 4096, 24
+"""Small networks mix slowly: at size 5, ten rounds fail a chi-square test over all 120 orders; sixteen pass."""
+
+_MULTIPLY = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
+_SHIFT = (np.uint64(30), np.uint64(27), np.uint64(31))
+
+
+class Permutation:
+    """A bijection of 0..size-1, fixed by `key`.
+
+    Args:
+        size: how many elements; at most 2**62.
+        key: any values whose text identifies the permutation, such as (seed, epoch, "batches").
+    """
+
+    def __init__(self, size: int, *key: object) -> None:
+        self.size = size
+        left = max(1, math.isqrt(max(size - 1, 0)) + 1)
+        self._moduli = np.uint64(left), np.uint64(max(1, -(-size // left)))
+        rounds = ROUNDS_WHEN_SMALL if size < SMALL else ROUNDS
+        digest = hashlib.shake_128(repr(key).encode()).digest(8 * rounds)
+        self._keys = np.frombuffer(digest, "<u8")
+
+    def __call__(self, elements: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        """Return where the permutation takes each of `elements`, which lie in 0..size-1."""
+        values = np.asarray(elements, np.uint64).copy()
+        if not (values < self.size).all():
+            raise IndexError(f"elements must lie in 0..{self.size - 1}")
+        values = self._once(values)
+        while (outside := np.flatnonzero(values >= self.size)).size:
+            values[outside] = self._once(values[outside])
+        return values.astype(np.int64)
+
+    def _once(self, values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+        a, b = self._moduli
+        halves = [values % a, values // a]
+        for i, key in enumerate(self._keys):
+            mine, other, modulus = i % 2, 1 - i % 2, (a, b)[i % 2]
+            halves[mine] = (halves[mine] + _mixed(halves[other] + key) % modulus) % modulus
+        return halves[0] + a * halves[1]
+
+
+def _mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """The finaliser of splitmix64: every bit of the input reaches every bit of the output. Wraps at 2**64."""
+    values = (values ^ (values >> _SHIFT[0])) * _MULTIPLY[0]
+    values = (values ^ (values >> _SHIFT[1])) * _MULTIPLY[1]
+    return values ^ (values >> _SHIFT[2])

@@ -1,0 +1,87 @@
+"""A bounded folder of byte ranges on a local disk, the least recently used go first. Several processes may share it.
+
+One file a range, published by a rename, so that nobody sees half a range; readers check the checksum of the row, so a
+damaged file is only a miss. There is no lock and no common state: each process looks at the folder after it has
+written a 64th of the limit, and then cuts it to seven eighths. Up to eight processes stay below the limit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from latentmill.ranges import Range
+
+
+class RangeCache:
+    """See the module.
+
+    Args:
+        folder: made if it is missing.
+        limit_bytes: of all files in it.
+        place: address that the ranges belong to; places share a folder without meeting.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], limit_bytes: int, place: str) -> None:
+        if limit_bytes < 1:
+            raise ValueError(f"the limit of a cache must be at least 1 byte, got {limit_bytes}")
+        self._folder = Path(folder)
+        self._limit = limit_bytes
+        self._place = place
+        self._written = limit_bytes  # so that the first write looks
+
+    def read(self, one: Range, view: memoryview) -> bool:
+        """Fill the view from the cache; False if the range is not there."""
+        path = self._path(one)
+        try:
+            with path.open("rb", buffering=0) as file:
+                if file.readinto(view) != one.length or file.read(1):
+                    return False
+            os.utime(path)
+        except OSError:
+            return False
+        return True
+
+    def write(self, one: Range, view: memoryview) -> None:
+        """Keep a range. A disk that is full, or any other failure, only means that it is not kept."""
+        if one.length > self._limit // 8:
+            return
+        path = self._path(one)
+        temporary = path.with_name(f"{uuid.uuid4().hex}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb", buffering=0) as file:
+                file.write(view)
+            temporary.replace(path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+        self._written += one.length
+        if self._written >= self._limit // 64:
+            self._written = 0
+            self._trim()
+
+    def _path(self, one: Range) -> Path:
+        name = hashlib.sha256(f"{self._place}\n{one.file}\n{one.start}\n{one.length}\n{one.crc32}".encode()).hexdigest()
+        return self._folder / name[:2] / name[2:34]
+
+    def _trim(self) -> None:
+        found = []
+        for folder, _, names in os.walk(self._folder):
+            for name in names:
+                with contextlib.suppress(OSError):
+                    path = Path(folder, name)
+                    facts = path.stat()
+                    found.append((facts.st_mtime_ns, facts.st_size, path))
+        total = sum(size for _, size, _ in found)
+        for _, size, path in sorted(found):
+            if total <= self._limit - self._limit // 8:
+                return
+            with contextlib.suppress(OSError):
+                path.unlink()
+            total -= size

@@ -1,0 +1,157 @@
+"""Read many byte ranges at once into memory that waits for them: joined, concurrent, tried again, checked."""
+
+from __future__ import annotations
+
+import os
+import threading
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+
+from latentmill.errors import DamagedRowError, NotFoundError
+from latentmill.files import Files
+from latentmill.range_cache import RangeCache
+
+GAP_BYTES = 64 << 10
+"""Ranges of one file that lie closer together than this are read in one request."""
+JOINED_BYTES = 16 << 20
+"""A request that joins ranges is not longer than this, so that requests still run beside each other."""
+
+
+def _crc32() -> Callable[[memoryview], int]:
+    try:
+        from isal import isal_zlib  # type: ignore[import-not-found, unused-ignore]
+    except ImportError:
+        return zlib.crc32
+    return isal_zlib.crc32  # type: ignore[no-any-return, unused-ignore]
+
+
+crc32 = _crc32()
+"""The checksum of zlib. The package `isal`, where it is installed, computes it ten times as fast."""
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Where a value stands."""
+
+    file: str
+    """Path under the place."""
+    start: int
+    length: int
+    crc32: int | None
+    """Of the bytes; None: they are not checked."""
+    row: str
+    """Whose bytes they are, for messages: the id."""
+
+
+class RangeReader:
+    """Reads ranges of one place with a pool of threads, which each process starts when it first needs it.
+
+    Args:
+        files: the place.
+        concurrency: requests that are under way at once in this process.
+        verify: compare each range with its checksum.
+        cache: keeps ranges of a remote place on a local disk.
+    """
+
+    def __init__(self, files: Files, *, concurrency: int, verify: bool = True, cache: RangeCache | None = None) -> None:
+        self._files = files
+        self._concurrency = concurrency
+        self._verify = verify
+        self._cache = cache
+        self._pool: tuple[int, ThreadPoolExecutor] | None = None
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"files": self._files, "concurrency": self._concurrency, "verify": self._verify, "cache": self._cache}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def submit(self, ranges: Sequence[Range], into: Sequence[memoryview]) -> list[Future[None]]:
+        """Start to read each range into its memory; return a future for each, which raises what went wrong with it.
+
+        A future raises DamagedRowError for bytes that are not there or fail their checksum, StorageError for storage.
+        """
+        done: list[Future[None]] = [Future() for _ in ranges]
+        for group in _joined(ranges):
+            self._threads().submit(self._read, group, ranges, into, done)
+        return done
+
+    def _threads(self) -> ThreadPoolExecutor:
+        with self._lock:
+            if self._pool is None or self._pool[0] != os.getpid():  # threads do not survive a fork
+                self._pool = (os.getpid(), ThreadPoolExecutor(self._concurrency, "latentmill-read"))
+            return self._pool[1]
+
+    def _read(
+        self, group: list[int], ranges: Sequence[Range], into: Sequence[memoryview], done: Sequence[Future[None]]
+    ) -> None:
+        try:
+            if len(group) > 1 and self._cache is None:
+                self._read_joined(group, ranges, into)
+        except Exception:  # whose range it is becomes clear when each is read alone
+            ...
+        else:
+            if len(group) > 1 and self._cache is None:
+                good = [i for i in group if self._is_good(ranges[i], into[i])]
+                for i in good:
+                    done[i].set_result(None)
+                group = [i for i in group if i not in good]
+        for i in group:
+            try:
+                self._read_one(ranges[i], into[i])
+            except BaseException as error:
+                done[i].set_exception(error)
+            else:
+                done[i].set_result(None)
+
+    def _read_joined(self, group: list[int], ranges: Sequence[Range], into: Sequence[memoryview]) -> None:
+        views, at = [], ranges[group[0]].start
+        for i in group:
+            if ranges[i].start > at:
+                views.append(memoryview(bytearray(ranges[i].start - at)))
+            views.append(into[i])
+            at = ranges[i].start + ranges[i].length
+        self._files.read_into(ranges[group[0]].file, ranges[group[0]].start, views)
+
+    def _read_one(self, one: Range, view: memoryview) -> None:
+        if self._cache and self._cache.read(one, view) and self._is_good(one, view):
+            return
+        for _ in range(2):  # the disk or the wire may have been wrong, and not what is stored
+            try:
+                self._files.read_into(one.file, one.start, [view])
+            except (EOFError, NotFoundError) as error:
+                raise DamagedRowError(f"row {one.row}: {error}") from None
+            if self._is_good(one, view):
+                if self._cache:
+                    self._cache.write(one, view)
+                return
+        raise DamagedRowError(
+            f"row {one.row}: bytes {one.start}..{one.start + one.length} of {self._files.address(one.file)} have crc32 "
+            f"{crc32(view)}, and {one.crc32} was written"
+        )
+
+    def _is_good(self, one: Range, view: memoryview) -> bool:
+        return not self._verify or one.crc32 is None or crc32(view) == one.crc32
+
+
+def _joined(ranges: Sequence[Range]) -> list[list[int]]:
+    """Positions in `ranges`, grouped into requests: neighbours in one file that lie close together."""
+    by_file: defaultdict[str, list[int]] = defaultdict(list)
+    for i in sorted(range(len(ranges)), key=lambda i: ranges[i].start):
+        by_file[ranges[i].file].append(i)
+    groups = []
+    for members in by_file.values():
+        groups.append([members[0]])
+        for before, i in pairwise(members):
+            gap = ranges[i].start - (ranges[before].start + ranges[before].length)
+            whole = ranges[i].start + ranges[i].length - ranges[groups[-1][0]].start
+            if 0 <= gap <= GAP_BYTES and whole <= JOINED_BYTES:
+                groups[-1].append(i)
+            else:
+                groups.append([i])
+    return groups

@@ -1,0 +1,209 @@
+"""Rows as tensors: read the latents of a batch, draw from stored moments, undo the scaling, collate. Imports torch."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import get_worker_info
+from torch.utils.data._utils.collate import default_collate_fn_map
+
+from latentmill.errors import DamagedRowError
+from latentmill.sampler import Batch
+
+if TYPE_CHECKING:
+    from latentmill.dataset import LatentDataset
+    from latentmill.join import Kind
+    from latentmill.ranges import Range, RangeReader
+
+
+class Sample(dict[str, Any]):
+    """One row. torch's default collate function makes batches of these as `collate` does."""
+
+    whole: tuple[dict[str, Tensor], int, int] | None = None
+    """The tensors of the batch that it was read with, how many rows that has, and its place in it."""
+    lists: frozenset[str] = frozenset()
+    """Columns that stay lists in a batch."""
+    damaged: list[str] | None = None
+    """Ids of the rows that were left out of the batch; None where a damaged row raises."""
+
+
+def collate(samples: Sequence[Sample], *, collate_fn_map: object = None) -> dict[str, Any]:  # noqa: ARG001 (torch's)
+    """Make one batch: tensors are stacked, numbers become a tensor, texts and columns with gaps become a list.
+
+    The tensors of a batch that was read as one are not copied: "latent" is [B, C, T', H', W'].
+
+    Raises:
+        ValueError: rows of different shapes.
+    """
+    first = samples[0]
+    batch: dict[str, Any] = {}
+    as_read = first.whole and [s.whole and (id(s.whole[0]), s.whole[2]) for s in samples] == [
+        (id(first.whole[0]), i) for i in range(first.whole[1])
+    ]
+    for name, value in first.items():
+        values = [sample[name] for sample in samples]
+        if as_read and first.whole and name in first.whole[0]:
+            batch[name] = first.whole[0][name]
+        elif name in first.lists:
+            batch[name] = values
+        elif isinstance(value, Tensor):
+            if len({tuple(one.shape) for one in values}) > 1:
+                shapes = ", ".join(sorted({"x".join(map(str, one.shape)) for one in values}))
+                raise ValueError(f"a batch holds one shape, got {name} of {shapes}: use latentmill.BatchSampler")
+            batch[name] = torch.stack(values)
+        elif isinstance(value, int | float):
+            batch[name] = torch.tensor(values)
+        else:
+            batch[name] = values
+    if first.damaged is not None:
+        batch["damaged"] = first.damaged
+    return batch
+
+
+default_collate_fn_map[Sample] = collate
+
+
+def read_ahead(dataset: LatentDataset, positions: Sequence[int]) -> list[Sample]:
+    """Read a batch, and start to read those that its sampler says come next to this process."""
+    pid, waiting = dataset.__dict__.get("_waiting", (0, {}))
+    if pid != os.getpid():
+        waiting = {}
+    pending = waiting.pop(tuple(positions), None) or _Pending(dataset, positions)
+    upcoming = [tuple(batch) for batch in getattr(positions, "ahead", ())]
+    following = {batch: waiting.get(batch) or _Pending(dataset, batch) for batch in upcoming}
+    dataset.__dict__["_waiting"] = (os.getpid(), following)
+    return pending.samples(dataset.damaged, getattr(positions, "seed", 0), getattr(positions, "epoch", 0))
+
+
+def read_batch(dataset: LatentDataset, positions: Sequence[int], damaged: str) -> list[Sample]:
+    """Read rows at once, without looking ahead."""
+    batch = positions if isinstance(positions, Batch) else Batch(positions)
+    return _Pending(dataset, batch).samples(damaged, batch.seed, batch.epoch)
+
+
+class _Pending:
+    """A batch whose bytes are on their way into its tensors."""
+
+    def __init__(self, dataset: LatentDataset, positions: Sequence[int]) -> None:
+        self._dataset = dataset
+        self._positions = list(positions)
+        ranges, kinds = dataset.ranges(self._positions)
+        self._ids = [one.row for one in ranges]
+        self._tensors: dict[str, list[Tensor | None]] = {}
+        self._wholes: dict[str, Tensor] = {}
+        self._reads: list[tuple[int, Future[None]]] = []
+        self._add("latent", dataset.reader, ranges, kinds)
+        for join in dataset.joins.values():
+            for name, (places, types) in join.ranges(dataset.rows(self._positions)).items():
+                self._add(name, join.reader, places, types)
+
+    def _add(
+        self, name: str, reader: RangeReader, ranges: Sequence[Range | None], kinds: Sequence[Kind | None]
+    ) -> None:
+        """Start to read one tensor a row. Where all rows are of one kind, they lie side by side in one tensor."""
+        there = [(i, one, kind) for i, (one, kind) in enumerate(zip(ranges, kinds, strict=True)) if one and kind]
+        tensors: list[Tensor | None] = [None] * len(ranges)
+        views: list[memoryview] = []
+        if len(there) == len(ranges) and len({kind for *_, kind in there}) == 1:
+            _, one, (dtype, shape) = there[0]
+            buffer = _empty(one.length * len(there))
+            self._wholes[name] = buffer.view(getattr(torch, dtype)).view(len(there), *shape)
+            tensors = list(self._wholes[name])
+            views = [_view(buffer)[i * one.length : (i + 1) * one.length] for i in range(len(there))]
+        else:
+            for i, one, (dtype, shape) in there:
+                buffer = _empty(one.length)
+                tensors[i] = buffer.view(getattr(torch, dtype)).view(shape)
+                views.append(_view(buffer))
+        self._tensors[name] = tensors
+        futures = reader.submit([one for _, one, _ in there], views)
+        self._reads += zip((i for i, *_ in there), futures, strict=True)
+
+    def samples(self, damaged: str, seed: int, epoch: int) -> list[Sample]:
+        """Wait for the bytes; one Sample for each row that is sound."""
+        bad: dict[int, DamagedRowError] = {}
+        for owner, future in self._reads:
+            try:
+                future.result()
+            except DamagedRowError as error:
+                if damaged == "raise":
+                    raise
+                bad[owner] = error
+        good = [i for i in range(len(self._positions)) if i not in bad]
+        if not good:
+            raise next(iter(bad.values()))
+        dataset = self._dataset
+        facts = dataset.facts(self._positions)
+        lists = dataset.list_columns
+        if _needs_change(dataset):
+            self._change(seed, epoch)
+        samples = []
+        for place, i in enumerate(good):
+            sample = Sample({name: tensors[i] for name, tensors in self._tensors.items()})
+            for name, values in facts.items():
+                is_gap = values[i] is None and name not in lists
+                sample[name] = math.nan if is_gap else values[i]
+            sample.lists = lists
+            if not bad:
+                sample.whole = (self._wholes, len(good), place)
+            if damaged == "skip":
+                sample.damaged = [self._ids[i] for i in sorted(bad)]
+            samples.append(sample)
+        return samples
+
+    def _change(self, seed: int, epoch: int) -> None:
+        latents = zip(self._tensors["latent"], self._ids, strict=True)
+        changed = [_changed(self._dataset, stored, id_, seed, epoch) for stored, id_ in latents if stored is not None]
+        self._tensors["latent"] = list(changed)
+        if self._wholes.pop("latent", None) is not None:
+            self._wholes["latent"] = torch.stack(changed)
+
+
+def _empty(num_bytes: int) -> Tensor:
+    """uint8 [num_bytes]; in a worker in memory that the trainer's process can map, so that it is not copied again."""
+    if get_worker_info() is None:
+        return torch.empty(num_bytes, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(num_bytes)  # type: ignore[no-untyped-call]  # as torch's own collate function does
+    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, (num_bytes,))  # type: ignore[call-overload, no-any-return]
+
+
+def _view(buffer: Tensor) -> memoryview:
+    return memoryview(buffer.numpy())  # type: ignore[arg-type]
+
+
+def _needs_change(dataset: LatentDataset) -> bool:
+    return dataset.is_unscaled or (dataset.stored_posterior == "moments" and dataset.draw != "moments")
+
+
+def _changed(dataset: LatentDataset, stored: Tensor, id_: str, seed: int, epoch: int) -> Tensor:
+    """What a row shows of its stored latent, [C, T', H', W'] in the stored dtype; computed in float32."""
+    vae, z = dataset.spec["vae"], stored.float()
+    if dataset.stored_posterior != "moments":
+        z = z / _factors(vae["scale"], z) + _factors(vae["shift"], z)
+        return z.to(stored.dtype)
+    if dataset.draw == "moments":
+        return stored
+    mean, logvar = z.chunk(2)
+    z = mean
+    if dataset.draw == "sample":
+        noise_seed = hashlib.sha256(f"{seed}/{epoch}/{id_}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(noise_seed[:8], "big"))
+        z = mean + torch.exp(0.5 * logvar.clamp(-30.0, 20.0)) * torch.randn(mean.shape, generator=generator)
+    if not dataset.is_unscaled:
+        z = (z - _factors(vae["shift"], z)) * _factors(vae["scale"], z)
+    return z.to(stored.dtype)
+
+
+def _factors(value: Any, z: Tensor) -> Tensor:
+    """One number, one a channel, or one a channel and latent frame, as it multiplies [C, T', H', W']."""
+    factors = torch.tensor(value, dtype=torch.float32)
+    if factors.ndim == 2:
+        factors = factors[:, : z.shape[1]]
+    return factors.reshape(factors.shape + (1,) * (4 - factors.ndim)) if factors.ndim else factors
