@@ -133,12 +133,14 @@ def _parquet_rows(uri: str, size: int, etag: str, start: int, stop: int) -> Iter
             for row in _plain_rows(batch):
                 given += 1
                 yield row
+        fault = "fewer rows than its metadata says"
     except (StorageError, MemoryError):
         raise
     except (pa.ArrowException, OSError) as error:
-        while given < stop:
-            given += 1
-            yield f"the table is damaged: {error}"
+        fault = str(error)
+    while given < stop:
+        given += 1
+        yield f"the table is damaged: {fault}"
 
 
 def _parquet_batches(uri: str, size: int, etag: str, start: int, stop: int) -> Iterator[pa.RecordBatch]:
@@ -163,8 +165,10 @@ def _plain_rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | str]:
     for index in range(batch.num_rows):
         try:
             (row,) = batch.slice(index, 1).to_pylist()
-        except UnicodeDecodeError as error:
-            yield f"text that is not UTF-8: {error}"
+        except MemoryError:
+            raise
+        except Exception as error:  # not UTF-8, a date out of range, a time zone that is none, and what else there is
+            yield f"a value that cannot be read: {error}"
         else:
             yield row
 

@@ -6,6 +6,7 @@ Both cut at "\\n" alone, so that a range made by one is the range read by the ot
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -93,6 +94,9 @@ def check_columns(columns: Any, uri: str) -> None:
     if "video" not in columns:
         shown = ", ".join(list(columns)[:20])
         raise ConfigError(f"{redacted(uri)} has no column 'video', only: {shown or 'nothing'}")
+    for name, count in Counter(list(columns)).items():
+        if name and count > 1:
+            raise ConfigError(f"{redacted(uri)} has more than one column {name!r}: rename all but one")
 
 
 def _first_object(line: bytes, uri: str) -> dict[str, Any]:
