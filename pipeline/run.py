@@ -143,12 +143,14 @@ def run(
     here: dict[str, Any] = {}
     with Stop(job.grace) as stop:
         if driver.todo:
+            log.info("starting Ray: %d of %d shards are left", len(driver.todo), plan.num_shards)
             chunk_bytes = preflight.largest_chunk_bytes(job.clip, job.latent, info)
             with ray_for(job.workers, chunk_bytes) as pools, stop.limited():
                 settle(output, spec)  # now that nothing is left to refuse
                 here = runs.environment("cuda" if pools.encoder_gpus else "cpu", threads)
                 runs.warn_of_differences(output, here)
                 _stream(driver, stop, pools, job, spec, output, read=read, decoder=decoder, encoder=encoder)
+        log.info("sealing: the indexes of %d shards", len(plan.done | driver.done))
         with stop.limited():
             seal(output, sorted(plan.done | driver.done))
         summary = driver.finish(stopped=stop.asked)
