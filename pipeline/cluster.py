@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -44,7 +45,7 @@ def check_local(workers: Workers) -> None:
 
 
 @contextlib.contextmanager
-def ray_for(workers: Workers, chunk_bytes: int) -> Iterator[preflight.Pools]:
+def ray_for(workers: Workers, chunk_bytes: int, overlap_bytes: int = 0) -> Iterator[preflight.Pools]:
     """A Ray of our own, or the cluster at the address; how many workers of each kind it can hold.
 
     Raises:
@@ -77,6 +78,8 @@ def ray_for(workers: Workers, chunk_bytes: int) -> Iterator[preflight.Pools]:
             cpus=has.get("CPU", 0.0),
             gpus=has.get("GPU", 0.0),
             object_store=has.get("object_store_memory", 0.0),
+            memory=has.get("memory", math.inf),
+            overlap_bytes=overlap_bytes,
             largest_node=max(nodes) if len(nodes) > 1 else 0.0,
             spare_cpus=SPARE_CPUS if ours and not joined else 0,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -145,6 +146,8 @@ def pools(
     cpus: float,
     gpus: float,
     object_store: float,
+    memory: float = math.inf,
+    overlap_bytes: int = 0,
     largest_node: float = 0,
     spare_cpus: float = 0,
 ) -> Pools:
@@ -159,9 +162,11 @@ def pools(
     one): an actor keeps its CPU while it waits for frames that only a decode task could make again (seen: two encoders
     on the two CPUs that were left, for ever).
 
+    `overlap_bytes` is what a decode task holds where clips overlap; `memory` is what Ray has for tasks, in bytes.
+
     Raises:
-        ConfigError: the encoders leave no CPU for a decode task, want more GPUs than there are, or the object store
-            cannot hold the chunks in flight.
+        ConfigError: the encoders leave no CPU for a decode task, want more GPUs than there are, the object store cannot
+            hold the chunks in flight, or memory the clips that overlap.
     """
     per_encoder, encoder_cpus = _per_encoder(workers, gpus)
     least, most = check_encoders(workers, cpus=cpus, gpus=gpus, spare_cpus=spare_cpus)
@@ -173,6 +178,12 @@ def pools(
     if encoder_cpus:
         most = max(least, min(most, int((cpus - largest_node - workers.decode_cpus) / encoder_cpus)))
     most_decoders = max(2, 1 + int((cpus - spare_cpus - encoder_cpus) / workers.decode_cpus))
+    if most_decoders * overlap_bytes > memory:
+        raise ConfigError(
+            f"clips that overlap (--every) take up to {overlap_bytes / 1e6:.0f} MB in each of {most_decoders} decode "
+            f"tasks, and there are {memory / 1e6:.0f} MB of memory for tasks. Raise --every to a multiple of the step "
+            "between frames or beyond, or raise --decode-cpus"
+        )
     beside_all = max(1, int((cpus - most * encoder_cpus) / workers.decode_cpus))
     waiting = max(2, int(cpus) // 2)
     return Pools(

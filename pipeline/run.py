@@ -29,7 +29,7 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 
-from pipeline import preflight, runs, too_short
+from pipeline import overlap, preflight, runs, too_short
 from pipeline.chunks import Decode, Decoder
 from pipeline.claims import Claims, Owner
 from pipeline.cluster import Remote, RemoteStrikes, answer, check_local, one_by_one, ray_for
@@ -145,7 +145,7 @@ def run(
         if driver.todo:
             log.info("starting Ray: %d of %d shards are left", len(driver.todo), plan.num_shards)
             chunk_bytes = preflight.largest_chunk_bytes(job.clip, job.latent, info)
-            with ray_for(job.workers, chunk_bytes) as pools, stop.limited():
+            with ray_for(job.workers, chunk_bytes, overlap.bytes_held(job.clip)) as pools, stop.limited():
                 settle(output, spec)  # now that nothing is left to refuse
                 here = runs.environment("cuda" if pools.encoder_gpus else "cpu", threads)
                 runs.warn_of_differences(output, here)

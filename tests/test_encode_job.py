@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import fields, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from jobs import encode
+from pipeline import overlap
 from pipeline.clips import ClipRule
 from pipeline.errors import ConfigError
 from pipeline.job import Job, Workers
@@ -182,3 +184,17 @@ def test_an_output_from_before_a_limit_keeps_its_spec_and_is_resumed_without_it(
     assert Spec.from_json(limited.to_json()) == limited
     assert diff(limited.to_json(), text) == ["clip.limit_hold: 60.0 here, None there"]
     assert encode.parse([*BASE, "--limit-hold", "None"]).clip.limit_hold is None
+
+
+def test_clips_that_overlap_beyond_memory_are_refused_with_the_numbers() -> None:
+    """--every 0.2 at 8 frames a second: 40 different times a second, in 49 frames 245 pictures of 1 MB."""
+    clip = ClipRule(clips="every", every=0.2)
+    assert overlap.bytes_held(clip) == 245 * 480 * 720 * 3
+    assert overlap.bytes_held(ClipRule(clips="all")) == overlap.bytes_held(replace(clip, every=6.125)) == 0
+    assert overlap.pictures_held(replace(clip, every=0.125), 49) == 49, "on one grid all clips show the same"
+    assert overlap.pictures_held(replace(clip, every=0.013), 49) == math.ceil(49 / 8 * overlap.SOURCE_FPS)
+    assert overlap.pictures_held(replace(clip, every=0.1, fps="native"), 49) == 49
+    sizes = {"cpus": 2.0, "gpus": 0.0, "object_store": 1e9, "overlap_bytes": overlap.bytes_held(clip)}
+    with pytest.raises(ConfigError, match=r"up to 254 MB in each of 3 decode tasks, and there are 700 MB"):
+        pools(Workers(), 1000, **sizes, memory=700e6)
+    assert pools(Workers(), 1000, **sizes, memory=800e6).decoders[1] == 3
