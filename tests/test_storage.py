@@ -21,7 +21,7 @@ from tests.fault_proxy import FaultProxy
 if TYPE_CHECKING:
     from tests.s3 import S3
 
-pytest_plugins = ["tests.s3"]
+pytest_plugins = ["tests.s3", "tests.azure"]
 
 ODD_NAMES = [
     "plain",
@@ -39,13 +39,15 @@ ODD_NAMES = [
 ]
 
 
-@pytest.fixture(params=["local", "s3", "memory"])
+@pytest.fixture(params=["local", "s3", "memory", "azure"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]:
     if request.param == "local":
         return Storage(str(tmp_path / "out"))
     if request.param == "s3":
         bucket: S3 = request.getfixturevalue("s3")
         return Storage(bucket.uri("some/out"))
+    if request.param == "azure":
+        return Storage(f"{request.getfixturevalue('azure')}/some/out")
     return Storage(f"memory://{uuid.uuid4().hex}/out")
 
 
@@ -112,7 +114,8 @@ def test_listings_go_on_past_the_first_page(s3: S3) -> None:
 
 def test_odd_names_are_names(storage: Storage) -> None:
     # moto has no route to a key with a newline.
-    names = [name for name in ODD_NAMES if "\n" not in name or not storage.uri.startswith("s3")]
+    refused = {"s3": "\n", "az": "\n\t\\"}.get(storage.uri[:2], "")  # by moto's listings; by obstore and Azure
+    names = [name for name in ODD_NAMES if not set(name) & set(refused)]
     for name in names:
         storage.put(name, name.encode())
     assert paths(storage) == sorted(names)

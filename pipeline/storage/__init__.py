@@ -16,12 +16,14 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from pipeline.errors import ChangedError, ConfigError, LimitExceededError, NotFoundError, StorageError, TransientError
 from pipeline.storage.addresses import normal_uri, redacted, scheme_of
+from pipeline.storage.cloud_store import SCHEMES, CloudStore
 from pipeline.storage.local_store import LocalStore
 from pipeline.storage.other_store import OtherStore
 from pipeline.storage.retry import Backoff, retried
@@ -158,6 +160,9 @@ class Storage:
             return S3Store(bucket, f"{prefix}/" if prefix else "")
         if scheme in ("http", "https"):
             return WebStore(self.uri, public_only=self._public_only)
+        if scheme in SCHEMES and find_spec("obstore"):
+            bucket, _, prefix = self.uri.removeprefix(f"{scheme}://").partition("/")
+            return CloudStore(f"{scheme}://{bucket}", f"{prefix}/" if prefix else "")
         return OtherStore(self.uri)
 
 
