@@ -21,13 +21,17 @@ def nominal_step(stream: Any) -> int:
     return max(1, step)
 
 
-def uses_ranked_times(container: Any, stream: Any) -> bool:
-    """Whether frame timestamps are meaningless but for their multitude: AVI stores no presentation times.
+def has_decoding_times_only(container: Any) -> bool:
+    """Whether what libav gives for presentation times is made up: AVI has a place in a row for each packet, no more.
 
-    With B-frames, what libav gives is decoding times attached to the wrong frames; the k-th frame shown has the k-th
-    smallest of them.
+    With PyAV's `GENPTS` it is the next packet's place for H.264, which is wrong where frames were dropped in between.
     """
-    return container.format.name == "avi" and bool(stream.codec_context.has_b_frames)
+    return bool(container.format.name == "avi")
+
+
+def uses_ranked_times(container: Any, stream: Any) -> bool:
+    """Whether frames with decoding times only come out in another order than they went in."""
+    return has_decoding_times_only(container) and bool(stream.codec_context.has_b_frames)
 
 
 def one_on(last: int, following: int | None, step: int) -> int:
@@ -59,7 +63,10 @@ class FrameClock:
 
     @property
     def is_ranked(self) -> bool:
-        """The timestamps of frames are right as a multitude only: the k-th frame shown has the k-th smallest."""
+        """The timestamps of frames are right as a multitude only: the k-th frame shown has the k-th smallest.
+
+        In AVI, of those from the packet on that the first frame came out with: a player shows what comes out.
+        """
         return self._is_ranked or (self._is_unordered and bool(self._context.has_b_frames))
 
     def submit(self, packet: Any) -> None:
@@ -88,6 +95,8 @@ class FrameClock:
         """When the next frame is shown: by its own timestamp, if it has one that is later than the last frame's."""
         own = frame.pts
         self._forget_up_to(self._last)
+        if self._is_ranked and self._last is None:
+            self._pending = self._pending and [max(self._pending)]
         if self.is_ranked:
             ticks = self._next_pending(own)
         elif own is not None and (self._last is None or own > self._last):

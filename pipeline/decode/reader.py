@@ -17,7 +17,7 @@ from typing import Any
 import av
 from av.video.frame import PictureType
 
-from pipeline.decode.clock import FrameClock, packet_ticks
+from pipeline.decode.clock import FrameClock, has_decoding_times_only, packet_ticks
 from pipeline.decode.damage import Damage, Place
 from pipeline.decode.disposable import is_disposable, nal_length_size
 from pipeline.decode.geometry import pixel_aspect
@@ -85,6 +85,7 @@ class PictureReader:
         self._length_size = nal_length_size(stream)
         self._aspects: list[tuple[int, Fraction]] = []
         self._is_bare = container.format.name in _BARE
+        self._lacks_pts = has_decoding_times_only(container)
         self.clock = FrameClock(container, stream)
         self._reset()
 
@@ -145,6 +146,8 @@ class PictureReader:
             try:
                 for packet in self._container.demux(*wanted):
                     self._feed.check()
+                    if self._lacks_pts and packet.stream_index == self._stream.index:
+                        packet.pts = packet.dts
                     yield packet
                     faults = 0
             except IndexError:

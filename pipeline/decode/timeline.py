@@ -10,6 +10,8 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import Any
 
+import av
+
 from pipeline.decode.clock import nominal_step, one_on, packet_ticks, uses_ranked_times
 from pipeline.decode.extent import breaks_off
 from pipeline.decode.invisible import is_invisible
@@ -118,6 +120,9 @@ class _Tally:
         self.keyframes: list[int] = []
         self.first_key: tuple[int, int] | None = None
         self.num_packets = self.num_untimed = 0
+        self.is_ranked = uses_ranked_times(container, stream)
+        self.first_out: int | None = None
+        """Where times are ranked: that of the packet with which the first frame comes out."""
         self.ends: dict[int, int] = {}
         """Where each stream ends, in its ticks."""
         reader = PictureReader(container, stream, feed)
@@ -144,6 +149,8 @@ class _Tally:
             if packet.is_discard or (lead is not None and not self.restarts and lead.is_lost(packet, ticks)):
                 continue
             self.shown.append((ticks, int(packet.duration or 0)))
+            if self.is_ranked and self.first_out is None and _gives_a_frame(packet):
+                self.first_out = ticks
             if packet.is_keyframe and ticks is not None:
                 self.keyframes.append(ticks)
                 if self.first_key is None:
@@ -162,7 +169,7 @@ class _Tally:
         shown = self._in_order_of_show(nominal)
         ticks = tuple(t for t, _ in shown)
         trusted = not self.num_untimed and not self.restarts and len({t for t, _ in self.shown}) == len(ticks)
-        trusted &= not uses_ranked_times(self.container, self.stream)
+        trusted &= not self.is_ranked
         steps = sorted(b - a for a, b in pairwise(ticks))
         step = steps[len(steps) // 2] if steps else nominal
         end = ticks[-1] + (shown[-1][1] or step)
@@ -216,7 +223,11 @@ class _Tally:
                     later = bisect_right(times, last)
                     ticks = one_on(last, times[later] if later < len(times) else None, duration or nominal)
                 shown.append((ticks, duration))
-        return shown
+        if self.first_out is None:
+            return shown
+        num_early = sum(ticks < self.first_out for ticks, _ in shown)
+        last = shown[-1][0]
+        return shown[num_early:] + [(last + i * nominal, nominal) for i in range(1, num_early + 1)]
 
     def _note_end(self, packet: Any) -> None:
         if (ticks := packet_ticks(packet)) is not None:
@@ -261,6 +272,13 @@ def _with_untimed(shown: Sequence[tuple[int | None, int]], nominal: int) -> Iter
             at += step
             yield at, untimed.pop()
     yield from ((None, duration) for duration in untimed)
+
+
+def _gives_a_frame(packet: Any) -> bool:
+    try:
+        return bool(packet.decode())
+    except (av.FFmpegError, ValueError):
+        return False
 
 
 def _every_packet(reader: PictureReader, container: Any) -> Any:
