@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vae.configs import config_from_diffusers, config_from_tensors
+from vae.configs import check_scaling, config_from_diffusers, config_from_tensors
 from vae.errors import CheckpointError
 from vae.info import Scaling
 from vae.keys import encoder_part
@@ -59,9 +59,7 @@ def read_encoder(path: Path) -> EncoderCheckpoint:
     metadata, raw = read_tensors(model_file(path))
     tensors = encoder_part(raw)
     if _METADATA in metadata:
-        about = json.loads(metadata[_METADATA])
-        scale, shift = (_tuples(about[key]) for key in ("scale", "shift"))
-        return EncoderCheckpoint(name=about["name"], config=about["config"], scale=scale, shift=shift, tensors=tensors)
+        return _read_ours(metadata[_METADATA], tensors, path)
     log.warning("scale=1.0 shift=0.0 path=%s: this format carries no scaling factor", path)
     return EncoderCheckpoint(
         name="Encoder3D", config=config_from_tensors(tensors, path), scale=1.0, shift=0.0, tensors=tensors
@@ -211,12 +209,30 @@ def _read_diffusers(folder: Path, config: dict[str, Any]) -> EncoderCheckpoint:
     )
 
 
+def _read_ours(metadata: str, tensors: dict[str, Tensor], path: Path) -> EncoderCheckpoint:
+    try:
+        about = json.loads(metadata)
+        scale, shift = (_tuples(about[key]) for key in ("scale", "shift"))
+        name, config = str(about["name"]), dict(about["config"])
+        scale, shift = check_scaling(scale, path), check_scaling(shift, path, may_be_zero=True)
+    except CheckpointError:
+        raise
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+        raise CheckpointError(f"{path}: its metadata under {_METADATA!r} lacks or misstates {error!r}") from error
+    return EncoderCheckpoint(name=name, config=config, scale=scale, shift=shift, tensors=tensors)
+
+
 def _weight_files(folder: Path) -> list[Path]:
     """The shards that an index names, else the one weights file; safetensors before torch files, variants last."""
     indexes = sorted(folder.glob("*.safetensors.index.json"))
     if indexes:
-        names = set(read_json(indexes[0])["weight_map"].values())
-        return [folder / Path(name).name for name in sorted(names)]
+        try:
+            names = sorted(Path(name).name for name in set(read_json(indexes[0])["weight_map"].values()))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{indexes[0]} lacks or misstates weight_map, the file of each tensor") from error
+        if missing := [name for name in names if not (folder / name).is_file()]:
+            raise CheckpointError(f"{folder} lacks {', '.join(missing[:5])}, which {indexes[0].name} names")
+        return [folder / name for name in names]
     for pattern in (f"{_WEIGHTS}.safetensors", "*.safetensors", f"{_WEIGHTS}.bin", "*.bin"):
         found = sorted(folder.glob(pattern))
         if found:

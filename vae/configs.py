@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vae.errors import CheckpointError
+from vae.info import Scaling
 
 _REQUIRED: dict[str, Any] = {
     "norm_eps": 1e-6,
@@ -23,7 +25,7 @@ _NOMINAL_RESOLUTION = 256
 """`resolution` of every shipped SAT config. Bare weights show where attention stands; this number names the place."""
 
 
-def config_from_diffusers(config: Mapping[str, Any], path: Path) -> tuple[dict[str, Any], float, float]:
+def config_from_diffusers(config: Mapping[str, Any], path: Path) -> tuple[dict[str, Any], Scaling, Scaling]:
     """Encoder3D's arguments, scale and shift of an AutoencoderKLCogVideoX config.
 
     Raises:
@@ -49,11 +51,35 @@ def config_from_diffusers(config: Mapping[str, Any], path: Path) -> tuple[dict[s
             "temporal_compress_times": int(config.get("temporal_compression_ratio", 4)),
         }
         scale, shift = float(config["scaling_factor"]), float(config.get("shift_factor") or 0.0)
-    except (KeyError, TypeError, IndexError, ZeroDivisionError) as error:
+    except (KeyError, TypeError, IndexError, ZeroDivisionError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{path}: config.json lacks or misstates {error}") from error
     if any(n % channels[0] for n in channels):
         raise CheckpointError(f"{path}: block_out_channels must be multiples of the first, got {channels}")
-    return encoder_config, scale, shift
+    return encoder_config, check_scaling(scale, path), check_scaling(shift, path, may_be_zero=True)
+
+
+def check_scaling(value: Scaling, path: Path, *, may_be_zero: bool = False) -> Scaling:
+    """A scale or shift, unless it would make every latent useless."""
+    numbers = torch.tensor(value, dtype=torch.float64)
+    if not torch.isfinite(numbers).all() or not (may_be_zero or (numbers != 0).all()):
+        raise CheckpointError(f"{path}: scale and shift must be finite numbers, and scale not 0, got {value}")
+    return value
+
+
+def check_depth(config: Mapping[str, Any], num_tensors: int, path: Path | str) -> None:
+    """Refuse an encoder with more blocks than there are tensors, before it is built: a number may be 1,000,000,000.
+
+    Raises:
+        CheckpointError: so many, or numbers that are none.
+    """
+    try:
+        num_blocks = len(config["ch_mult"]) * int(config["num_res_blocks"])
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise CheckpointError(f"{path}: the configuration lacks or misstates {error}: {config}") from error
+    if num_blocks > num_tensors:
+        raise CheckpointError(
+            f"{path}: the configuration has {num_blocks} residual blocks, the file {num_tensors} tensors"
+        )
 
 
 def config_from_tensors(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
@@ -76,7 +102,7 @@ def config_from_tensors(tensors: Mapping[str, Tensor], path: Path) -> dict[str, 
         raise CheckpointError(
             f"{path} holds no causal 3D encoder: no {error}; it has {', '.join(sorted(tensors)[:5]) or 'no tensors'}"
         ) from error
-    if num_moments % 2 or any(width % ch for width in widths):
+    if num_moments % 2 or not ch or any(width % ch for width in widths):
         raise CheckpointError(f"{path}: cannot tell a configuration from {ch = }, {widths = }, {num_moments = }")
     return {
         "ch": ch,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vae.checkpoint import load_strict, read_folder, weights_sha256
+from vae.configs import check_scaling
 from vae.errors import CheckpointError
 from vae.info import Scaling, VAEInfo
 
@@ -49,8 +50,10 @@ def read_diffusers_vae(folder: Path, config: dict[str, Any]) -> tuple[DiffusersE
             not say what we must know.
     """
     name = config.get("_class_name", "")
+    tensors = read_folder(folder)
+    _check_depth(config, len(tensors), folder)
     model = _build(name, config, folder)
-    load_strict(model, read_folder(folder), folder)
+    load_strict(model, tensors, folder)
     for part in ("decoder", "post_quant_conv"):
         if hasattr(model, part):
             setattr(model, part, None)
@@ -90,7 +93,20 @@ def _build(name: str, config: dict[str, Any], folder: Path) -> Any:
         or not hasattr(model_class, "encode")
     ):
         raise CheckpointError(f"{folder}: {name} is not a VAE (no encode method)")
-    return model_class.from_config(config)  # type: ignore[attr-defined]
+    try:
+        return model_class.from_config(config)  # type: ignore[attr-defined]
+    except Exception as error:  # Whatever a foreign class raises at numbers that it does not expect.
+        raise CheckpointError(f"{folder}: {name} cannot be built from config.json: {error!r}") from error
+
+
+def _check_depth(config: dict[str, Any], num_tensors: int, folder: Path) -> None:
+    """Refuse a config with more layers than there are tensors, before anything is built."""
+    for key, value in config.items():
+        numbers = [n for n in (value if isinstance(value, list | tuple) else [value]) if isinstance(n, int | float)]
+        if ("layers" in key or "blocks" in key) and not key.endswith("channels") and sum(numbers) > num_tensors:
+            raise CheckpointError(
+                f"{folder}: config.json states {key} = {value!r}, the files hold {num_tensors} tensors"
+            )
 
 
 def _first(model: Any, names: tuple[str, ...], folder: Path) -> int:
@@ -106,12 +122,13 @@ def _first(model: Any, names: tuple[str, ...], folder: Path) -> int:
 def _scale(model: Any, channels: int, folder: Path) -> Scaling:
     factor = float(model.config.get("scaling_factor") or 1.0)
     std = _statistics(model, "latents_std", channels, folder)
-    return factor if std is None else _as_scaling(factor / std)
+    return check_scaling(factor if std is None else _as_scaling(factor / std), folder)
 
 
 def _shift(model: Any, channels: int, folder: Path) -> Scaling:
     mean = _statistics(model, "latents_mean", channels, folder)
-    return float(model.config.get("shift_factor") or 0.0) if mean is None else _as_scaling(mean)
+    shift = float(model.config.get("shift_factor") or 0.0) if mean is None else _as_scaling(mean)
+    return check_scaling(shift, folder, may_be_zero=True)
 
 
 def _statistics(model: Any, name: str, channels: int, folder: Path) -> Tensor | None:

@@ -17,6 +17,7 @@ from vae.checkpoint import (
     weights_sha256,
     write_encoder,
 )
+from vae.configs import check_depth
 from vae.diffusers_vae import read_diffusers_vae
 from vae.encoder import Encoder3D
 from vae.errors import CheckpointError
@@ -79,10 +80,11 @@ def _build(
     device: str | torch.device,
     schedule: Schedule,
 ) -> VideoVAE:
+    check_depth(checkpoint.config, len(checkpoint.tensors), where)
     try:
         with torch.device("meta"):
             encoder = Encoder3D(**checkpoint.config)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:  # of sizes that no tensor can have, too
         raise CheckpointError(f"{where}: {error}") from error
     load_strict(encoder, checkpoint.tensors, where)
     if not encoder.double_z:

@@ -42,7 +42,7 @@ def load_video_decoder(
         try:
             with torch.device("meta"):
                 decoder = VideoDecoder(**arguments)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RuntimeError, OverflowError) as error:
             raise CheckpointError(f"{where}: {error}") from error
         load_strict(decoder, {name: tensor.clone() for name, tensor in tensors.items()}, where)
     return decoder.to(device=device, dtype=dtype).eval().requires_grad_(False)
@@ -54,6 +54,7 @@ def _config_from_tensors(tensors: Mapping[str, Tensor], where: str) -> dict[str,
         widths = [tensors[f"up.{i}.block.0.conv1.weight"].shape[0] for i in range(num_levels)]
         z_channels = tensors["conv_in.weight"].shape[1]
         out_ch = tensors["conv_out.weight"].shape[0]
+        num_res_blocks = max(_numbers(r"up\.0\.block\.(\d+)\.conv1\.weight", tensors))
     except (KeyError, ValueError, IndexError) as error:
         raise CheckpointError(
             f"{where} holds no video decoder: no {error}; it has {', '.join(sorted(tensors)[:5]) or 'no tensors'}"
@@ -62,14 +63,14 @@ def _config_from_tensors(tensors: Mapping[str, Tensor], where: str) -> dict[str,
     mixes_attn = "mid.attn_1.time_mix_block.norm1.weight" in tensors
     kernel = tensors["conv_out.time_mix_conv.weight"].shape[2:] if mixes_conv else (3, 1, 1)
     ch = min(widths)
-    if any(width % ch for width in widths):
-        raise CheckpointError(f"{where}: cannot tell a configuration from {widths = }")
+    if not ch or any(width % ch for width in widths) or num_res_blocks > len(tensors):
+        raise CheckpointError(f"{where}: cannot tell a configuration from {widths = }, {num_res_blocks = }")
     resolution = 256
     return {
         "ch": ch,
         "out_ch": out_ch,
         "ch_mult": [width // ch for width in widths],
-        "num_res_blocks": max(_numbers(r"up\.0\.block\.(\d+)\.conv1\.weight", tensors)),
+        "num_res_blocks": num_res_blocks,
         "attn_resolutions": [resolution >> i for i in sorted(_numbers(r"up\.(\d+)\.attn\.0\.q\.weight", tensors))],
         "resamp_with_conv": num_levels == 1 or "up.1.upsample.conv.weight" in tensors,
         "in_channels": out_ch,

@@ -243,6 +243,19 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
         ({"block_out_channels": [32, 48]}, "multiples of the first"),
         ({"layers_per_block": None}, "config.json lacks or misstates"),
         ({"temporal_compression_ratio": 3}, "power of two, got 3"),
+        ({"layers_per_block": 10**9}, "3000000000 residual blocks"),
+        ({"layers_per_block": "many"}, "config.json lacks or misstates"),
+        ({"block_out_channels": [32] * 1000}, "1000 residual blocks"),
+        ({"block_out_channels": [32, 64, 32 * 10**17]}, "."),
+        ({"block_out_channels": [0, 0, 0]}, "config.json lacks or misstates"),
+        ({"latent_channels": 10**18}, "."),
+        ({"latent_channels": 10**30}, "."),
+        ({"latent_channels": -4}, "."),
+        ({"latent_channels": float("inf")}, "config.json lacks or misstates"),
+        ({"temporal_compression_ratio": 2**60}, "at most 4"),
+        ({"scaling_factor": float("nan")}, "scale not 0, got nan"),
+        ({"scaling_factor": 0}, "scale not 0, got 0.0"),
+        ({"shift_factor": float("inf")}, "finite numbers"),
     ],
 )
 def test_configs_that_we_do_not_implement_are_refused(
@@ -253,6 +266,46 @@ def test_configs_that_we_do_not_implement_are_refused(
     save_file(load_file(forms["diffusers"] / "diffusion_pytorch_model.safetensors"), tmp_path / "w.safetensors")
     with pytest.raises(vae.CheckpointError, match=message):
         vae.load_vae(str(tmp_path))
+
+
+GOOD = {"name": "x", "config": SMALL, "scale": 1.0, "shift": 0.0}
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        "{",
+        "[]",
+        "7",
+        "{}",
+        *(
+            json.dumps(GOOD | change)
+            for change in ({"scale": None}, {"scale": "x"}, {"scale": [[1], 2]}, {"config": 5})
+        ),
+        *(json.dumps(GOOD | {"config": SMALL | change}) for change in ({"num_res_blocks": 10**9}, {"ch_mult": 3})),
+        json.dumps(GOOD | {"config": {}}),
+        json.dumps(GOOD | {"config": SMALL | {"ch": None}}),
+        json.dumps(GOOD | {"scale": 0}),
+    ],
+)
+def test_odd_metadata_of_our_format_is_refused(weights: dict[str, Tensor], tmp_path: Path, about: str) -> None:
+    save_file(weights, tmp_path / "odd", metadata={"latentmill": about})
+    with pytest.raises(vae.CheckpointError, match="odd"):
+        vae.load_vae(str(tmp_path / "odd"))
+
+
+@pytest.mark.parametrize("index", ["{}", '{"weight_map": 3}', '{"weight_map": {"a": 3}}', '{"weight_map": {"a": "b"}}'])
+def test_an_odd_index_of_shards_is_refused(forms: dict[str, Path], tmp_path: Path, index: str) -> None:
+    (tmp_path / "config.json").write_text((forms["sharded"] / "config.json").read_text())
+    (tmp_path / "w.safetensors.index.json").write_text(index)
+    with pytest.raises(vae.CheckpointError, match=r"w\.safetensors\.index\.json"):
+        vae.load_vae(str(tmp_path))
+
+
+def test_names_of_a_depth_that_the_file_does_not_have_are_refused(weights: dict[str, Tensor], tmp_path: Path) -> None:
+    for name in ("down.0.block.999999999.conv1.conv.weight", "down.999999999.block.0.conv1.conv.weight"):
+        with pytest.raises(vae.CheckpointError):
+            vae.load_vae(saved(tmp_path, weights | {name: torch.zeros(1)}))
 
 
 def test_places_with_nothing_are_refused(tmp_path: Path, forms: dict[str, Path]) -> None:

@@ -180,3 +180,11 @@ def test_weights_are_loaded_strictly(wan: Path) -> None:
     save_file(tensors, path)
     with pytest.raises(vae.CheckpointError, match=r"missing: quant_conv\.weight"):
         vae.load_vae(str(wan))
+
+
+@pytest.mark.parametrize("change", [{"num_res_blocks": 10**9}, {"base_dim": "wide"}])
+def test_a_config_of_absurd_numbers_is_refused_at_once(tmp_path: Path, change: dict[str, object]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKLWan"} | change))
+    save_file({"w": torch.zeros(1)}, tmp_path / "diffusion_pytorch_model.safetensors")
+    with pytest.raises(vae.CheckpointError, match=r"num_res_blocks = 1000000000|cannot be built"):
+        vae.load_vae(str(tmp_path))
