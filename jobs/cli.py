@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
-from importlib import import_module
+from importlib import import_module, metadata
+from typing import NoReturn
 
-from pipeline.stop import leave
+from jobs.process import run_command
 
 COMMANDS = {
     "encode": "video shards in, scaled latents out; running it again resumes",
@@ -14,22 +16,39 @@ COMMANDS = {
 }
 
 USAGE = (
-    "usage: latentmill {encode,status,verify} [OPTIONS]   (--help after a command lists its options)\n\n"
+    "usage: latentmill {encode,status,verify} [OPTIONS]   (--help after a command lists its options; --version)\n\n"
     + "\n".join(f"  {name:<8}{help_}" for name, help_ in COMMANDS.items())
 )
 
 
-def main() -> int:
+def main() -> NoReturn:
     """Run a command and leave with its own exit code."""
-    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    run_command(lambda: _run(sys.argv[1:]))
+
+
+def _run(arguments: list[str]) -> int:
+    name, options = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     if name in ("-h", "--help"):
         print(USAGE)
         return 0
+    if name == "--version":
+        print(f"latentmill {_version()}")
+        return 0
     if name not in COMMANDS:
-        print(f"latentmill: no command {name!r}\n{USAGE}", file=sys.stderr)
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        meant = f": did you mean {near[0]!r}?" if near else ""
+        print(f"latentmill: no command {name!r}{meant}\n{USAGE}", file=sys.stderr)
         return 2
-    return leave(import_module(f"jobs.{name}").main(sys.argv[2:]))
+    code: int = import_module(f"jobs.{name}").main(options)
+    return code
+
+
+def _version() -> str:
+    try:
+        return metadata.version("latentmill")
+    except metadata.PackageNotFoundError:
+        return "(a checkout that is not installed)"
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from jobs import encode, status, verify
 from jobs.demo_videos import write_sources
+from jobs.process import run_command
 from pipeline.progress import size
 
 DEMO = Path("demo")
@@ -93,4 +94,4 @@ def _tree(root: Path, indent: str = "") -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

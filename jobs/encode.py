@@ -1,7 +1,7 @@
 """latentmill encode: shards of video in, shards of scaled latents out. Running it again resumes.
 
 Exit codes: 0 all committed; 1 something is left; 2 configuration; 3 more rejected than --max-rejected (what is
-committed stays); 75 stopped on request: resume me.
+committed stays); 75 stopped by SIGTERM, 130 by SIGINT: run the same command again to resume.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from collections.abc import Sequence
 
 import tyro
 
+from jobs.process import run_command
 from pipeline.errors import ChangedError, ConfigError, EncoderError, StorageError
 from pipeline.job import Job
 from pipeline.progress import Summary
 from pipeline.shard_file import data_path
-from pipeline.stop import leave
+from pipeline.stop import STATUS
 
-OK, LEFT, CONFIG, REJECTED, STOPPED = 0, 1, 2, 3, 75
+OK, LEFT, CONFIG, REJECTED = 0, 1, 2, 3
 
 FLAGS = (tyro.conf.OmitArgPrefixes, tyro.conf.UseAppendAction)
 
@@ -26,6 +27,8 @@ FLAGS = (tyro.conf.OmitArgPrefixes, tyro.conf.UseAppendAction)
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run, print the summary; see the module for the exit codes."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    for library in ("botocore", "aiobotocore"):  # they tell where they found credentials
+        logging.getLogger(library).setLevel(logging.WARNING)
     try:
         job = parse(argv)
         if job.dry_run:
@@ -72,7 +75,7 @@ def _dry_run(job: Job) -> str:
 def exit_code(summary: Summary, job: Job) -> int:
     """See the module."""
     if summary.stopped and summary.open_shards:
-        return STOPPED
+        return STATUS[summary.stopped]
     if summary.open_shards:
         return LEFT
     return REJECTED if summary.rejected_share > job.max_rejected else OK
@@ -87,4 +90,4 @@ def _append(line: str) -> None:
 
 
 if __name__ == "__main__":
-    leave(main())
+    run_command(main)

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 
 import tyro
 
+from jobs.process import run_command
 from pipeline.clips import ClipRule
 from pipeline.errors import ConfigError, StorageError
 from pipeline.plan import read_plan
@@ -93,4 +94,4 @@ def _changed(settings: dict[str, object], defaults: ClipRule | LatentRule) -> st
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

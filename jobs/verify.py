@@ -13,6 +13,7 @@ from typing import Literal
 
 import tyro
 
+from jobs.process import run_command
 from pipeline.errors import ConfigError, StorageError
 from pipeline.progress import size
 from pipeline.spec import load_spec
@@ -127,4 +128,4 @@ def _reencode(args: Verify, output: Storage, rows: dict[str, int]) -> tuple[int,
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

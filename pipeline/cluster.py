@@ -6,21 +6,25 @@ import contextlib
 import logging
 import math
 import os
+import site
+import threading
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.data import DataContext, Dataset
 from ray.data._internal.execution import backpressure_policy as backpressure
+from ray.job_config import JobConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline import preflight
-from pipeline.errors import StorageError
+from pipeline.errors import ConfigError, EncoderError, StorageError
 from pipeline.guard import Strikes
 from pipeline.job import Workers, local_cpus
+from pipeline.stop import GraceOverError, Stop
 
 SPARE_CPUS = 1
 """CPUs that a Ray of our own has beyond those of the machine, so that `--encoders` may ask for one on every core and
@@ -29,6 +33,12 @@ the decoding, which yields to them, still runs."""
 IDLE_WORKERS_PER_CPU = 8
 """Worker processes that a Ray of our own keeps. By default it ends idle ones beyond one per CPU after a second, and the
 next task waits for a new one (measured: 22 started in a run of 40 s on 2 cores, 11 with this)."""
+
+CONNECT_SECONDS = 60.0
+"""How long a cluster may take to answer."""
+
+START_SECONDS = 600.0
+"""How long a Ray of our own may take to start: 5 s on an idle machine, a minute on a busy one."""
 
 
 def check_local(workers: Workers) -> None:
@@ -45,14 +55,17 @@ def check_local(workers: Workers) -> None:
 
 
 @contextlib.contextmanager
-def ray_for(workers: Workers, chunk_bytes: int, overlap_bytes: int = 0) -> Iterator[preflight.Pools]:
+def ray_for(workers: Workers, chunk_bytes: int, stop: Stop, overlap_bytes: int = 0) -> Iterator[preflight.Pools]:
     """A Ray of our own, or the cluster at the address; how many workers of each kind it can hold.
 
     Raises:
-        ConfigError: the workers or the chunks do not fit.
+        ConfigError: the workers or the chunks do not fit, or no cluster answers.
+        EncoderError: a Ray of our own does not start.
+        GraceOverError: a stop was asked for before Ray stood.
     """
     ours = workers.ray_address == "local"
     options: dict[str, Any] = {"address": workers.ray_address, "logging_level": "ERROR", "log_to_driver": False}
+    options |= {"job_config": _job_config()}
     if ours:
         # Ray Data's default autoscaler drops fractions of a CPU when it shares them out (2 - 1 - 0.5 leaves 0, seen in
         # Ray 2.60: one decode task on a core instead of two). Our own Ray never grows; V2 asks for nothing there.
@@ -63,13 +76,7 @@ def ray_for(workers: Workers, chunk_bytes: int, overlap_bytes: int = 0) -> Itera
         if workers.object_store_gb:
             options["object_store_memory"] = int(workers.object_store_gb * 1e9)
     joined = ray.is_initialized()
-    # In the main thread Ray would take SIGTERM for itself, and one that came meanwhile would end in an abort. What it
-    # starts lives as long as the thread.
-    starter = ThreadPoolExecutor(1)
-    if not joined:
-        with _quiet():
-            starter.submit(ray.init, **options).result()
-    try:
+    with contextlib.nullcontext() if joined else _ray(options, stop, ours=ours):
         has = ray.cluster_resources()
         nodes = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
         pools = preflight.pools(
@@ -91,10 +98,83 @@ def ray_for(workers: Workers, chunk_bytes: int, overlap_bytes: int = 0) -> Itera
         policies = [*backpressure.ENABLED_BACKPRESSURE_POLICIES, ShortQueues]
         context.set_config(backpressure.ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, policies)
         yield pools
+
+
+@contextlib.contextmanager
+def _ray(options: dict[str, Any], stop: Stop, *, ours: bool) -> Iterator[None]:
+    """Start or join a Ray, in a thread: in the main one it would take SIGTERM for good, and its wait has no end."""
+    started: Future[None] = Future()
+    over = threading.Event()
+
+    def start() -> None:
+        _thread.starts_ray = ours
+        try:
+            ray.init(**options)
+        except BaseException as error:
+            started.set_exception(error)
+        else:
+            started.set_result(None)
+        over.wait()  # the kernel ends the processes of our own Ray with the thread that started them
+
+    patience = START_SECONDS if ours else CONNECT_SECONDS
+    try:
+        with _quiet(), _on_loopback() if ours else contextlib.nullcontext():
+            threading.Thread(target=start, daemon=True).start()
+            done = stop.done(started, patience)
+        if stop.asked:
+            raise GraceOverError
+        if not done:
+            raise ConfigError(f"ray-address {options['address']!r}: no answer in {patience:g} s")
+        try:
+            started.result()
+        except Exception as error:  # a bare one where its processes do not come up
+            first_line = str(error).strip().partition("\n")[0]
+            kind = EncoderError if ours and not isinstance(error, ValueError) else ConfigError
+            raise kind(f"ray-address {options['address']!r}: Ray says: {first_line}") from error
+        yield
     finally:
-        if not joined:
+        if started.done() and not started.exception():
             ray.shutdown()
-        starter.shutdown()
+        over.set()
+
+
+_thread = threading.local()
+
+
+def _own_group() -> None:
+    """In a process that was just forked: what is Ray's gets no signals from the terminal or the group of the driver,
+    which would end it while the driver finishes what is open."""
+    if getattr(_thread, "starts_ray", False):
+        os.setpgrp()
+
+
+os.register_at_fork(after_in_child=_own_group)
+
+
+def _job_config() -> JobConfig | None:
+    """Where workers look for this code: where it is here, and never first in the working folder.
+
+    Ray puts the working folder first on the path of its workers, unless the job came through Ray's client, which is
+    what we say. A job with a working folder of its own (`ray job submit --working-dir`) finds the code in that.
+    """
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        return None
+    root = str(Path(__file__).resolve().parents[1])
+    installed = root in (*site.getsitepackages(), site.getusersitepackages())
+    return JobConfig(_client_job=True, _py_driver_sys_path=[] if installed else [root])
+
+
+@contextlib.contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Ray on 127.0.0.1 only, as it is on a Mac by default: elsewhere it listens on every interface."""
+    kept = ray._private.ray_constants.ENABLE_RAY_CLUSTER
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # for the processes that it starts
+    ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        del os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"]
+        ray._private.ray_constants.ENABLE_RAY_CLUSTER = kept
 
 
 def one_by_one(rows: list[dict[str, Any]]) -> Dataset:

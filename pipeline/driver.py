@@ -102,8 +102,8 @@ class Driver:
     ) -> None:
         """Pass after pass, until everything is committed, nothing moves any more, or a stop is asked for."""
         self.progress.doing = "waiting for the first clip: encoders load, videos are read"
+        self._committers = ThreadPoolExecutor(COMMITS_IN_FLIGHT)
         with (
-            ThreadPoolExecutor(COMMITS_IN_FLIGHT) as self._committers,
             every(self._echo_seconds, lambda: self._echo(self.progress.line())),
             every(RENEW_SECONDS, claims.renew),
             stop.calling(claims.stop),
@@ -113,7 +113,8 @@ class Driver:
                     self._one_pass(stream, commit, claims)
                     if not self._next_pass(claims, stop):
                         break
-            finally:
+            finally:  # when the grace period is over, commits may still be under way: nobody waits for them
+                self._committers.shutdown(wait=False, cancel_futures=True)
                 with contextlib.suppress(StorageError):  # it goes stale; where nothing can be written, this fails, too
                     claims.release_all()
         self._echo(self.progress.line())
@@ -213,12 +214,7 @@ class Driver:
         """Bring the list of what is left up to date; False: this run can do no more."""
         before = len(self.todo)
         claims.release_all()
-        now, mine = read_plan(self._output), {shard.name for shard in self.todo}
-        sweep(self._output, now.leftovers)
-        self.done |= mine & now.done
-        for name in mine & now.done:
-            self.progress.commit(name)
-        self.todo = [shard for shard in now.remaining() if shard.name in mine]
+        sweep(self._output, self.look().leftovers)
         held = [shard.name for shard in self.todo if shard.name in self._elsewhere]
         if held and not stop.asked:
             self.progress.doing = f"waiting for {len(held)} shards that another run holds"
@@ -227,8 +223,20 @@ class Driver:
         self._losses = self._losses + 1 if self._has_lost and len(self.todo) == before else 0
         return len(self.todo) < before or 0 < self._losses <= LOSSES
 
-    def finish(self, *, stopped: bool) -> Summary:
-        """The end of the run: what stands on disk, and what this run did for it."""
+    def look(self) -> Plan:
+        """Bring what is done and what is left up to date with what stands on disk."""
+        now, mine = read_plan(self._output), {shard.name for shard in self.todo}
+        self.done |= mine & now.done
+        for name in mine & now.done:
+            self.progress.commit(name)
+        self.todo = [shard for shard in now.remaining() if shard.name in mine]
+        return now
+
+    def finish(self, *, stopped: str) -> Summary:
+        """The end of the run: what stood on disk at the last look, and what this run did for it.
+
+        `stopped`: the signal that ended it early, or "".
+        """
         counts = tally(self._output, sorted(self.done), self._plan.superseded(self.done))
         waiting = self._ledger.still_open()
         return Summary(

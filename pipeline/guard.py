@@ -158,7 +158,7 @@ def alone(seconds: float, function: Callable[..., T], *args: Any) -> T:
         Exception: whatever the function raised there.
     """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    command = [sys.executable, "-m", "pipeline.guard"]
+    command = [sys.executable, "-P", "-m", "pipeline.guard"]  # -P: not the `pipeline` of the working folder, if any
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as child:
         try:
             answer, _ = child.communicate(pickle.dumps((seconds, function, args)), timeout=seconds)

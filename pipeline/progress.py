@@ -168,8 +168,8 @@ class Summary:
     """Clips that were too short, by the number of frames that fit."""
     hint: str = ""
     """How many of them a smaller number of frames would admit."""
-    stopped: bool = False
-    """The run was asked to stop before it was through."""
+    stopped: str = ""
+    """The signal that asked the run to stop before it was through, or ""."""
     parts_staged: int = 0
     """Chunks that this run encoded and staged itself."""
     wall_seconds: float = 0.0
@@ -197,6 +197,8 @@ class Summary:
         if self.wall_seconds:
             busy = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in self.busy_seconds.items())
             rows += [("this run", f"{duration(self.wall_seconds)}, {self.parts_staged} chunks encoded"), ("busy", busy)]
+        if self.stopped and self.open_shards:
+            rows.append(("stopped", f"by {self.stopped}: run the same command again to resume"))
         rows += [(f"left: {shard}", why) for shard, why in sorted(self.open_shards.items())[:10]]
         if len(self.open_shards) > 10:
             rows.append(("left", f"{len(self.open_shards) - 10} more"))

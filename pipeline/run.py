@@ -16,6 +16,7 @@ its worker for ever.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -46,7 +47,7 @@ from pipeline.records import Chunk, Latent, Receipt, Shard, Video
 from pipeline.rows import from_table, to_table
 from pipeline.sources import MAX_BYTES, read_shard
 from pipeline.spec import Spec, check, settle
-from pipeline.stop import Stop
+from pipeline.stop import GraceOverError, Stop
 from pipeline.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -145,15 +146,17 @@ def run(
         if driver.todo:
             log.info("starting Ray: %d of %d shards are left", len(driver.todo), plan.num_shards)
             chunk_bytes = preflight.largest_chunk_bytes(job.clip, job.latent, info)
-            with ray_for(job.workers, chunk_bytes, overlap.bytes_held(job.clip)) as pools, stop.limited():
+            ray_here = ray_for(job.workers, chunk_bytes, stop, overlap.bytes_held(job.clip))
+            with contextlib.suppress(GraceOverError), ray_here as pools, stop.limited():
                 settle(output, spec)  # now that nothing is left to refuse
                 here = runs.environment("cuda" if pools.encoder_gpus else "cpu", threads)
                 runs.warn_of_differences(output, here)
                 _stream(driver, stop, pools, job, spec, output, read=read, decoder=decoder, encoder=encoder)
+            driver.look()
         log.info("sealing: the indexes of %d shards", len(plan.done | driver.done))
         with stop.limited():
             seal(output, sorted(plan.done | driver.done))
-        summary = driver.finish(stopped=stop.asked)
+        summary = driver.finish(stopped=stop.by)
         if not job.clip.buckets:
             summary = replace(summary, hint=too_short.hint(summary.too_short, lambda n: info.nearest(n)[0]))
         runs.record(output, driver.run_id, spec.digest, here, summary, job=job, began=began)

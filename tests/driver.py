@@ -14,23 +14,29 @@ from pathlib import Path
 
 
 class Driver:
-    """A running job. Its Ray lives in a folder of its own."""
+    """A running job, in a process group of its own. Its Ray lives in a folder of its own."""
 
-    def __init__(self, arguments: Sequence[str]) -> None:
+    def __init__(self, arguments: Sequence[str], module: str = "jobs.encode") -> None:
         self._folder = tempfile.mkdtemp(prefix="lm")
         environment = os.environ | {"RAY_TMPDIR": self._folder, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "jobs.encode", *arguments]
+        command = [sys.executable, "-m", module, *arguments]
+        self._printed = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
-            command, env=environment, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            command,
+            env=environment,
+            cwd=Path(__file__).parents[1],
+            stdout=self._printed,
+            stderr=subprocess.STDOUT,
+            process_group=0,
         )
 
     def kill_when(self, moment: Callable[[], bool]) -> None:
         """SIGKILL the driver as soon as `moment` is true, and wait until every worker that it started is gone."""
         self._wait_until(moment)
-        descendants = [os.pidfd_open(pid) for pid in _descendants(self._process.pid) if not _is_agent(pid)]
+        left = [os.pidfd_open(pid) for pid in descendants(self._process.pid) if not _is_agent(pid)]
         self._process.send_signal(signal.SIGKILL)
-        self._process.communicate()
-        for descendant in descendants:
+        self._process.wait()
+        for descendant in left:
             gone, _, _ = select.select([descendant], [], [], 60)
             os.close(descendant)
             assert gone, "a worker outlived its driver by a minute"
@@ -38,27 +44,29 @@ class Driver:
 
     def starts_processes(self) -> bool:
         """Whether Ray is starting."""
-        return bool(_descendants(self._process.pid))
+        return bool(descendants(self._process.pid))
 
-    def stop_when(self, moment: Callable[[], bool]) -> None:
-        """SIGTERM the driver as soon as `moment` is true."""
+    def signal_when(self, moment: Callable[[], bool], number: int = signal.SIGTERM, *, to_group: bool = False) -> None:
+        """Signal the driver, or its whole process group, as soon as `moment` is true."""
         self._wait_until(moment)
-        self._process.send_signal(signal.SIGTERM)
+        (os.killpg if to_group else os.kill)(self._process.pid, number)
+
+    def printed(self) -> str:
+        """What it printed so far."""
+        return os.pread(self._printed.fileno(), 1 << 24, 0).decode()
 
     def finish(self, code: int = 0) -> str:
         """Wait for the end, demand this exit code, return what it printed."""
-        output = self._output()
+        self._process.wait(timeout=600)
+        output = self.printed()
         assert self._process.returncode == code, output
         shutil.rmtree(self._folder, ignore_errors=True)
         return output
 
     def _wait_until(self, moment: Callable[[], bool]) -> None:
         while not moment():
-            assert self._process.poll() is None, f"ended before the moment came:\n{self._output()}"
+            assert self._process.poll() is None, f"ended before the moment came:\n{self.printed()}"
             select.select([], [], [], 0.02)
-
-    def _output(self) -> str:
-        return self._process.communicate(timeout=300)[0].decode()
 
 
 def _is_agent(pid: int) -> bool:
@@ -66,7 +74,7 @@ def _is_agent(pid: int) -> bool:
     return b"Agent" in Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
-def _descendants(root: int) -> list[int]:
+def descendants(root: int) -> list[int]:
     """Every process that has `root` among its ancestors."""
     parents = {}
     for folder in Path("/proc").iterdir():

@@ -131,8 +131,9 @@ def summary(**changes: object) -> Summary:
         (summary(), 0.25, encode.OK),
         (summary(), 0.2, encode.REJECTED),
         (summary(open_shards={"s": "clip 0"}), 1.0, encode.LEFT),
-        (summary(open_shards={"s": "clip 0"}, stopped=True), 1.0, encode.STOPPED),
-        (summary(stopped=True), 1.0, encode.OK),
+        (summary(open_shards={"s": "clip 0"}, stopped="SIGTERM"), 1.0, 75),
+        (summary(open_shards={"s": "clip 0"}, stopped="SIGINT"), 1.0, 130),
+        (summary(stopped="SIGTERM"), 1.0, encode.OK),
     ],
 )
 def test_exit_codes(end: Summary, max_rejected: float, code: int) -> None:

@@ -103,3 +103,12 @@ def test_elsewhere_closes_the_shard() -> None:
     ledger.add(RECEIPTS[1])
     ledger.add(Receipt(kind="elsewhere", shard="s"))
     assert ledger.still_open() == {}
+
+
+def test_a_complete_shard_waits_for_its_commit() -> None:
+    """The grace period after a signal may end while a commit is under way, or after it failed."""
+    ledger = Ledger()
+    ledger.add(Receipt(kind="videos", shard="s", count=1))
+    ledger.add(Receipt(kind="clips", shard="s", video=0, count=1))
+    assert ledger.add(Receipt(kind="part", shard="s", video=0, clip=0, chunk=0, num_chunks=1))
+    assert ledger.still_open() == {"s": "its commit"}

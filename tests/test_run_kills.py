@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from jobs.encode import STOPPED
 from pipeline.clips import ClipRule
 from pipeline.spec import LatentRule
+from pipeline.stop import STATUS
 from tests.driver import Driver
 from tests.outputs import make_output
 from tests.test_run import make_tar
@@ -81,8 +81,8 @@ def stoppable(folder: Path) -> list[str]:
 
 def test_a_stop_while_ray_starts_says_resume_me(tmp_path: Path) -> None:
     driver = Driver(stoppable(tmp_path))
-    driver.stop_when(driver.starts_processes)
-    driver.finish(STOPPED)
+    driver.signal_when(driver.starts_processes)
+    driver.finish(STATUS["SIGTERM"])
     assert not files(tmp_path, "out/data/*")
 
 
@@ -90,8 +90,8 @@ def test_a_stop_while_ray_starts_says_resume_me(tmp_path: Path) -> None:
 def test_a_stop_without_grace_says_resume_me_and_the_next_run_does(tmp_path: Path) -> None:
     command = stoppable(tmp_path)
     driver = Driver(command)
-    driver.stop_when(lambda: bool(files(tmp_path, "out/_staging/*/*.part")))
-    driver.finish(STOPPED)
+    driver.signal_when(lambda: bool(files(tmp_path, "out/_staging/*/*.part")))
+    driver.finish(STATUS["SIGTERM"])
     Driver(command).finish()
     assert len(files(tmp_path, "out/data/*")) == NUM_SHARDS
     assert not files(tmp_path, "out/_claims/*")

@@ -9,13 +9,13 @@ import sys
 from functools import partial
 
 from jobs.encode import CONFIG, LEFT, exit_code
+from jobs.process import run_command
 from pipeline import preflight
 from pipeline.clips import ClipRule
 from pipeline.errors import ConfigError, StorageError
 from pipeline.job import Job, Workers
 from pipeline.run import run
 from pipeline.spec import LatentRule
-from pipeline.stop import leave
 from tests.chaos import stages
 
 CLIP = ClipRule(num_frames=17, height=32, width=48, fps="24", clips="all")
@@ -49,4 +49,4 @@ def main(order: dict[str, object]) -> int:
 
 
 if __name__ == "__main__":
-    leave(main(json.loads(sys.argv[1])))
+    run_command(lambda: main(json.loads(sys.argv[1])))

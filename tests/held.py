@@ -1,0 +1,66 @@
+"""A job that stands still at a chosen moment: `python -m tests.held ORDER`, with the order as JSON.
+
+The moment is held for ever: by a stage, or in front of the function that makes it. `mark` appears when it has come.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import select
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pipeline.run
+from jobs.encode import exit_code
+from jobs.process import run_command
+from pipeline.clips import ClipRule
+from pipeline.job import Job
+from pipeline.records import Chunk, Latent
+
+HELD = {"before Ray": "make_plan", "in a commit": "commit", "sealing": "seal"}
+"""By moment: the function of `pipeline.run` in front of which the job stands still."""
+
+MOMENTS = ("before Ray", "while Ray starts", "in the stream", "in a commit", "sealing")
+
+
+def stand_still(mark: str) -> NoReturn:
+    Path(mark).touch()
+    while True:
+        select.select([], [], [], 0.1)
+
+
+@dataclass(frozen=True)
+class HeldEncoder:
+    """Encodes nothing."""
+
+    mark: str
+
+    def __call__(self, chunk: Chunk) -> Latent:
+        stand_still(self.mark)
+
+
+def held_encoder(mark: str, *_args: Any, **_kwargs: Any) -> Callable[[Chunk], Latent]:
+    return HeldEncoder(mark)
+
+
+def main(order: dict[str, str]) -> int:
+    """Run the job; the exit codes are those of `latentmill encode`."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+    moment, mark = order["moment"], order["mark"]
+    if moment in HELD:
+        setattr(pipeline.run, HELD[moment], lambda *_args, **_kwargs: stand_still(mark))
+    clip = ClipRule(num_frames=9, height=64, width=96)
+    job = Job(source=(order["source"],), output=order["output"], vae="tiny", clip=clip, grace=float(order["grace"]))
+    stages = {"encode": partial(held_encoder, mark)} if moment == "in the stream" else {}
+    summary = pipeline.run.run(job, **stages)
+    print(summary.table())
+    return exit_code(summary, job)
+
+
+if __name__ == "__main__":
+    run_command(lambda: main(json.loads(sys.argv[1])))

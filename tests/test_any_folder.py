@@ -1,0 +1,50 @@
+"""Law: the installed command works in any working folder. Packages there that are named as ours are touched by nobody:
+not by the driver, nor by a worker of Ray, nor by the child in which a clip is tried alone.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from pipeline.guard import alone
+from tests.test_run import make_tar
+from tests.videos import make_video
+
+OURS = ("vae", "pipeline", "jobs", "latentmill", "tests")
+
+
+@pytest.fixture
+def hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder whose packages raise when they are imported."""
+    for name in OURS:
+        (tmp_path / "cwd" / name).mkdir(parents=True)
+        (tmp_path / "cwd" / name / "__init__.py").write_text("raise RuntimeError('the package of the working folder')")
+    monkeypatch.chdir(tmp_path / "cwd")
+    return tmp_path
+
+
+def test_a_clip_tried_alone(hostile: Path) -> None:
+    assert alone(300, os.getcwd) == str(hostile / "cwd")
+
+
+@pytest.mark.slow
+def test_every_command(hostile: Path) -> None:
+    command = shutil.which("latentmill", path=str(Path(sys.executable).parent))
+    if command is None:
+        pytest.skip("the command is not installed beside this Python")
+    make_tar(hostile / "a.tar", {"a": make_video(num_frames=60, width=96, height=64)})
+    output = ["--output", "../out"]
+    size = ["--vae", "tiny", "--num-frames", "9", "--height", "64", "--width", "96"]
+    environment = os.environ | {"RAY_TMPDIR": tempfile.mkdtemp(prefix="lm")}  # sockets in it: paths have a limit
+    for arguments in (["encode", "--source", "../a.tar", *output, *size], ["status", *output], ["verify", *output]):
+        done = subprocess.run([command, *arguments], env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+    assert "1 latents" in done.stdout
