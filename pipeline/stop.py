@@ -22,6 +22,10 @@ log = logging.getLogger(__name__)
 STATUS = {"SIGTERM": 75, "SIGINT": 130}
 """Exit codes of a run that a signal ended early, by the signal."""
 
+ONE_SIGNAL_SECONDS = 1.0
+"""Signals that come this soon after another are the same one: `timeout` and other parents send it to the process and to
+its group (seen: the grace period was over at once)."""
+
 UNWIND_SECONDS = 10.0
 """What an abandoned body may take to clean up before it is interrupted again."""
 
@@ -45,6 +49,7 @@ class Stop:
         self._event = threading.Event()
         self._deadline = math.inf
         self._signals: list[str] = []
+        self._last_signal = -math.inf
         self._calls: list[Callable[[], None]] = []
         self._before: list[tuple[int, Any]] = []
         self._is_limited = False
@@ -113,6 +118,9 @@ class Stop:
         return [(number, signal.signal(number, handler)) for number, handler in handlers.items()]
 
     def _ask(self, number: int, _frame: FrameType | None) -> None:
+        before, self._last_signal = self._last_signal, time.monotonic()
+        if self._last_signal - before < ONE_SIGNAL_SECONDS:
+            return
         self._signals.append(signal.Signals(number).name)
         if len(self._signals) > 2:
             os._exit(STATUS[self.by])
