@@ -1,15 +1,19 @@
 """Claims: several runs on one output share its shards instead of repeating them. Correctness never depends on one.
 
 A run takes `_claims/<shard>`, create-only, before it reads the shard, and renews what it holds. A claim that nobody
-renewed for STALE_SECONDS, by the store's own clock, belongs to a dead run and is taken over; so is one whose driver ran
-on this very machine and is gone, which makes a restart after a kill immediate. Two runs that disagree do the same work
-twice and commit the same bytes once.
+renewed for STALE_SECONDS belongs to a dead run and is taken over. Its age is told by the store's own clock, or, where
+that clock was set back and the claim is dated in the future, by how long this run has seen it unchanged. A claim whose
+driver ran on this very machine and is gone is taken over at once, which makes a restart after a kill immediate; one
+that cannot be read is nobody's, and goes stale by age alone. Two runs that disagree do the same work twice and commit
+the same bytes once.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,6 +50,14 @@ class Owner:
         """The calling process as an owner."""
         return Owner(run=run, machine=_machine(), pid=os.getpid(), started=_started(os.getpid()))
 
+    @staticmethod
+    def parse(claim: bytes) -> Owner | None:
+        """The owner that a claim names; None where it cannot be read."""
+        try:
+            return Owner(**json.loads(claim))
+        except (TypeError, ValueError):
+            return None
+
     def is_dead(self) -> bool:
         """Whether it certainly ended. Of a process on another machine nothing is certain."""
         return bool(self.machine) and self.machine == _machine() and _started(self.pid) != self.started
@@ -54,8 +66,11 @@ class Owner:
 class Claims:
     """The shards that one run holds. `run` makes it an actor beside the driver: one answer for every attempt."""
 
-    def __init__(self, output: Storage, owner: Owner) -> None:
+    def __init__(self, output: Storage, owner: Owner, clock: Callable[[], float] = time.monotonic) -> None:
         self._output = output
+        self._clock = clock
+        self._seen: dict[str, tuple[float, float]] = {}
+        """Of claims by others: when they were renewed, by the store's clock, and when that was first seen, by ours."""
         self._owner = canonical_json(asdict(owner)).encode()
         self._answers: dict[str, bool] = {}
         self._stopped = False
@@ -98,13 +113,21 @@ class Claims:
             if self._output.create(path, self._owner):
                 return True
             holder = self._output.read(path)
-            age = self._output.now() - self._output.entry(path).mtime
+            age = self._age(path)
         except NotFoundError:  # released meanwhile: its shard is done, or up for the next pass
             return False
-        if age < STALE_SECONDS and holder != self._owner and not Owner(**json.loads(holder)).is_dead():
+        owner = Owner.parse(holder)
+        if age < STALE_SECONDS and holder != self._owner and not (owner and owner.is_dead()):
             return False
         self._output.put(path, self._owner)
         return self._output.read(path) == self._owner
+
+    def _age(self, path: str) -> float:
+        """Seconds since a claim was renewed, at least."""
+        renewed, now = self._output.entry(path).mtime, self._clock()
+        if path not in self._seen or self._seen[path][0] != renewed:
+            self._seen[path] = renewed, now
+        return max(self._output.now() - renewed, now - self._seen[path][1])
 
 
 def _machine() -> str:

@@ -47,6 +47,37 @@ def test_a_claim_that_nobody_renewed_is_taken_over(output: Storage, tmp_path: Pa
     assert b'"here"' in path.read_bytes()
 
 
+def test_a_claim_from_the_future_is_stale_when_it_was_seen_unchanged_for_as_long(
+    output: Storage, tmp_path: Path
+) -> None:
+    """The clock was set back by a day after the run that held it died."""
+    assert Claims(output, FAR).take("s")
+    path, now = tmp_path / "_claims" / "s", [0.0]
+    ours = Claims(output, HERE, lambda: now[0])
+    for ahead in (86_400, 90_000):  # the first is renewed meanwhile: its run lives
+        future = path.stat().st_mtime + ahead
+        os.utime(path, (future, future))
+        assert not ours.take("s")
+        now[0] += claims.STALE_SECONDS - 1
+        ours.release_all()
+        assert not ours.take("s")
+        ours.release_all()
+    now[0] += 1
+    assert ours.take("s")
+
+
+@pytest.mark.parametrize("claim", [b"", b"\xff\x00", b"null", b"[1]", b'{"run": "x"}', b'{"run": 1, "nothing": 2}'])
+def test_a_claim_that_cannot_be_read_is_nobodys_and_goes_stale_by_age(
+    output: Storage, tmp_path: Path, claim: bytes
+) -> None:
+    output.put("_claims/s", claim)
+    assert not Claims(output, HERE).take("s")
+    path = tmp_path / "_claims" / "s"
+    old = path.stat().st_mtime - claims.STALE_SECONDS - 1
+    os.utime(path, (old, old))
+    assert Claims(output, HERE).take("s")
+
+
 def test_a_shard_that_another_run_has_committed_and_let_go_of_is_not_taken(output: Storage) -> None:
     theirs, ours = Claims(output, FAR), Claims(output, HERE)
     assert theirs.take("s")
