@@ -14,7 +14,7 @@ import io
 import json
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import shard_file
-from pipeline.errors import NotFoundError
+from pipeline.derived import derive, restored
 from pipeline.ledger import ClipKey, CompleteShard
 from pipeline.parts import STAGING, MissingPartError, read_clip
 from pipeline.records import Latent
@@ -62,7 +62,7 @@ def commit(output: Storage, spec: str, shard: CompleteShard) -> Committed:
         except _MissingPartsError as error:
             if not output.exists(path):
                 return Committed(shard=shard.name, missing=error.clips)
-            derive(output, shard.name)
+            derive(output, shard.name, spec)
             sweep(output, [shard.name])
             return Committed(shard=shard.name, adopted=True, num_bytes=output.size(path))
         num_bytes = sink.seek(0, io.SEEK_END)
@@ -70,34 +70,26 @@ def commit(output: Storage, spec: str, shard: CompleteShard) -> Committed:
         ours = output.create(path, data)
         if not ours:
             _compare(output, path, sink)
-    derive(output, shard.name)
+    derive(output, shard.name, spec)
     sweep(output, [shard.name])
     return Committed(shard=shard.name, adopted=not ours, num_bytes=num_bytes)
 
 
-def derive(output: Storage, shard: str) -> None:
-    """Make rejected/<shard>.jsonl and, last, index/<shard>.parquet out of the data file. Repeatable."""
-    data = io.BytesIO(output.read(shard_file.data_path(shard)))
-    _, footer = shard_file.footer_of(data)
-    if footer["rejections"]:
-        lines = "".join(json.dumps(rejection) + "\n" for rejection in footer["rejections"])
-        output.put(f"rejected/{shard}.jsonl", lines.encode())
-    index = io.BytesIO()
-    pq.write_table(shard_file.index_of(data, shard), index, compression="zstd")
-    output.put(f"index/{shard}.parquet", index.getvalue())
-
-
-def tidy(output: Storage, done: Iterable[str], leftovers: Iterable[str]) -> None:
+def tidy(output: Storage, done: Iterable[str], leftovers: Iterable[str], spec: str | None = None) -> None:
     """Do what a killed run left undone after its last put.
 
     Args:
         output: root of the output.
         done: committed shards; those without an index get one.
         leftovers: committed shards with something left in staging, which is swept.
+        spec: that of the output, as canonical JSON.
+
+    Raises:
+        ConfigError: a data file without an index is damaged, or not of this output.
     """
     indexed = {entry.path.removeprefix("index/").removesuffix(".parquet") for entry in output.list("index/")}
     for shard in sorted(set(done) - indexed):
-        derive(output, shard)
+        derive(output, shard, spec)
     sweep(output, leftovers)
 
 
@@ -107,12 +99,24 @@ def sweep(output: Storage, shards: Iterable[str]) -> None:
         output.delete(f"{STAGING}/{shard}/")
 
 
-def seal(output: Storage, shards: Iterable[str]) -> int:
-    """Stream the indexes of these shards into index.parquet; return its number of rows. Never truth, may lag."""
+def seal(
+    output: Storage, shards: Iterable[str], spec: str | None = None, data_bytes: Mapping[str, int] | None = None
+) -> int:
+    """Stream the indexes of these shards into index.parquet; return its number of rows. Never truth, may lag.
+
+    What is derived of a shard is read on the way, and made again where it is damaged, missing, or where its data file
+    has other `data_bytes` by now.
+
+    Raises:
+        ConfigError: as `derive`: a data file was cut, emptied, or is another one.
+    """
+    sizes = data_bytes or {}
     rows = 0
     with _scratch(IN_MEMORY_BYTES + 1) as sink:
         writer: pq.ParquetWriter | None = None
-        for table in _in_large_groups(in_parallel(lambda shard: _index(output, shard), shards)):
+        for table in _in_large_groups(
+            in_parallel(lambda shard: restored(output, shard, spec, sizes.get(shard))[0], shards)
+        ):
             writer = writer or pq.ParquetWriter(sink, table.schema, compression="zstd")
             writer.write_table(table)
             rows += table.num_rows
@@ -185,13 +189,3 @@ def _in_large_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
             pending, num_rows = [], 0
     if pending:
         yield pa.concat_tables(pending)
-
-
-def _index(output: Storage, shard: str) -> pa.Table:
-    path = f"index/{shard}.parquet"
-    try:
-        data = output.read(path)
-    except NotFoundError:  # another run committed it this moment
-        derive(output, shard)
-        data = output.read(path)
-    return pq.read_table(io.BytesIO(data))

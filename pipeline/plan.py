@@ -14,7 +14,7 @@ import json
 import logging
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import Any, Literal
 from pipeline.errors import ChangedError, ConfigError, StorageError
 from pipeline.plan_file import PlanFile, write_plan_file
 from pipeline.records import Shard
+from pipeline.shard_file import data_path
 from pipeline.sources import NO_MORE, list_source
 from pipeline.sources.retries import retry_shards, tried_again
 from pipeline.storage import TEMPORARY, Entry, Storage
@@ -50,10 +51,14 @@ _FAULTS = re.compile(r"v(\d{6,})\.faults(\d{4,})")
 class Plan:
     """The frozen shards of an output, and how far they are. Iterate for all of them, in the order they were planned."""
 
-    def __init__(self, files: Sequence[PlanFile], done: set[str], staged: dict[str, str], limit: int | None) -> None:
+    def __init__(
+        self, files: Sequence[PlanFile], data_bytes: dict[str, int], staged: dict[str, str], limit: int | None
+    ) -> None:
         self._files = files
         self._limit = limit
-        self.done = done
+        self.data_bytes = data_bytes
+        """Sizes of the data files that exist, by the names of their shards."""
+        self.done = done = set(data_bytes)
         """Names of the shards whose data file exists."""
         self._staged = {name: parts for name, parts in staged.items() if name not in done}
         self.leftovers = tuple(sorted(staged.keys() & {*done, _TEMPORARY}))
@@ -103,13 +108,14 @@ def make_plan(
         on_changed: see OnChanged.
 
     Raises:
-        ConfigError: a source holds nothing to read.
+        ConfigError: a source holds nothing to read; a plan file is damaged; data/ holds what no plan names.
         ChangedError: a planned object is not what it was.
     """
     if limit is not None and limit < 1:
         raise ConfigError(f"--limit must be at least 1 shard, got {limit}")
-    files = _grow(output, sources, shard_size, limit, on_changed)
-    return Plan(files, _list_done(output), _list_staged(output), limit)
+    done = _list_done(output)  # before the plan: another run may plan and commit meanwhile
+    files = _grow(output, sources, shard_size, limit, on_changed, done)
+    return Plan(files, done, _list_staged(output), limit)
 
 
 def foresee(
@@ -121,7 +127,9 @@ def foresee(
     on_changed: OnChanged = "refuse",
 ) -> Iterator[Shard]:
     """The shards of the plan that `make_plan` would make: those that are frozen, then the new ones. Writes nothing."""
+    done = _list_done(output)
     files = _plan_files(output)
+    _refuse_strangers(output, files, done)
     frozen = (shard for file in files for shard in file.shards())
     new = (shard for _, shard in _new_shards(files, sources, shard_size, on_changed))
     return islice(chain(frozen, new), limit)
@@ -133,7 +141,7 @@ def plan_retries(output: Storage, reasons: frozenset[str]) -> Plan:
     What `tidy` makes of the committed shards must be there.
     """
     done = _list_done(output)
-    _append(output, lambda files: ((0, shard) for shard in retry_shards(output, files, done, reasons)))
+    _append(output, lambda files: ((0, shard) for shard in retry_shards(output, files, set(done), reasons)), done)
     return read_plan(output)
 
 
@@ -143,19 +151,29 @@ def read_plan(output: Storage) -> Plan:
 
 
 def _grow(
-    output: Storage, sources: Sequence[str], shard_size: int, limit: int | None, on_changed: OnChanged
+    output: Storage,
+    sources: Sequence[str],
+    shard_size: int,
+    limit: int | None,
+    on_changed: OnChanged,
+    done: Collection[str],
 ) -> list[PlanFile]:
     def new_shards(files: Sequence[PlanFile]) -> Iterator[tuple[int, Shard]]:
         room = None if limit is None else max(0, limit - sum(file.table.num_rows for file in files))
         return islice(_new_shards(files, sources, shard_size, on_changed), room)
 
-    return _append(output, new_shards)
+    return _append(output, new_shards, done)
 
 
-def _append(output: Storage, new_shards: Callable[[Sequence[PlanFile]], Iterator[tuple[int, Shard]]]) -> list[PlanFile]:
+def _append(
+    output: Storage,
+    new_shards: Callable[[Sequence[PlanFile]], Iterator[tuple[int, Shard]]],
+    done: Collection[str],
+) -> list[PlanFile]:
     """Freeze what is new on top of the plan files that are there; all files, with the new one if there is any."""
     for _ in range(PLAN_RACES):
         files = _plan_files(output)
+        _refuse_strangers(output, files, done)
         with tempfile.TemporaryDirectory() as folder:
             local = Path(folder, "plan.parquet")
             count = write_plan_file(new_shards(files), local)
@@ -171,6 +189,17 @@ def _append(output: Storage, new_shards: Callable[[Sequence[PlanFile]], Iterator
 
 def _plan_files(output: Storage) -> list[PlanFile]:
     return [PlanFile(output, entry) for entry in output.list("plan/") if entry.path.endswith(".parquet")]
+
+
+def _refuse_strangers(output: Storage, files: Sequence[PlanFile], done: Collection[str]) -> None:
+    """A shard in data/ that no plan names is not ours, or its plan was lost: what is planned now would repeat it."""
+    planned = {name for file in files for name in file.table.column("name").to_pylist()}
+    if strangers := sorted(set(done) - planned):
+        raise ConfigError(
+            f"{redacted(output.uri)}: {data_path(strangers[0])}"
+            + (f" and {len(strangers) - 1} more" if len(strangers) > 1 else "")
+            + " belong to no shard that plan/ names: restore plan/, or take another --output"
+        )
 
 
 def _new_shards(
@@ -247,9 +276,11 @@ def _columns(file: PlanFile, *names: str) -> Iterable[list[Any]]:
     return [file.table.column(name).to_pylist() for name in names]
 
 
-def _list_done(output: Storage) -> set[str]:
-    paths = (entry.path for entry in output.list("data/"))
-    return {path[len("data/") : -len(".parquet")] for path in paths if path.endswith(".parquet")}
+def _list_done(output: Storage) -> dict[str, int]:
+    """The size of every data file, by the name of its shard."""
+    suffix = ".parquet"
+    entries = output.list("data/")
+    return {entry.path[len("data/") : -len(suffix)]: entry.size for entry in entries if entry.path.endswith(suffix)}
 
 
 def _list_staged(output: Storage) -> dict[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline import checksum
+from pipeline.errors import ConfigError, StorageError
 from pipeline.records import Shard
-from pipeline.storage import Entry, Storage, open_uri
+from pipeline.storage import READ_BYTES, Entry, Storage, open_uri
+from pipeline.storage.addresses import redacted
 from pipeline.storage.range_file import open_parquet
 
 ROWS_PER_GROUP = 256
@@ -57,19 +61,36 @@ def write_plan_file(shards: Iterable[tuple[int, Shard]], path: Path) -> int:
                 count, rows = count + len(rows), []
         if rows:
             writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
+        writer.add_key_value_metadata(checksum.MARK)
+    with path.open("r+b") as file:
+        checksum.stamp(file)
     return count + len(rows)
 
 
 class PlanFile:
-    """A plan file of the output, held as Arrow columns: about 200 bytes a shard."""
+    """A plan file of the output, held as Arrow columns: about 200 bytes a shard.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
 
     def __init__(self, output: Storage, entry: Entry) -> None:
         self.uri = output.address(entry.path)
         self._entry = entry
-        file = self._open()
-        self.table = file.read(columns=[name for name in SCHEMA.names if name != "members"])
-        # All groups but the last are full, so a row's place follows from its number.
-        assert file.metadata.num_row_groups == -(-self.table.num_rows // ROWS_PER_GROUP)
+        try:
+            _check_once(self.uri, entry.size, entry.etag)
+            file = self._open()
+            self.table = file.read(columns=[name for name in SCHEMA.names if name != "members"])
+            self.table.validate(full=True)
+            # All groups but the last are full, so a row's place follows from its number.
+            if file.metadata.num_row_groups != -(-self.table.num_rows // ROWS_PER_GROUP):
+                raise ValueError(f"{self.table.num_rows} rows in {file.metadata.num_row_groups} groups")
+        except StorageError:
+            raise
+        except (checksum.DamagedError, pa.ArrowException, OSError, LookupError, ValueError) as error:
+            raise ConfigError(
+                f"{redacted(self.uri)} is damaged: {error}. Restore it: only the plan tells what data/ holds"
+            ) from error
 
     def shards(self) -> Iterator[Shard]:
         """The shards in order, their members by reference."""
@@ -105,6 +126,16 @@ class PlanFile:
 
     def _open(self) -> pq.ParquetFile:
         return open_parquet(self.uri, self._entry.size, self._entry.etag)
+
+
+@lru_cache(maxsize=1024)
+def _check_once(uri: str, size: int, etag: str) -> None:
+    """Hold a plan file against its checksum, by reading all of it; once, since a run looks at its plan often."""
+    output, path = open_uri(uri)
+    head_bytes = max(0, size - checksum.TAIL_BYTES)
+    tail = output.read(path, head_bytes, size, etag=etag)
+    with output.stream(path, stop=head_bytes, etag=etag) as head:
+        checksum.check(tail, iter(lambda: head.read(READ_BYTES), b"") if head_bytes else ())
 
 
 def _extent(shard: Shard) -> tuple[int, int | None]:

@@ -26,6 +26,7 @@ from pipeline.ledger import ClipKey
 from pipeline.parts import join
 from pipeline.plan import read_plan
 from pipeline.records import Chunk, Latent, Receipt, Shard, Video
+from pipeline.runs import environments
 from pipeline.shard_file import FOOTER_SHARD, data_path, parquet_row
 from pipeline.sources import read_shard
 from pipeline.storage import Storage
@@ -66,21 +67,20 @@ def choose(rows: Mapping[str, int], count: int, seed: int) -> dict[str, list[int
 
 def differences(output: Storage, here: dict[str, Any]) -> list[str]:
     """Where this environment is not that of every run that did any work: `torch: 2.9 here, 2.8 in runs/...`."""
-    lines = []
-    environments = 0
-    for entry in output.list("runs/"):
-        there = json.loads(output.read(entry.path))["environment"]
-        environments += bool(there)
-        for name in sorted(here.keys() | there.keys()) if there else ():
-            if here.get(name) != there.get(name):
-                lines.append(f"{name}: {here.get(name)} here, {there.get(name)} in {entry.path}")
-    return lines if environments else ["no run of this output recorded its environment"]
+    recorded = list(environments(output))
+    lines = [
+        f"{name}: {here.get(name)} here, {there.get(name)} in {path}"
+        for path, there in recorded
+        for name in sorted(here.keys() | there.keys())
+        if here.get(name) != there.get(name)
+    ]
+    return lines if recorded else ["no run of this output recorded its environment"]
 
 
 def recorded_threads(output: Storage) -> int:
     """Torch threads per encoder of the first run that recorded them; else 1, the job's default."""
-    for entry in output.list("runs/"):
-        if threads := json.loads(output.read(entry.path))["environment"].get("threads_per_encoder"):
+    for _, environment in environments(output):
+        if threads := environment.get("threads_per_encoder"):
             return int(threads)
     return 1
 

@@ -130,7 +130,7 @@ def run(
     preflight.writable(output)
     log.info("planning: the source is listed and compared with the output")
     plan = make_plan(output, job.source, shard_size=job.shard_size, limit=job.limit, on_changed=job.on_changed)
-    tidy(output, plan.done, plan.leftovers)
+    tidy(output, plan.done, plan.leftovers, spec.to_json())
     if job.retry_rejected:
         plan = plan_retries(output, job.retry_reasons)
     decoder = Decoder(clip=job.clip, latent=job.latent, info=info, deadline=job.workers.decode_deadline, decode=decode)
@@ -155,7 +155,7 @@ def run(
             driver.look()
         log.info("sealing: the indexes of %d shards", len(plan.done | driver.done))
         with stop.limited():
-            seal(output, sorted(plan.done | driver.done))
+            seal(output, sorted(plan.done | driver.done), spec.to_json(), plan.data_bytes)
         summary = driver.finish(stopped=stop.by)
         if not job.clip.buckets:
             summary = replace(summary, hint=too_short.hint(summary.too_short, lambda n: info.nearest(n)[0]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import platform
+from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -39,8 +40,7 @@ def environment(device: str, threads: int) -> dict[str, Any]:
 
 def warn_of_differences(output: Storage, here: dict[str, Any]) -> None:
     """Compare this run's environment with the first run's, and say what differs."""
-    recorded = (json.loads(output.read(entry.path))["environment"] for entry in output.list("runs/"))
-    there = next((environment for environment in recorded if environment), None)  # a run with nothing to do has none
+    there = next((environment for _, environment in environments(output)), None)
     if there is None:
         return
     for name in sorted(here.keys() | there.keys()):
@@ -51,6 +51,18 @@ def warn_of_differences(output: Storage, here: dict[str, Any]) -> None:
                 here.get(name),
                 there.get(name),
             )
+
+
+def environments(output: Storage) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(path, environment) of each recorded run, in the order of time. A run with nothing to do has none."""
+    for entry in output.list("runs/"):
+        try:
+            environment = json.loads(output.read(entry.path))["environment"]
+        except (ValueError, LookupError, TypeError) as error:
+            log.warning("%s cannot be read, and is passed over: %s", entry.path, error)
+            continue
+        if environment and isinstance(environment, dict):
+            yield entry.path, environment
 
 
 def record(

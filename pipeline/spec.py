@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.clips import ClipRule
 from pipeline.errors import ConfigError, NotFoundError
 from pipeline.records import canonical_json
+from pipeline.storage.store import TEMPORARY
 
 if TYPE_CHECKING:
     from pipeline.storage import Storage
@@ -119,10 +121,19 @@ def settle(output: Storage, spec: Spec) -> None:
 
 
 def check(output: Storage, spec: Spec) -> None:
-    """Compare with the spec.json of this output, if it has one. Writes nothing; raises as `settle`."""
+    """Compare with the spec.json of this output, if it has one. Writes nothing.
+
+    Raises:
+        ConfigError: as `settle`; or there is none, and yet data files or parts, made by nobody knows which Spec.
+    """
     try:
         lines = diff(spec.to_json(), output.read(PATH).decode())
     except NotFoundError:
+        made = chain(output.list("data/"), output.list("_staging/"))
+        if orphan := next((entry.path for entry in made if not entry.path.startswith(TEMPORARY)), None):
+            raise ConfigError(
+                f"{output.uri} holds {orphan} and no {PATH}: restore it, or take another --output"
+            ) from None
         return
     except (ValueError, AttributeError) as error:
         raise ConfigError(f"{output.uri}: {PATH} is not a spec: {error!r}") from error

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -12,10 +10,10 @@ from itertools import islice
 from typing import Any, TypeVar
 
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from pipeline import shard_file
-from pipeline.errors import ClipTooShortError, NotFoundError
+from pipeline.derived import StaleError, from_data, read_derived
+from pipeline.errors import ClipTooShortError
+from pipeline.shard_file import data_path
 from pipeline.storage import Storage
 from pipeline.too_short import num_fitting
 
@@ -73,21 +71,11 @@ def in_parallel(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
 
 def _count(output: Storage, shard: str, superseded: set[Target]) -> tuple[int, int, list[dict[str, Any]]]:
     try:
-        index = pq.read_table(io.BytesIO(output.read(f"index/{shard}.parquet")), columns=["byte_length"])
-    except NotFoundError:  # committed this moment, or by a run that was killed just then: the data file is the truth
-        data = io.BytesIO(output.read(shard_file.data_path(shard)))
-        index, rejections = shard_file.index_of(data, shard), shard_file.footer_of(data)[1]["rejections"]
-    else:
-        rejections = _rejections(output, shard)
+        index, rejections = read_derived(output, shard)
+    except StaleError:  # committed this moment, or by a run that was killed just then: the data file is the truth
+        index, rejections = from_data(output, shard, output.read(data_path(shard)))
     standing = [rejection for rejection in rejections if target(rejection) not in superseded]
     return len(index), pc.sum(index["byte_length"]).as_py() or 0, standing
-
-
-def _rejections(output: Storage, shard: str) -> list[dict[str, Any]]:
-    try:
-        return [json.loads(line) for line in output.read(f"rejected/{shard}.jsonl").splitlines()]
-    except NotFoundError:
-        return []
 
 
 def target(rejection: dict[str, Any]) -> Target:

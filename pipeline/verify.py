@@ -145,5 +145,5 @@ def _is_index(output: Storage, shard: str, found: pa.Table) -> bool:
     """Whether these are the rows of the shard's index. A missing or damaged one was reported with its shard."""
     try:
         return bool(found.equals(pq.read_table(io.BytesIO(output.read(f"index/{shard}.parquet")))))
-    except (NotFoundError, pa.ArrowException):
+    except (NotFoundError, pa.ArrowException, ValueError):
         return True

@@ -194,9 +194,9 @@ class _ShardCheck:
         except NotFoundError:
             self.checked.notes.append(f"{path} is not there; the next run makes it")
             return None
-        except (pa.ArrowException, OSError) as error:
-            if isinstance(error, StorageError):
-                raise
+        except StorageError:
+            raise
+        except (pa.ArrowException, OSError, ValueError) as error:
             self.checked.wrong(path, "file", error, "an index")
             return None
         if len(rows) != self._file.num_row_groups:

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from pipeline.errors import NotFoundError
+from pipeline.derived import restored
 from pipeline.plan_file import PlanFile, load_members
 from pipeline.records import Rejection, Shard, canonical_json, shard_name
 from pipeline.sources.samples import Sample, refuse
@@ -50,7 +50,7 @@ def retry_shards(
         for shard in file.shards()
         if shard.name in rejected and not (shard.kind == "retry" and is_retrying)
     )
-    for shard, rejections in in_parallel(lambda shard: (shard, _rejections(output, shard.name)), committed):
+    for shard, rejections in in_parallel(lambda shard: (shard, restored(output, shard.name)[1]), committed):
         wanted = {target(rejection): rejection for rejection in rejections if rejection["reason"] in reasons}
         for seen in tried[shard.name] & wanted.keys():
             del wanted[seen]
@@ -100,14 +100,6 @@ def tried_again(files: Sequence[PlanFile], done: set[str] | None = None) -> defa
             if members["rest"] is not None:
                 known.add((members["rest"], None))
     return tried
-
-
-def _rejections(output: Storage, shard: str) -> list[dict[str, Any]]:
-    """As in the footer of the data file."""
-    try:
-        return [json.loads(line) for line in output.read(f"rejected/{shard}.jsonl").splitlines()]
-    except NotFoundError:
-        return []
 
 
 def _is_rest(rejection: dict[str, Any]) -> bool:
