@@ -1,0 +1,63 @@
+"""Law: what docs/output.md says of the output is what the code writes, and the lines that it gives to readers run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from pipeline.shard_file import FOOTER_SHARD, FOOTER_SPEC, SCHEMA
+
+pytest_plugins = ["tests.made_outputs"]
+
+PAGE = (Path(__file__).parents[1] / "docs/output.md").read_text()
+
+
+def rows(heading: str) -> list[list[str]]:
+    """The cells of the table rows that follow a heading, without the header's."""
+    section = PAGE.split(f"## {heading}\n")[1].split("\n## ")[0]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in re.findall(r"^\| `.*$", section, re.M)]
+
+
+def type_of(field: pa.Field) -> str:
+    if pa.types.is_list(field.type):
+        return f"list of {type_of(field.type.value_field)}"
+    return {"double": "float64"}.get(str(field.type), str(field.type))
+
+
+def test_the_table_of_columns_is_the_schema() -> None:
+    table = rows("A row")[: len(SCHEMA)]
+    assert [(name.strip("`"), type_, null == "never") for name, type_, _, null in table] == [
+        (field.name, type_of(field), not field.nullable) for field in SCHEMA
+    ]
+    assert {cells[0].strip("`") for cells in rows("The footer of a data file")} == {FOOTER_SPEC, FOOTER_SHARD}
+
+
+def test_the_table_of_the_index_is_what_the_index_has_beyond_the_rows(made: Path) -> None:
+    index = pq.read_schema(next((made / "index").iterdir()))
+    further = [(field.name, type_of(field)) for field in index if field.name not in SCHEMA.names]
+    assert [(name.strip("`"), type_) for name, type_, _ in rows("A row")[len(SCHEMA) :]] == further
+    assert [name for name in index.names if name in SCHEMA.names] == [name for name in SCHEMA.names if name != "latent"]
+
+
+def test_the_lines_for_readers_run_and_give_the_latents(made: Path) -> None:
+    code = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+    reads, datasets = code[0].split("import datasets")
+    assert "load_dataset" in datasets  # not a dependency
+    names: dict[str, object] = {}
+    exec(reads.replace("OUTPUT", str(made)) + code[1], names)
+    table = names["table"]
+    assert isinstance(table, pa.Table)
+    assert table.num_rows == 4
+    for row in table.to_pylist():
+        if row["latent"] is None:
+            array = np.load(made / row["npy_file"])[row["npy_row"]].copy()
+            latent = torch.from_numpy(array).view(torch.bfloat16)
+        else:
+            latent = names["latent"](row)  # type: ignore[operator]
+        assert (list(latent.shape), latent.dtype) == (row["latent_shape"], torch.bfloat16)
+        assert latent.isfinite().all()
