@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from pipeline.clips import ClipRule
 from pipeline.commit import commit, derive, seal
 from pipeline.encode import Encoder
 from pipeline.guard import Strikes
+from pipeline.job import Job
 from pipeline.ledger import Ledger
 from pipeline.parts import stage
 from pipeline.plan import make_plan
@@ -52,7 +54,8 @@ def make_output(
     summary = Summary(
         planned_shards=len(shards), done_shards=len(done), planned=0, latents=0, rejected={}, latent_bytes=0
     )
-    record(output, "run", rule.digest, environment("cpu", 1), summary)
+    job = Job(source=(str(source),), output=str(where), vae="tiny", clip=clip, latent=latent)
+    record(output, "run", rule.digest, environment("cpu", 1), summary, job=job, began=datetime.now(UTC))
     return output
 
 
