@@ -1,4 +1,4 @@
-"""python -m jobs.bench chunking: what cutting a clip into chunks costs in accuracy. The table of docs/chunking.md."""
+"""python -m jobs.bench chunking: what cutting a clip into chunks costs in accuracy. The table of docs/latents.md."""
 
 from __future__ import annotations
 

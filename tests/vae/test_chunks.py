@@ -65,7 +65,7 @@ def test_the_error_falls_with_every_context_window(model: VideoVAE) -> None:
 
 @pytest.mark.slow
 def test_the_error_falls_at_a_larger_size(model: VideoVAE) -> None:
-    """The figures of docs/chunking.md: a factor of at least 3 per context window."""
+    """The figures of docs/latents.md: a factor of at least 3 per context window."""
     pixels = steady_clip(73, 48)
     errors = [chunk_error(model, pixels, context) for context in range(5)]
     assert all(after < before / 2.5 for before, after in pairwise(errors)), errors

@@ -1,0 +1,106 @@
+"""Law: the same source and Spec give the same bytes in `data/`, also after the code has changed.
+
+The digests were recorded from the code as it is released. A change that makes one of them fail changes what stands in
+outputs, and needs a new format version (see CONTRIBUTING.md). The encoder is replaced by one of whole numbers, so that
+the digests hold on every machine; the arithmetic of the real one is held against golden data in tests/vae.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.chunks import Decoder
+from pipeline.commit import commit
+from pipeline.guard import Strikes
+from pipeline.ledger import Ledger
+from pipeline.parts import stage
+from pipeline.plan import make_plan
+from pipeline.records import Chunk, Latent, Receipt, Video
+from pipeline.sources import read_shard
+from pipeline.spec import settle
+from pipeline.storage import Storage
+from tests.s3 import S3
+from tests.small import CLIP, LATENT, spec
+from tests.sources import make_tar
+from vae.info import VAEInfo
+
+pytest_plugins = ["tests.s3"]
+
+pytestmark = pytest.mark.slow
+
+DIGESTS = {
+    "files": "28d48b764cdd5ae4c49e2e2e066a896fb56fbad26333076af406f74e3a458267",
+    "tar": "7d66ac4e13729c84f8d3218daf373fe1316434d6e014155b4c0dd1d128d3bafa",
+}
+"""sha256 over the data files of an output, in the order of their names."""
+
+
+class WholeNumberEncoder:
+    """Sums of 8x8 pixel blocks of every fourth frame: exact on every machine."""
+
+    def __call__(self, chunk: Chunk) -> Latent:
+        frames = chunk.frames[sum(chunk.windows[: chunk.num_context]) :: 4].astype(np.uint16)
+        blocks = frames.reshape(len(frames), frames.shape[1] // 8, 8, frames.shape[2] // 8, 8, 3).sum((2, 4))
+        latent = np.ascontiguousarray(blocks.transpose(3, 0, 1, 2)).astype("<u2")
+        return Latent(
+            shard=chunk.shard,
+            video=chunk.video,
+            clip=chunk.clip,
+            chunk=chunk.chunk,
+            num_chunks=chunk.num_chunks,
+            payload=latent.tobytes(),
+            shape=latent.shape,
+            dtype="bfloat16",
+            row=chunk.row,
+        )
+
+
+@pytest.mark.parametrize("kind", DIGESTS)
+def test_the_bytes_are_those_that_were_recorded(kind: str, s3: S3, shared: Path, tmp_path: Path) -> None:
+    if not (shared / "videos").is_dir():
+        pytest.skip("the folder of real videos is not here")
+    s3.client.create_bucket(Bucket="same-bytes")  # the address of a source stands in its rows
+    bucket = replace(s3, bucket="same-bytes")
+    source = _put_source(bucket, kind, shared / "videos")
+    assert _digest(_encode(source, tmp_path)) == DIGESTS[kind]
+
+
+def _put_source(bucket: S3, kind: str, videos: Path) -> str:
+    files = sorted(path for path in videos.iterdir() if path.suffix not in {".json", ".md"})
+    if kind == "tar":
+        chosen = [(path.name, path.read_bytes()) for path in files if path.stat().st_size < 300_000]
+        return bucket.put("tar/all.tar", make_tar(chosen))
+    for path in files:
+        bucket.put(f"files/{path.name}", path.read_bytes())
+    return bucket.uri("files/")
+
+
+def _encode(source: str, where: Path) -> Storage:
+    clip = replace(CLIP, clips="all", max_clips=3)
+    output, rule = Storage(str(where)), spec(clip, LATENT)
+    settle(output, rule)
+    decoder = Decoder(clip=clip, latent=LATENT, info=VAEInfo(**rule.vae), deadline=600)
+    encoder = WholeNumberEncoder()
+    for shard in make_plan(output, [source]).remaining():
+        ledger = Ledger()
+        for read in read_shard(shard):
+            for record in decoder(read, Strikes()) if isinstance(read, Video) else [read]:
+                receipt = stage(encoder(record) if isinstance(record, Chunk) else record, output)
+                assert isinstance(receipt, Receipt)
+                if complete := ledger.add(receipt):
+                    assert not commit(output, rule.to_json(), complete).missing
+    return output
+
+
+def _digest(output: Storage) -> str:
+    digest = hashlib.sha256()
+    paths = sorted(entry.path for entry in output.list("data/"))
+    assert paths
+    for path in paths:
+        digest.update(output.read(path))
+    return digest.hexdigest()
