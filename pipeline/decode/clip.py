@@ -114,9 +114,13 @@ class DecodedClip:
             "color_range": kind.color_range,
             "color_trc": kind.color_trc,
             "color_primaries": kind.color_primaries,
-            "untagged_as": untagged_as(kind, self.spec),
-            "alpha": kind.alpha,
+            **({"untagged_as": assumed} if (assumed := self._assumed(kind)) else {}),
+            **({"alpha": kind.alpha} if kind.alpha else {}),
         }
+
+    def _assumed(self, kind: FrameKind) -> str | None:
+        """The matrix that was assumed, where one was. Specs of before this fact (`ffmpeg`, `auto`) keep their rows."""
+        return None if self.spec.untagged_colorspace in ("ffmpeg", "auto") else untagged_as(kind, self.spec)
 
 
 def merge_facts(pieces: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -124,12 +128,14 @@ def merge_facts(pieces: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     Pieces may overlap; changes are counted by clip frame.
     """
-    starts = [{"frame": piece["first_frame"], **{key: piece.get(key) for key in _CHANGING}} for piece in pieces]
+    starts = [
+        {"frame": piece["first_frame"], **{key: piece[key] for key in _CHANGING if key in piece}} for piece in pieces
+    ]
     changes = {c["frame"]: c for piece in pieces for c in piece.get("changes", [])}
     states = sorted([*starts, *changes.values()], key=lambda state: int(state["frame"]))
     merged = {key: value for key, value in pieces[0].items() if key != "changes"}
     merged["interlaced"] = any(piece["interlaced"] for piece in pieces)
-    kept = [b for a, b in pairwise(states) if any(a[key] != b[key] for key in _CHANGING)]
+    kept = [b for a, b in pairwise(states) if any(a.get(key) != b.get(key) for key in _CHANGING)]
     if kept:
         merged["changes"] = kept
     return merged
