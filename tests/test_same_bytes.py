@@ -34,8 +34,8 @@ pytest_plugins = ["tests.s3"]
 pytestmark = pytest.mark.slow
 
 DIGESTS = {
-    "files": "28d48b764cdd5ae4c49e2e2e066a896fb56fbad26333076af406f74e3a458267",
-    "tar": "7d66ac4e13729c84f8d3218daf373fe1316434d6e014155b4c0dd1d128d3bafa",
+    "files": "bec9508a9b112f2499e1a34cc89f27fa21d1b97043721a5eaa369186af323d86",
+    "tar": "3e4b2e6694b7f9cbab11c4cc5cafe10479c15a55038272ea68e9ae658116f0cd",
 }
 """sha256 over the data files of an output, in the order of their names."""
 
