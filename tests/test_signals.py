@@ -7,13 +7,16 @@ the documented code and a summary, runs/ tells of what had begun, and nobody see
 from __future__ import annotations
 
 import json
+import os
 import re
+import select
 import signal
+import time
 from pathlib import Path
 
 import pytest
 
-from pipeline.stop import STATUS
+from pipeline.stop import ONE_SIGNAL_SECONDS, STATUS, Stop
 from tests.driver import Driver
 from tests.held import MOMENTS
 from tests.test_run import make_tar
@@ -32,8 +35,10 @@ def stop(folder: Path, moment: str, name: str, times: int, *, to_group: bool) ->
     begun = driver.starts_processes if moment == "while Ray starts" else mark.exists
     driver.signal_when(begun, signal.Signals[name], to_group=to_group)
     if times == 2:
+        soonest = time.monotonic() + 2 * ONE_SIGNAL_SECONDS
+        heard = "finishing what is open"
         driver.signal_when(
-            lambda: "finishing what is open" in driver.printed(), signal.Signals[name], to_group=to_group
+            lambda: heard in driver.printed() and time.monotonic() > soonest, signal.Signals[name], to_group=to_group
         )
     committed = moment == "sealing"
     printed = driver.finish(0 if committed else STATUS[name])
@@ -59,6 +64,14 @@ def test_any_signal_at_any_moment(moment: str, times: int, name: str, to_group: 
     stop(tmp_path, moment, name, times, to_group=to_group)
 
 
-def test_a_grace_period_that_ends_in_a_commit(tmp_path: Path) -> None:
-    """The heart of the table, in every run of the suite."""
-    stop(tmp_path, "in a commit", "SIGINT", 1, to_group=True)
+def test_a_signal_that_comes_twice_at_once_is_one() -> None:
+    """As `timeout` sends it: to the process, and to its group."""
+    is_over = True
+    with Stop(3600) as stop, stop.limited():
+        os.kill(os.getpid(), signal.SIGTERM)
+        stop.wait(60)
+        os.kill(os.getpid(), signal.SIGTERM)
+        select.select([], [], [], 0.1)  # longer than the alarm that ends a grace period
+        is_over = False
+    assert stop.by == "SIGTERM"
+    assert not is_over
