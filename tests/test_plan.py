@@ -156,7 +156,7 @@ def test_done_and_staged_are_what_the_listings_say(tmp_path: Path, output: Stora
     remaining = list(plan.remaining())
     assert [shard.name for shard in remaining] == names[1:]
     staged = {shard.name: json.loads(shard.staged) for shard in remaining if shard.staged}
-    assert staged == {names[2]: {"parts": [[0, 0, 1, 2]], "verdicts": [[12, 3]]}}
+    assert staged == {names[2]: {"parts": [[0, 0, 1, 2]], "verdicts": [[12, 3]], "faults": []}}
     assert plan.num_remaining == len(names) - 1
     assert plan.remaining_bytes == plan.num_bytes - next(iter(plan)).size
     assert [shard.staged for shard in plan] == [""] * len(names)
