@@ -12,6 +12,7 @@
        |- OpenError           not a video that FFmpeg can open
        |- NoVideoStreamError  a container without a video stream
        |- UnsupportedCodecError  no decoder for the video stream
+       |- UnsupportedEditsError  an MP4 edit list of which FFmpeg would make frames at wrong times
        |- NoFramesError       opens, but not one frame comes out
        |- CorruptVideoError   decoding failed or gave frames flagged corrupt where the clip lies
        |- TruncatedVideoError the file ends before the clip does
@@ -78,6 +79,10 @@ class NoVideoStreamError(VideoError):
 
 class UnsupportedCodecError(VideoError):
     reason = "unsupported_codec"
+
+
+class UnsupportedEditsError(VideoError):
+    reason = "unsupported_edits"
 
 
 class NoFramesError(VideoError):

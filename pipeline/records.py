@@ -22,6 +22,7 @@ Reason = Literal[
     "unreadable",
     "no_video_stream",
     "unsupported_codec",
+    "unsupported_edits",
     "no_frames",
     "corrupt",
     "truncated",

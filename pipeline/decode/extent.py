@@ -8,11 +8,11 @@ ones (`androidx__sample-with-large-length.avi`), so it is not asked.
 from __future__ import annotations
 
 from pipeline.decode import gif
+from pipeline.decode.boxes import boxes
 from pipeline.decode.opening import Feed
 
 _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 _FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
-_MAX_BOXES = 1_000_000
 _MAX_GIF_BYTES = 1 << 26
 _MAX_PAGE_BYTES = 65_307
 
@@ -52,19 +52,10 @@ def _last_page_breaks_off(feed: Feed) -> bool | None:
 
 
 def _boxes_break_off(feed: Feed) -> bool:
-    """ISO/IEC 14496-12, 4.2: 32-bit size, type; size 1 means a 64-bit one follows, 0 to the end of the file."""
-    offset = 0
-    for _ in range(_MAX_BOXES):
-        header = feed.read_at(offset, 16)
-        if len(header) < 8 or not header[4:8].isascii() or not header[4:8].strip(b"\0"):
-            return False
-        size = int.from_bytes(header[:4])
-        if size == 1:
-            size = int.from_bytes(header[8:16])
-        if size < 8:
-            return False
-        offset += size
-        if offset > feed.size:
+    for kind, _, end in boxes(feed, 0, feed.size):
+        if not kind.isascii() or not kind.strip(b"\0"):
+            return False  # no box, but what someone appended to the file
+        if end > feed.size:
             return True
     return False
 

@@ -52,11 +52,11 @@ def probe(src: Source, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> VideoInfo:
     """Read the headers of `src` and, unless they announce more than `max_pixels`, glance at the first frame.
 
     Raises:
-        OpenError, NoVideoStreamError, UnsupportedCodecError
+        OpenError, NoVideoStreamError, UnsupportedCodecError, UnsupportedEditsError
         OSError: as the storage raised it.
     """
     with open_feed(src) as feed, open_container(feed, with_trial=False) as container:
-        stream = choose_stream(container)
+        stream = choose_stream(container, feed)
         discard_others(container, stream)
         kind = _header_kind(stream)
         if kind.width * kind.height <= max_pixels:

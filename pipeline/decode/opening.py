@@ -22,6 +22,7 @@ import av
 from av.codec.context import Flags
 from av.stream import Discard, Disposition
 
+from pipeline.decode.edits import check_edits
 from pipeline.errors import CorruptVideoError, LimitExceededError, NoVideoStreamError, OpenError, UnsupportedCodecError
 
 Source = bytes | bytearray | memoryview | str | Path | BinaryIO
@@ -152,7 +153,7 @@ def _open(feed: Feed, options: dict[str, str]) -> Any:
         raise OpenError(f"cannot be opened as a video: {describe(error)}") from None
 
 
-def choose_stream(container: Any, max_pixels: int | None = None, *, any_order: bool = False) -> Any:
+def choose_stream(container: Any, feed: Feed, max_pixels: int | None = None, *, any_order: bool = False) -> Any:
     """The video stream that a player would show, set up for decoding on one thread.
 
     FFmpeg's own choice (`best`), unless that is cover art: then the largest of the others. With `any_order` H.264
@@ -160,7 +161,7 @@ def choose_stream(container: Any, max_pixels: int | None = None, *, any_order: b
     that for not at all, corrects itself, and drops what comes too late by then.
 
     Raises:
-        NoVideoStreamError, UnsupportedCodecError
+        NoVideoStreamError, UnsupportedCodecError, UnsupportedEditsError
         LimitExceededError: the header announces more than `max_pixels` a frame.
     """
     moving = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
@@ -176,6 +177,8 @@ def choose_stream(container: Any, max_pixels: int | None = None, *, any_order: b
     stream = best if any(s.index == best.index for s in moving) else max(moving, key=lambda s: (_pixels(s), -s.index))
     if stream.codec_context is None:
         raise UnsupportedCodecError("no decoder for the video stream")
+    if "mov" in container.format.name.split(","):
+        check_edits(feed, stream)
     if max_pixels is not None and _pixels(stream) > max_pixels:
         size = f"{stream.codec_context.width}x{stream.codec_context.height}"
         raise LimitExceededError(f"frames of {size} exceed max_pixels={max_pixels}")

@@ -109,7 +109,7 @@ class _Pass:
         """Open the video and go through it once, seeking where that is allowed."""
         max_pixels = max(spec.max_pixels for spec in self.specs)
         with open_container(self.feed) as container:
-            self.stream = choose_stream(container, max_pixels, any_order=self.any_order)
+            self.stream = choose_stream(container, self.feed, max_pixels, any_order=self.any_order)
             discard_others(container, self.stream)
             self.reader = PictureReader(container, self.stream, self.feed)
             try:

@@ -98,7 +98,7 @@ def measure(src: Source) -> Timeline:
     """Read every packet of `src` and say when its frames are shown. Costs I/O and about 10 us a packet.
 
     Raises:
-        OpenError, NoVideoStreamError, UnsupportedCodecError
+        OpenError, NoVideoStreamError, UnsupportedCodecError, UnsupportedEditsError
         NoFramesError: the video stream has no packet.
         OSError: as the storage raised it.
     """
@@ -109,7 +109,7 @@ def measure(src: Source) -> Timeline:
 def measure_feed(feed: Feed) -> Timeline:
     """`measure` for a source that is already open; another container may be reading it."""
     with open_container(feed, with_trial=False) as container:
-        return _Tally(container, choose_stream(container), feed).timeline()
+        return _Tally(container, choose_stream(container, feed), feed).timeline()
 
 
 class _Tally:
@@ -249,14 +249,18 @@ class _Tally:
         short = promised - max([seen, *ends]) > slack
         if "avi" in formats and (frames := self.stream.frames * Fraction(self.stream.time_base)) - seen > slack:
             promised, short = frames, True
-        if "mov" in formats and self.stream.frames > self.num_packets:
+        if "mov" in formats and (num_listed := self._num_listed()) > self.num_packets:
             short = True
-            promised = seen * self.stream.frames / self.num_packets
+            promised = seen * num_listed / self.num_packets
         broken = breaks_off(self.feed, formats)
         if broken is False and "matroska" in formats and not self.is_cut:
             return (promised if short else seen), False
         truncated = self.is_cut or short or bool(broken)
         return (promised if truncated else seen), truncated
+
+    def _num_listed(self) -> int:
+        """Samples that the header of an MP4 lists and its edit list does not leave out; 0 where fragments list them."""
+        return min(int(self.stream.frames), len(self.stream.index_entries))
 
 
 def _with_untimed(shown: Sequence[tuple[int | None, int]], nominal: int) -> Iterator[tuple[int | None, int]]:
