@@ -11,6 +11,7 @@ BENCHES = {
     "chunking": "the error of a clip in chunks against the uncut clip",
     "decode": "decoding against the ffmpeg command line and others",
     "plan": "planning and resuming 100,000 shards",
+    "reader": "reading latents back, against raw reads and other readers",
 }
 
 

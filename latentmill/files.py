@@ -20,6 +20,7 @@ import fsspec
 from fsspec.core import url_to_fs
 
 from latentmill.errors import AccessError, NotFoundError, ReadError, StorageError
+from latentmill.s3_ranges import S3Ranges
 
 T = TypeVar("T")
 
@@ -62,7 +63,7 @@ class Files:
     def __init__(self, uri: str | os.PathLike[str], storage_options: dict[str, Any] | None = None) -> None:
         self.uri = os.fspath(uri).rstrip("/") or "/"
         self._options = dict(storage_options or {})
-        self._client: tuple[int, Any, str] | None = None
+        self._client: tuple[int, Any, str, S3Ranges | None] | None = None  # of the process with this id
         scheme = self.uri.partition("://")[0] if "://" in self.uri else ""
         self.root: Path | None = None
         """The folder of a local place."""
@@ -70,7 +71,7 @@ class Files:
             path = Path(self.uri.partition("://")[2] if scheme else self.uri).expanduser()
             self.root = Path(os.path.abspath(path))  # noqa: PTH100 (resolve() would follow links)
         self._scheme = scheme
-        self._open: OrderedDict[str, IO[bytes]] = OrderedDict()
+        self._open: OrderedDict[str, _Descriptor] = OrderedDict()
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -108,6 +109,10 @@ class Files:
         """
         if self.root:
             retried(lambda: self._preadv(path, start, views), self.address(path))
+            return
+        key = self._key(path)
+        assert self._client
+        if (direct := self._client[3]) and direct.read_into(key, start, views):
             return
         length = sum(len(view) for view in views)
         data = memoryview(self.read(path, start, start + length))
@@ -164,10 +169,10 @@ class Files:
         return dict(sorted(found.items()))
 
     def _preadv(self, path: str, start: int, views: Sequence[memoryview]) -> None:
-        file = self._opened(path)
+        file = self._opened(path)  # held until all is read
         left = [view for view in views if len(view)]
         while left:
-            count = os.preadv(file.fileno(), left[:512], start)
+            count = os.preadv(file.number, left[:512], start)
             if not count:
                 raise EOFError(f"{self.address(path)} ends at byte {start}, before {start + sum(map(len, left))}")
             start += count
@@ -176,12 +181,11 @@ class Files:
             if count:
                 left[0] = left[0][count:]
 
-    def _opened(self, path: str) -> IO[bytes]:
-        """An open local file. One that falls out of the table is closed when its last reader lets go of it."""
+    def _opened(self, path: str) -> _Descriptor:
         assert self.root
         with self._lock:
             if (file := self._open.get(path)) is None:
-                file = self._open[path] = (self.root / path).open("rb", buffering=0)
+                file = self._open[path] = _Descriptor(self.root / path)
             self._open.move_to_end(path)
             if len(self._open) > OPEN_FILES:
                 self._open.popitem(last=False)
@@ -194,7 +198,7 @@ class Files:
                 self._client = (os.getpid(), *self._connect())
             return self._client[1]
 
-    def _connect(self) -> tuple[Any, str]:
+    def _connect(self) -> tuple[Any, str, S3Ranges | None]:
         options = dict(self._options)
         if self._scheme in ("s3", "s3a"):
             # Retries are ours alone: those of the client are switched off, so attempts do not multiply.
@@ -204,14 +208,26 @@ class Files:
             filesystem, root = url_to_fs(self.uri, **options)
         except (ImportError, ValueError) as error:
             raise StorageError(f"{self.uri}: {error}") from error
-        if self._scheme in ("s3", "s3a"):
-            filesystem.retries = 1
-        return filesystem, root
+        if self._scheme not in ("s3", "s3a"):
+            return filesystem, root, None
+        filesystem.retries = 1
+        return filesystem, root, S3Ranges(filesystem) if S3Ranges.fits(self._options) else None
 
     def _key(self, path: str) -> str:
         self._fs  # noqa: B018 (connects)
         assert self._client
         return f"{self._client[2].rstrip('/')}/{path}"
+
+
+class _Descriptor:
+    """An open local file. One that falls out of the table is closed when its last reader lets go of it."""
+
+    def __init__(self, path: Path) -> None:
+        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if hasattr(self, "number"):
+            os.close(self.number)
 
 
 def retried(attempt: Callable[[], T], what: str) -> T:

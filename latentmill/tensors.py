@@ -49,10 +49,10 @@ def collate(samples: Sequence[Sample], *, collate_fn_map: object = None) -> dict
     ]
     for name, value in first.items():
         values = [sample[name] for sample in samples]
-        if as_read and first.whole and name in first.whole[0]:
-            batch[name] = first.whole[0][name]
-        elif name in first.lists:
+        if name in first.lists:
             batch[name] = values
+        elif as_read and first.whole and name in first.whole[0]:
+            batch[name] = first.whole[0][name]
         elif isinstance(value, Tensor):
             if len({tuple(one.shape) for one in values}) > 1:
                 shapes = ", ".join(sorted({"x".join(map(str, one.shape)) for one in values}))

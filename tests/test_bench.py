@@ -17,6 +17,7 @@ SMALLEST = {
     "chunking": ["--size", "16"],
     "decode": ["--seconds", "1", "--rounds", "1", "--cases", "720p"],
     "plan": ["--shards", "8"],
+    "reader": ["--clips", "12", "--rows", "2000", "--rounds", "1"],
 }
 FIGURES = {
     "stream": r"encode-bound  +\d+\.\d\d  of bare loop(.|\n)*memory +peak [1-9]\d* MiB",
@@ -24,6 +25,7 @@ FIGURES = {
     "chunking": r"\| alike \| noise \|( [\d.e-]+ \|){8}",
     "decode": r"latentmill +[\d.]+ +1\.00",
     "plan": r"seal: 800 rows of 8 shards",
+    "reader": r"local: 12(.|\n)*latentmill +[\d.]+ ms/clip(.|\n)*s3: (.|\n)*resume(.|\n)*memory of its own",
 }
 
 
