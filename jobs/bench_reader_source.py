@@ -15,7 +15,8 @@ import numpy as np
 import vae
 from pipeline import shard_file
 from pipeline.clips import ClipRule
-from pipeline.commit import derive, seal
+from pipeline.commit import seal
+from pipeline.derived import derive
 from pipeline.ledger import CompleteShard
 from pipeline.records import Latent, clip_id
 from pipeline.spec import LatentRule, Spec, settle

@@ -64,6 +64,9 @@ INDEX_COLUMNS = pa.schema(
 FOOTER_SPEC = "latentmill.spec"
 FOOTER_SHARD = "latentmill.shard"
 
+FOOTER_DERIVED = "latentmill.derived"
+"""Of an index: {"data_bytes": size of the data file that it was made of, ...}. Older ones have none."""
+
 SPEC_PATH = "spec.json"
 SEAL_PATH = "index.parquet"
 DATA = "data/"

@@ -122,8 +122,7 @@ def _sweep(cache: Path) -> None:
 def _build(
     files: Files, listed: dict[str, Entry], columns: Sequence[str] | None, folder: Path, index: str | None
 ) -> None:
-    shards = [format.shard_of(path) for path in listed if path.endswith(".parquet")]
-    source = _Committed(files, shards, columns, folder)
+    source = _Committed(files, listed, columns, folder)
     tables = source.pinned(index) if index else source.tables()
     first = next(tables, None)
     if first is None:
@@ -133,7 +132,7 @@ def _build(
     head = next(coded)
     num_rows = write_columns(folder / "rows.arrow", head.schema, _chain(head, coded))
     if not num_rows:
-        raise OpenError(f"{files.uri} holds no committed row yet: every clip of its {len(shards)} shards was rejected")
+        raise OpenError(f"{files.uri} holds no committed row yet: every clip of its {len(listed)} shards was rejected")
     names = pa.table({"file": pa.array(list(coder.files), pa.string())}).combine_chunks()
     with pa.OSFile(str(folder / "files.arrow"), "wb") as sink, pa.ipc.new_file(sink, names.schema) as writer:
         writer.write_batch(names.to_batches()[0])
@@ -145,9 +144,10 @@ def _build(
 class _Committed:
     """The rows of an output, table by table, sorted by shard."""
 
-    def __init__(self, files: Files, shards: list[str], columns: Sequence[str] | None, folder: Path) -> None:
+    def __init__(self, files: Files, listed: dict[str, Entry], columns: Sequence[str] | None, folder: Path) -> None:
         self._files = files
-        self._shards = sorted(shards)
+        self._listed = listed
+        self._shards = sorted(format.shard_of(path) for path in listed if path.endswith(".parquet"))
         self._asked = columns
         self._folder = folder
 
@@ -195,8 +195,17 @@ class _Committed:
 
     def _of_shard(self, shard: str) -> pa.Table:
         try:
-            table = pq.read_table(io.BytesIO(self._files.read(format.index_path(shard))))
-        except (NotFoundError, pa.ArrowException):  # committed this moment, or its maker died before it was derived
+            data = self._files.read(format.index_path(shard))
+        except NotFoundError:  # committed this moment, or its maker died before it was derived
+            data = b""
+        try:
+            file = pq.ParquetFile(io.BytesIO(data))
+            facts = json.loads((file.metadata.metadata or {}).get(format.FOOTER_DERIVED.encode(), b"{}"))
+            size = self._listed[format.data_path(shard)].size
+            if facts.get("data_bytes", size) != size:
+                raise ValueError("of another data file")
+            table = file.read()
+        except (pa.ArrowException, OSError, ValueError):  # damaged
             with self._files.open(format.data_path(shard)) as source:
                 table = format.index_of(source, shard)
         return table.select(self._columns(table.schema))

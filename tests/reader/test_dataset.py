@@ -80,6 +80,20 @@ def test_without_a_seal_and_without_indexes_the_same_rows_in_the_same_order(outp
     assert from_data.to_arrow().equals(sealed.to_arrow())
 
 
+@pytest.mark.parametrize("damage", ["cut", "of another data file"])
+def test_an_index_that_is_damaged_or_stale_is_not_believed(output: Path, tmp_path: Path, damage: str) -> None:
+    out = Path(shutil.copytree(output, tmp_path / "out"))
+    (out / "index.parquet").unlink()
+    first, second, _ = sorted((out / "index").iterdir())
+    if damage == "cut":
+        first.write_bytes(first.read_bytes()[:100])
+    else:
+        changed = pq.read_table(second)
+        facts = json.dumps({"data_bytes": 1, "rejected": ""})
+        pq.write_table(changed.slice(0, 3).replace_schema_metadata({"latentmill.derived": facts}), second)
+    assert latentmill.open(out).digest == latentmill.open(output).digest
+
+
 @pytest.mark.parametrize("sealed", [(0, 1), (1,), (0, 2), (2,)])
 def test_a_seal_that_lags_is_completed_in_place(output: Path, tmp_path: Path, sealed: tuple[int, ...]) -> None:
     out = Path(shutil.copytree(output, tmp_path / "out"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from latentmill import format
-from pipeline import parts, shard_file, spec
+from pipeline import derived, parts, shard_file, spec
 
 
 def test_names_types_and_places_are_the_same() -> None:
@@ -11,6 +11,7 @@ def test_names_types_and_places_are_the_same() -> None:
     assert format.DTYPES == parts.DTYPES
     assert (format.FOOTER_SPEC, format.FOOTER_SHARD) == (shard_file.FOOTER_SPEC, shard_file.FOOTER_SHARD)
     assert format.data_path("a") == shard_file.data_path("a")
+    assert format.FOOTER_DERIVED == derived.FACTS
     assert format.SPEC_PATH == spec.PATH
     assert format.FORMAT_VERSION == spec.FORMAT_VERSION
     assert format.FORMAT_VERSION in format.READABLE_VERSIONS
