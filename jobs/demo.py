@@ -15,7 +15,7 @@ from pathlib import Path
 from jobs import encode, status, verify
 from jobs.demo_videos import write_sources
 from jobs.process import run_command
-from pipeline.progress import size
+from pipeline.output.wording import size
 
 DEMO = Path("demo")
 

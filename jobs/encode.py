@@ -13,11 +13,11 @@ from collections.abc import Sequence
 import tyro
 
 from jobs.process import run_command
+from pipeline.control.stop import STATUS
 from pipeline.errors import ChangedError, ConfigError, EncoderError, StorageError
-from pipeline.job import Job
-from pipeline.progress import Summary
-from pipeline.shard_file import data_path
-from pipeline.stop import STATUS
+from pipeline.output.shard_file import data_path
+from pipeline.output.summary import Summary
+from pipeline.settings.job import Job
 
 OK, LEFT, CONFIG, REJECTED = 0, 1, 2, 3
 
@@ -52,10 +52,10 @@ def parse(argv: Sequence[str] | None) -> Job:
 
 def _dry_run(job: Job) -> str:
     """What a run would do. Nothing is written."""
-    from pipeline.plan import foresee
-    from pipeline.preflight import resolve
-    from pipeline.progress import size
-    from pipeline.spec import check
+    from pipeline.output.spec_file import check
+    from pipeline.output.wording import size
+    from pipeline.plan.frozen import foresee
+    from pipeline.settings.resolve import resolve
     from pipeline.storage import Storage
 
     spec, info = resolve(job)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
-from pipeline.stop import STATUS, leave
+from pipeline.control.stop import STATUS, leave
 
 READER_GONE = 141
 """Exit code of a command whose reader ended in the middle of its output: what a shell shows for SIGPIPE."""

@@ -10,13 +10,14 @@ from dataclasses import asdict, dataclass
 import tyro
 
 from jobs.process import run_command
-from pipeline.clips import ClipRule
 from pipeline.errors import ConfigError, StorageError
-from pipeline.plan import read_plan
-from pipeline.progress import size
-from pipeline.spec import LatentRule, load_spec
+from pipeline.output.spec_file import load_spec
+from pipeline.output.tally import Tally, tally
+from pipeline.output.wording import size
+from pipeline.plan.frozen import read_plan
+from pipeline.settings.clip_rule import ClipRule
+from pipeline.settings.spec import LatentRule
 from pipeline.storage import Storage
-from pipeline.tally import Tally, tally
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,10 +15,10 @@ import tyro
 
 from jobs.process import run_command
 from pipeline.errors import ConfigError, StorageError
-from pipeline.progress import size
-from pipeline.spec import load_spec
+from pipeline.output.spec_file import load_spec
+from pipeline.output.wording import size
 from pipeline.storage import Storage
-from pipeline.verify import verify
+from pipeline.verify.whole import verify
 from vae.errors import CheckpointError
 
 
@@ -95,13 +95,14 @@ def _reencode(args: Verify, output: Storage, rows: dict[str, int]) -> tuple[int,
     """Encode again; the number of clips, and of problems among them."""
     import torch
 
-    from pipeline import preflight, runs
-    from pipeline.chunks import Decoder
-    from pipeline.encode import Encoder
-    from pipeline.job import Workers
-    from pipeline.reencode import BOUNDS, choose, differences, recorded_threads, reencode
+    from pipeline.output import run_records
+    from pipeline.settings.job import Workers
+    from pipeline.settings.resolve import largest_clip
+    from pipeline.stages.decode_video import Decoder
+    from pipeline.stages.encode_chunk import Encoder
+    from pipeline.verify.reencode import BOUNDS, choose, differences, recorded_threads, reencode
+    from vae.checkpoints.tiny import TINY_NAME
     from vae.info import VAEInfo
-    from vae.tiny import TINY_NAME
 
     spec = load_spec(output)
     where = args.vae or ("tiny" if spec.vae["name"] == TINY_NAME else "")
@@ -109,9 +110,9 @@ def _reencode(args: Verify, output: Storage, rows: dict[str, int]) -> tuple[int,
         raise ConfigError(f"--vae must be given with --reencode: the spec names {spec.vae['name']}, and never a path")
     device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
     threads = args.threads or recorded_threads(output)
-    encoder = Encoder(where, spec, device=device, threads=threads, largest=preflight.largest_clip(spec.clip))
+    encoder = Encoder(where, spec, device=device, threads=threads, largest=largest_clip(spec.clip))
     decoder = Decoder(clip=spec.clip, latent=spec.latent, info=VAEInfo(**spec.vae), deadline=Workers().decode_deadline)
-    other = differences(output, runs.environment(device, threads))
+    other = differences(output, run_records.environment(device, threads))
     for line in other:
         print(f"note: {line}")
     bound = BOUNDS[spec.latent.dtype] if other else None

@@ -226,3 +226,19 @@ def clip_id(shard: str, video: int, clip: int) -> str:
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys, no spaces, ASCII: the same text for the same value everywhere. NaN is refused."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+ClipKey = tuple[int, int]
+"""(video ordinal, clip index)"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompleteShard:
+    """A shard of which every planned clip is a latent or a rejection: ready to commit."""
+
+    name: str
+    planned: int
+    """Clips. Equals len(latents) + len(rejections)."""
+    latents: dict[ClipKey, int]
+    """Number of chunks of each clip that became a latent."""
+    rejections: dict[ClipKey, Rejection]

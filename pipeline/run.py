@@ -30,24 +30,28 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 
-from pipeline import overlap, preflight, runs, too_short
-from pipeline.chunks import Decode, Decoder
-from pipeline.claims import Claims, Owner
-from pipeline.cluster import Remote, RemoteStrikes, answer, check_local, one_by_one, ray_for
-from pipeline.commit import commit, seal, tidy
-from pipeline.decode import iter_clips
-from pipeline.driver import Driver
+from pipeline.control.claims import Claims, Owner
+from pipeline.control.driver import Driver
+from pipeline.control.pools import Pools, largest_chunk_bytes
+from pipeline.control.ray_cluster import Remote, RemoteStrikes, answer, check_local, one_by_one, ray_for
+from pipeline.control.stop import GraceOverError, Stop
+from pipeline.decode import iter_clips, too_short
 from pipeline.errors import EncoderError, StorageError
-from pipeline.guard import attempt
-from pipeline.job import Job
-from pipeline.parts import stage
-from pipeline.plan import make_plan, plan_retries
-from pipeline.progress import Summary
+from pipeline.guard.strikes import attempt
+from pipeline.output import run_records
+from pipeline.output.commit import commit, seal, tidy
+from pipeline.output.parts import stage
+from pipeline.output.spec_file import check, settle
+from pipeline.output.summary import Summary
+from pipeline.plan.frozen import make_plan, plan_retries
 from pipeline.records import Chunk, Latent, Receipt, Shard, Video
 from pipeline.rows import from_table, to_table
-from pipeline.sources import MAX_BYTES, read_shard
-from pipeline.spec import Spec, check, settle
-from pipeline.stop import GraceOverError, Stop
+from pipeline.settings import overlap
+from pipeline.settings.job import Job
+from pipeline.settings.resolve import largest_clip, resolve, writable
+from pipeline.settings.spec import Spec
+from pipeline.stages.decode_video import Decode, Decoder
+from pipeline.stages.read_shard import MAX_BYTES, read_shard
 from pipeline.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -64,7 +68,7 @@ COMMIT_RETRIES = 3
 """How often a commit whose worker died is tried again in this pass."""
 
 
-def graph(shards: list[Shard], pools: preflight.Pools, **stages: tuple[Any, dict[str, Any]]) -> Dataset:
+def graph(shards: list[Shard], pools: Pools, **stages: tuple[Any, dict[str, Any]]) -> Dataset:
     """The five operators, stages as (function or actor class, its settings). What comes out are receipts."""
     (read, reading), (decode, decoding) = stages["read"], stages["decode"]
     (encode, encoding), (stage, staging) = stages["encode"], stages["stage"]
@@ -95,8 +99,8 @@ def graph(shards: list[Shard], pools: preflight.Pools, **stages: tuple[Any, dict
 
 
 def load_encoder(*args: Any, **kwargs: Any) -> Callable[[Chunk], Latent]:
-    """`pipeline.encode.Encoder`, imported where it is made: torch costs every other worker seconds to start."""
-    from pipeline.encode import Encoder
+    """Make the Encoder of encode_chunk, imported here alone: torch costs every other worker seconds to start."""
+    from pipeline.stages.encode_chunk import Encoder
 
     return Encoder(*args, **kwargs)
 
@@ -123,18 +127,18 @@ def run(
         StorageError: the output, or the listing of the source, failed for good.
     """
     began = datetime.now(UTC)
-    spec, info = preflight.resolve(job)
+    spec, info = resolve(job)
     output = Storage(job.output)
     check(output, spec)
     check_local(job.workers)
-    preflight.writable(output)
+    writable(output)
     log.info("planning: the source is listed and compared with the output")
     plan = make_plan(output, job.source, shard_size=job.shard_size, limit=job.limit, on_changed=job.on_changed)
     tidy(output, plan.done, plan.leftovers, spec.to_json())
     if job.retry_rejected:
         plan = plan_retries(output, job.retry_reasons)
     decoder = Decoder(clip=job.clip, latent=job.latent, info=info, deadline=job.workers.decode_deadline, decode=decode)
-    threads, largest = job.workers.threads_per_encoder, preflight.largest_clip(job.clip)
+    threads, largest = job.workers.threads_per_encoder, largest_clip(job.clip)
     encoder = partial(encode, job.vae, spec, threads=threads, largest=largest)
     max_bytes = min(job.clip.max_bytes, MAX_BYTES)
     read = read or partial(
@@ -145,12 +149,12 @@ def run(
     with Stop(job.grace) as stop:
         if driver.todo:
             log.info("starting Ray: %d of %d shards are left", len(driver.todo), plan.num_shards)
-            chunk_bytes = preflight.largest_chunk_bytes(job.clip, job.latent, info)
+            chunk_bytes = largest_chunk_bytes(job.clip, job.latent, info)
             ray_here = ray_for(job.workers, chunk_bytes, stop, overlap.bytes_held(job.clip))
             with contextlib.suppress(GraceOverError), ray_here as pools, stop.limited():
                 settle(output, spec)  # now that nothing is left to refuse
-                here = runs.environment("cuda" if pools.encoder_gpus else "cpu", threads)
-                runs.warn_of_differences(output, here)
+                here = run_records.environment("cuda" if pools.encoder_gpus else "cpu", threads)
+                run_records.warn_of_differences(output, here)
                 _stream(driver, stop, pools, job, spec, output, read=read, decoder=decoder, encoder=encoder)
             driver.look()
         log.info("sealing: the indexes of %d shards", len(plan.done | driver.done))
@@ -159,14 +163,14 @@ def run(
         summary = driver.finish(stopped=stop.by)
         if not job.clip.buckets:
             summary = replace(summary, hint=too_short.hint(summary.too_short, lambda n: info.nearest(n)[0]))
-        runs.record(output, driver.run_id, spec.digest, here, summary, job=job, began=began)
+        run_records.record(output, driver.run_id, spec.digest, here, summary, job=job, began=began)
     return summary
 
 
 def _stream(
     driver: Driver,
     stop: Stop,
-    pools: preflight.Pools,
+    pools: Pools,
     job: Job,
     spec: Spec,
     output: Storage,
@@ -245,7 +249,7 @@ def _yield_to_others() -> None:
 
 class _Encode:
     def __init__(self, make: Callable[[], Callable[[Chunk], Latent]], guard: Any, deadline: float, pool: int) -> None:
-        from pipeline.encode import EncodeStage
+        from pipeline.stages.encode_chunk import EncodeStage
 
         self._stage = EncodeStage(make, guard, deadline, pool)
 

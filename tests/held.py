@@ -18,9 +18,9 @@ from typing import Any, NoReturn
 import pipeline.run
 from jobs.encode import exit_code
 from jobs.process import run_command
-from pipeline.clips import ClipRule
-from pipeline.job import Job
 from pipeline.records import Chunk, Latent
+from pipeline.settings.clip_rule import ClipRule
+from pipeline.settings.job import Job
 
 HELD = {"before Ray": "make_plan", "in a commit": "commit", "sealing": "seal"}
 """By moment: the function of `pipeline.run` in front of which the job stands still."""

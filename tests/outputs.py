@@ -14,21 +14,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import shard_file
-from pipeline.chunks import Decoder
-from pipeline.clips import ClipRule
-from pipeline.commit import commit, derive, seal
-from pipeline.encode import Encoder
-from pipeline.guard import Strikes
-from pipeline.job import Job
-from pipeline.ledger import Ledger
-from pipeline.parts import stage
-from pipeline.plan import make_plan
-from pipeline.progress import Summary
+from pipeline.control.ledger import Ledger
+from pipeline.guard.strikes import Strikes
+from pipeline.output import shard_file
+from pipeline.output.commit import commit, derive, seal
+from pipeline.output.parts import stage
+from pipeline.output.run_records import environment, record
+from pipeline.output.spec_file import settle
+from pipeline.output.summary import Summary
+from pipeline.plan.frozen import make_plan
 from pipeline.records import Chunk, Receipt, Record, Shard, Video
-from pipeline.runs import environment, record
-from pipeline.sources import read_shard
-from pipeline.spec import LatentRule, settle
+from pipeline.settings.clip_rule import ClipRule
+from pipeline.settings.job import Job
+from pipeline.settings.spec import LatentRule
+from pipeline.stages.decode_video import Decoder
+from pipeline.stages.encode_chunk import Encoder
+from pipeline.stages.read_shard import read_shard
 from pipeline.storage import Storage
 from tests.small import CLIP, LATENT, spec
 from vae.info import VAEInfo

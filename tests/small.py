@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 import vae
-from pipeline.clips import ClipRule
 from pipeline.records import Latent, Video, clip_id
-from pipeline.spec import LatentRule, Spec
+from pipeline.settings.clip_rule import ClipRule
+from pipeline.settings.spec import LatentRule, Spec
 from tests.videos import make_video
 
 CLIP = ClipRule(num_frames=9, height=32, width=48, fps="8")

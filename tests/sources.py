@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.records import Receipt, Shard, Video
-from pipeline.sources import list_source, read_shard
+from pipeline.sources.listing import list_source
+from pipeline.stages.read_shard import read_shard
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 

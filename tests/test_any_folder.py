@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.guard import alone
+from pipeline.guard.alone import alone
 from tests.test_run import make_tar
 from tests.videos import make_video
 

@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 
 import vae
-from pipeline.chunks import Decoder
-from pipeline.clips import ClipRule, plan_clips
 from pipeline.decode import DecodedClip, DecodeSpec, decode_clip, iter_clips, measure, probe
 from pipeline.errors import CorruptVideoError, VideoError
-from pipeline.guard import MAX_STRIKES, Strikes
+from pipeline.guard.strikes import MAX_STRIKES, Strikes
 from pipeline.records import Chunk, Receipt, Video
-from pipeline.spec import LatentRule
+from pipeline.settings.clip_rule import ClipRule
+from pipeline.settings.spec import LatentRule
+from pipeline.stages.clip_grid import plan_clips
+from pipeline.stages.decode_video import Decoder
 from tests.small import CLIP, video
 from tests.videos import make_video
 

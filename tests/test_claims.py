@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import claims
-from pipeline.claims import Claims, Owner
+from pipeline.control import claims
+from pipeline.control.claims import Claims, Owner
 from pipeline.storage import Storage
 
 

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from pipeline.clips import ClipRule, PlannedClip, plan_clips
 from pipeline.decode import DecodedClip, Timeline, VideoInfo, iter_clips, measure, probe
 from pipeline.errors import ClipTooShortError, ConfigError, FilteredError, LimitExceededError, TruncatedVideoError
-from pipeline.spec import LatentRule, Spec, diff
+from pipeline.settings.clip_rule import ClipRule
+from pipeline.settings.spec import LatentRule, Spec, diff
+from pipeline.stages.clip_grid import PlannedClip, plan_clips
 from tests.videos import cut, make_image, make_video, read_number
 
 INFO = VideoInfo(

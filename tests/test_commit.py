@@ -10,15 +10,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import checksum, shard_file
-from pipeline.commit import commit, derive, seal, tidy
-from pipeline.ledger import CompleteShard
-from pipeline.parts import MissingPartError, join, part_path, read_clip, read_verdict, stage, verdict_path
-from pipeline.records import Latent, Receipt, Rejection
-from pipeline.shard_file import holds
-from pipeline.spec import LatentRule
-from pipeline.storage import Storage
-from pipeline.tally import tally
+from pipeline.output import shard_file
+from pipeline.output.commit import commit, derive, seal, tidy
+from pipeline.output.parts import MissingPartError, join, part_path, read_clip, read_verdict, stage, verdict_path
+from pipeline.output.shard_file import holds
+from pipeline.output.tally import tally
+from pipeline.records import CompleteShard, Latent, Receipt, Rejection
+from pipeline.settings.spec import LatentRule
+from pipeline.storage import Storage, checksum
 from tests.outputs import make_output
 from tests.small import latent, spec
 from tests.sources import make_tar

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.records import Receipt, Video
-from pipeline.sources import list_source, read_shard
+from pipeline.sources.listing import list_source
+from pipeline.stages.read_shard import read_shard
 
 CAPTIONS = ["plain", "a man says, hello", 'he said "hi", twice', "", ", begins with a comma", '"', "caf\u00e9, \u6587"]
 SEVERAL_LINES = [*CAPTIONS, "two\nlines", "\nbegins with one", "three, \n\n of them", 'quoted "\n" newline']

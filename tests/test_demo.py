@@ -15,9 +15,9 @@ import pytest
 
 from jobs import demo, encode
 from jobs.demo_videos import write_sources
-from pipeline.plan import read_plan
-from pipeline.tally import tally
-from pipeline.verify import verify
+from pipeline.output.tally import tally
+from pipeline.plan.frozen import read_plan
+from pipeline.verify.whole import verify
 from tests.outputs import make_output
 
 ROOT = Path(__file__).parents[1]

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from pipeline.shard_file import FOOTER_SHARD, FOOTER_SPEC, SCHEMA
+from pipeline.output.shard_file import FOOTER_SHARD, FOOTER_SPEC, SCHEMA
 
 pytest_plugins = ["tests.made_outputs"]
 

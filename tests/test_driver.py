@@ -9,20 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.chunks import Decoder
-from pipeline.claims import Claims, Owner
-from pipeline.commit import Committed, commit
-from pipeline.driver import LOSSES, MAX_FAILED_WRITES, Driver
-from pipeline.encode import Encoder
+from pipeline.control.claims import Claims, Owner
+from pipeline.control.driver import LOSSES, MAX_FAILED_WRITES, Driver
+from pipeline.control.stop import Stop
 from pipeline.errors import StorageError
-from pipeline.guard import Strikes
-from pipeline.ledger import CompleteShard
-from pipeline.parts import part_path, read_verdict, stage
-from pipeline.plan import make_plan
-from pipeline.records import Chunk, Receipt, Rejection, Shard, Video
-from pipeline.sources import read_shard
-from pipeline.spec import LatentRule
-from pipeline.stop import Stop
+from pipeline.guard.strikes import Strikes
+from pipeline.output.commit import Committed, commit
+from pipeline.output.parts import part_path, read_verdict, stage
+from pipeline.plan.frozen import make_plan
+from pipeline.records import Chunk, CompleteShard, Receipt, Rejection, Shard, Video
+from pipeline.settings.spec import LatentRule
+from pipeline.stages.decode_video import Decoder
+from pipeline.stages.encode_chunk import Encoder
+from pipeline.stages.read_shard import read_shard
 from pipeline.storage import Storage
 from tests.outputs import CLIPS
 from tests.small import spec

@@ -11,13 +11,14 @@ import pytest
 import torch
 
 import vae
-from pipeline.chunks import Decoder
-from pipeline.encode import Encoder, EncodeStage, NonfiniteLatentError, encode_or_die
 from pipeline.errors import ConfigError, EncoderError
-from pipeline.guard import MAX_STRIKES, Strikes
-from pipeline.parts import DTYPES, join
+from pipeline.guard.strikes import MAX_STRIKES, Strikes
+from pipeline.latent_bytes import DTYPES
+from pipeline.output.parts import join
 from pipeline.records import Chunk, Latent, Receipt
-from pipeline.spec import LatentRule
+from pipeline.settings.spec import LatentRule
+from pipeline.stages.decode_video import Decoder
+from pipeline.stages.encode_chunk import Encoder, EncodeStage, NonfiniteLatentError, encode_or_die
 from tests.small import CLIP, spec, video
 
 INFO = vae.load_vae("tiny").info

@@ -10,14 +10,16 @@ from pathlib import Path
 import pytest
 
 from jobs import encode
-from pipeline import overlap
-from pipeline.clips import ClipRule
+from pipeline.control.pools import pools
 from pipeline.errors import ConfigError
-from pipeline.job import Job, Workers
-from pipeline.plan import make_plan
-from pipeline.preflight import pools, resolve
-from pipeline.progress import Summary
-from pipeline.spec import LatentRule, Spec, check, diff, load_spec
+from pipeline.output.spec_file import check, load_spec
+from pipeline.output.summary import Summary
+from pipeline.plan.frozen import make_plan
+from pipeline.settings import overlap
+from pipeline.settings.clip_rule import ClipRule
+from pipeline.settings.job import Job, Workers
+from pipeline.settings.resolve import resolve
+from pipeline.settings.spec import LatentRule, Spec, diff
 from pipeline.storage import Storage
 from tests.small import CLIP
 from tests.test_run import make_tar

@@ -16,17 +16,9 @@ from pathlib import Path
 import pytest
 import ray
 
-from pipeline.cluster import RemoteStrikes, ended_for_memory
-from pipeline.guard import (
-    MAX_EXCUSED,
-    MAX_STRIKES,
-    MEMORY_SHARE,
-    DiedAloneError,
-    Strikes,
-    _memory,
-    alone,
-    within_memory,
-)
+from pipeline.control.ray_cluster import RemoteStrikes, ended_for_memory
+from pipeline.guard.alone import MEMORY_SHARE, DiedAloneError, _memory, alone, within_memory
+from pipeline.guard.strikes import MAX_EXCUSED, MAX_STRIKES, Strikes
 
 
 def test_unfinished_attempts_count_and_finished_ones_do_not() -> None:

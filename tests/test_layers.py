@@ -40,18 +40,109 @@ def test_imports_go_downwards(package: str) -> None:
     assert {path: names for path, names in found.items() if names} == {}
 
 
+FLOORS = (
+    {"records", "errors", "latent_bytes"},
+    {"rows", "decode", "storage", "guard"},
+    {"settings", "sources"},
+    {"output"},
+    {"plan"},
+    {"stages", "control"},
+    {"run", "verify"},
+)
+"""The rooms of `pipeline/`, lowest floor first. A room imports from itself and from lower floors."""
+
+ROOT_NAMES = {
+    *(".ci", ".git", ".github", ".gitignore", ".pre-commit-config.yaml"),
+    *("CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md", "SECURITY.md"),
+    *("constraints.txt", "docs", "examples", "jobs", "latentmill", "pipeline", "pyproject.toml", "tests", "vae"),
+}
+"""All that may stand in the root of the repository."""
+
+MOST_ROOMS = 20
+MOST_LINES = 320
+
+
+def test_rooms_import_from_lower_floors() -> None:
+    floor_of = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+    upward = []
+    for path in modules("pipeline"):
+        room = path.relative_to(ROOT / "pipeline").parts[0].removesuffix(".py")
+        for module in pipeline_modules(path):
+            other = module.split(".")[1]
+            if room not in ("__init__", other) and floor_of[other] >= floor_of[room]:
+                upward.append(f"{path.relative_to(ROOT)} imports {module}")
+    assert upward == []
+
+
+def test_every_room_is_on_a_floor_and_a_visitor_sees_few() -> None:
+    seen = {path.relative_to(ROOT / "pipeline").parts[0].removesuffix(".py") for path in modules("pipeline")}
+    assert seen - {"__init__"} == set().union(*FLOORS)
+    for package in FORBIDDEN:
+        assert len({path.relative_to(ROOT / package).parts[0] for path in modules(package)}) <= MOST_ROOMS, package
+
+
+def test_no_file_is_long() -> None:
+    lengths = {path: len(path.read_text().splitlines()) for package in FORBIDDEN for path in modules(package)}
+    assert {str(path.relative_to(ROOT)): n for path, n in lengths.items() if n > MOST_LINES} == {}
+
+
+def test_the_root_holds_only_what_is_meant_to_be_there() -> None:
+    git = ["git", "ls-tree", "--name-only", "HEAD"]
+    done = subprocess.run(git, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    if done.returncode:
+        pytest.skip("not a git checkout")
+    assert set(done.stdout.splitlines()) - ROOT_NAMES == set()
+
+
+def pipeline_modules(path: Path) -> set[str]:
+    """The modules of `pipeline` that a module imports, by their full names."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name.startswith("pipeline.")}
+        elif isinstance(node, ast.ImportFrom) and node.module == "pipeline":
+            found |= {f"pipeline.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("pipeline."):
+            found.add(node.module)
+    return found
+
+
 def test_ray_stays_in_two_modules_and_av_in_decode() -> None:
     knows_ray = [path for path in modules("pipeline") if "ray" in imports(path)]
-    assert knows_ray == [ROOT / "pipeline/cluster.py", ROOT / "pipeline/run.py"]
+    assert knows_ray == [ROOT / "pipeline/control/ray_cluster.py", ROOT / "pipeline/run.py"]
     knows_av = [path for path in modules("pipeline") if "av" in imports(path)]
-    assert {path.parent for path in knows_av} == {ROOT / "pipeline/decode"}
+    assert {path.relative_to(ROOT / "pipeline").parts[0] for path in knows_av} == {"decode"}
 
 
-def test_workers_start_without_torch() -> None:
+@pytest.mark.parametrize("module", ["pipeline.run", "pipeline.stages.decode_video", "pipeline.stages.read_shard"])
+def test_workers_start_without_torch(module: str) -> None:
     """What a read or decode worker imports must not import torch: it costs seconds for each of them."""
-    light = ["pipeline/run.py", "pipeline/chunks.py", "pipeline/driver.py", "pipeline/preflight.py", "vae/info.py"]
-    top = {path: [n for n in ast.parse((ROOT / path).read_text()).body if isinstance(n, ast.Import)] for path in light}
-    assert not [path for path, nodes in top.items() if any(a.name == "torch" for node in nodes for a in node.names)]
+    check = f"import sys, {module}; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, cwd=ROOT, timeout=100)
+    assert done.stdout.strip() == "False", done.stderr
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_every_module(tmp_path: Path) -> None:
+    """Built, and unpacked into an empty environment: each module's source is there, and compiles."""
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    if subprocess.run([*pip, "--version"], capture_output=True, timeout=100).returncode:
+        pytest.skip("needs pip")
+    build = [*pip, "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), str(ROOT)]
+    if subprocess.run([sys.executable, "-c", "import setuptools"], capture_output=True, timeout=100).returncode:
+        build.remove("--no-build-isolation")
+    subprocess.run(build, check=True, timeout=600)
+    (wheel,) = tmp_path.glob("*.whl")
+    target = tmp_path / "site"
+    subprocess.run(
+        [*pip, "install", "--quiet", "--no-deps", "--target", str(target), str(wheel)], check=True, timeout=600
+    )
+    for package in FORBIDDEN:
+        for path in modules(package):
+            installed = target / path.relative_to(ROOT)
+            assert installed.read_text() == path.read_text()
+            compile(installed.read_text(), str(installed), "exec")
+        assert (target / package / "py.typed").exists()
 
 
 def test_reading_starts_without_torch_and_never_loads_the_pipeline() -> None:

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.ledger import CompleteShard, Ledger
-from pipeline.records import Receipt, Rejection
+from pipeline.control.ledger import Ledger
+from pipeline.records import CompleteShard, Receipt, Rejection
 
 
 def rejection(reason: str = "corrupt") -> Rejection:

@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import encode, status
-from pipeline import runs
-from pipeline.commit import seal
 from pipeline.errors import ConfigError
-from pipeline.plan import read_plan
+from pipeline.output import run_records
+from pipeline.output.commit import seal
+from pipeline.plan.frozen import read_plan
 from pipeline.storage import Storage
 from tests.outputs import CLIPS, make_output, shard
 
@@ -182,5 +182,5 @@ def test_a_record_of_a_run_that_cannot_be_read_is_passed_over(
     out: Path, garbage: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     (out / "runs/00000000T000000-bad.json").write_bytes(garbage)
-    runs.warn_of_differences(Storage(str(out)), {"torch": "another"})
+    run_records.warn_of_differences(Storage(str(out)), {"torch": "another"})
     assert "torch=another here" in caplog.text

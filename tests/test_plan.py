@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pipeline.errors import AccessError, ChangedError, ConfigError
-from pipeline.plan import Plan, foresee, make_plan, read_plan
-from pipeline.plan_file import ROWS_PER_GROUP
+from pipeline.plan.frozen import Plan, foresee, make_plan, read_plan
+from pipeline.plan.plan_file import ROWS_PER_GROUP
 from pipeline.records import Shard
-from pipeline.sources import read_shard
+from pipeline.stages.read_shard import read_shard
 from pipeline.storage import Storage
 from tests.fault_proxy import DropResponse, FaultProxy, Status
 from tests.sources import ROWS, WRITERS, fill, make_tar, outcomes

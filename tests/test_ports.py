@@ -39,9 +39,9 @@ def main() -> None:
     """Start a Ray as the job does, with a worker, and look. In a process of its own: tests share another Ray."""
     import ray
 
-    from pipeline.cluster import ray_for
-    from pipeline.job import Workers
-    from pipeline.stop import Stop
+    from pipeline.control.ray_cluster import ray_for
+    from pipeline.control.stop import Stop
+    from pipeline.settings.job import Workers
 
     with Stop(0) as stop, ray_for(Workers(object_store_gb=0.1), 1000, stop):
         worker = ray.get(ray.remote(os.getpid).remote())

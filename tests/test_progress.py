@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.progress import Progress, Summary, duration, size
+from pipeline.control.progress import Progress
+from pipeline.output.summary import Summary
+from pipeline.output.wording import duration, size
 from pipeline.records import Reason, Receipt, Rejection
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jobs.verify import main
-from pipeline.reencode import choose
+from pipeline.verify.reencode import choose
 from tests.outputs import CLIPS, Rows, make_output, only_parquet, rewrite, shard
 from tests.small import LATENT
 from tests.videos import make_video

@@ -17,28 +17,29 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.chunks import Decode, Decoder
-from pipeline.claims import Claims, Owner
-from pipeline.commit import commit, tidy
+from pipeline.control.claims import Claims, Owner
+from pipeline.control.driver import Driver
+from pipeline.control.stop import Stop
 from pipeline.decode import DecodedClip, DecodeSpec, iter_clips
-from pipeline.driver import Driver
-from pipeline.encode import Encoder
 from pipeline.errors import ConfigError, CorruptVideoError, VideoError
-from pipeline.guard import MAX_STRIKES, Strikes
-from pipeline.job import Job
-from pipeline.parts import stage
-from pipeline.plan import Plan, make_plan, plan_retries, read_plan
+from pipeline.guard.strikes import MAX_STRIKES, Strikes
+from pipeline.output.commit import commit, tidy
+from pipeline.output.parts import stage
+from pipeline.output.shard_file import footer_of
+from pipeline.output.spec_file import settle
+from pipeline.output.tally import tally, target
+from pipeline.plan.frozen import Plan, make_plan, plan_retries, read_plan
+from pipeline.plan.retries import load_retry, only_chosen
 from pipeline.records import Chunk, Receipt, Record, Shard, Video
 from pipeline.rows import from_table, to_table
-from pipeline.shard_file import footer_of
-from pipeline.sources import read_shard
-from pipeline.sources.retries import load_retry, only_chosen
+from pipeline.settings.job import Job
+from pipeline.settings.spec import LatentRule
 from pipeline.sources.samples import Sample, refuse
-from pipeline.spec import LatentRule, settle
-from pipeline.stop import Stop
+from pipeline.stages.decode_video import Decode, Decoder
+from pipeline.stages.encode_chunk import Encoder
+from pipeline.stages.read_shard import read_shard
 from pipeline.storage import Storage
-from pipeline.tally import tally, target
-from pipeline.verify import verify
+from pipeline.verify.whole import verify
 from tests.deadly import dies_alone
 from tests.small import CLIP, spec
 from tests.sources import fill, make_tar

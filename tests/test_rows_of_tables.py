@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError
-from pipeline.sources import list_source
+from pipeline.sources.listing import list_source
 from pipeline.sources.samples import MAX_NESTING, parse_json
 from tests.sources import seen
 

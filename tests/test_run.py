@@ -19,19 +19,19 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from pipeline.cluster import answer
+from pipeline.control.driver import MAX_FAILED_WRITES
+from pipeline.control.pools import Pools
+from pipeline.control.ray_cluster import answer
 from pipeline.decode import DecodedClip, DecodeSpec, iter_clips
-from pipeline.driver import MAX_FAILED_WRITES
 from pipeline.errors import ConfigError, EncoderError, StorageError, VideoError
-from pipeline.guard import Strikes
-from pipeline.job import Job, Workers
-from pipeline.plan import foresee
-from pipeline.preflight import Pools
+from pipeline.guard.strikes import Strikes
+from pipeline.plan.frozen import foresee
 from pipeline.records import Chunk, Latent, Receipt, Shard, Video
 from pipeline.rows import from_table, to_table
 from pipeline.run import READ_ATTEMPTS, _decode, graph, run
-from pipeline.sources import read_shard
-from pipeline.spec import LatentRule
+from pipeline.settings.job import Job, Workers
+from pipeline.settings.spec import LatentRule
+from pipeline.stages.read_shard import read_shard
 from pipeline.storage import Storage
 from tests.small import CLIP
 from tests.videos import cut, make_video

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.clips import ClipRule
-from pipeline.spec import LatentRule
-from pipeline.stop import STATUS
+from pipeline.control.stop import STATUS
+from pipeline.settings.clip_rule import ClipRule
+from pipeline.settings.spec import LatentRule
 from tests.driver import Driver
 from tests.outputs import make_output
 from tests.test_run import make_tar

@@ -10,11 +10,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.clips import ClipRule
-from pipeline.job import Job
 from pipeline.run import run
+from pipeline.settings.clip_rule import ClipRule
+from pipeline.settings.job import Job
 from pipeline.storage import Storage
-from pipeline.verify import verify
+from pipeline.verify.whole import verify
 from tests.decode.fuzz import mutated
 from tests.test_run import local_ray, make_tar
 

@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from pipeline import runs
-from pipeline.job import Job
-from pipeline.progress import Summary
+from pipeline.output import run_records
+from pipeline.output.summary import Summary
+from pipeline.settings.job import Job
 from pipeline.storage import Storage
 
 SUMMARY = Summary(planned_shards=1, done_shards=1, planned=2, latents=2, rejected={}, latent_bytes=8)
@@ -23,7 +23,7 @@ def test_a_run_leaves_a_record_of_what_was_asked_for_and_no_secret(tmp_path: Pat
         limit=3,
     )
     began = datetime.now(UTC)
-    runs.record(Storage(job.output), "abc", "spec", {}, SUMMARY, job=job, began=began)
+    run_records.record(Storage(job.output), "abc", "spec", {}, SUMMARY, job=job, began=began)
     (path,) = (tmp_path / "runs").iterdir()
     text = path.read_text()
     assert "secret" not in text

@@ -14,15 +14,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.chunks import Decoder
-from pipeline.commit import commit
-from pipeline.guard import Strikes
-from pipeline.ledger import Ledger
-from pipeline.parts import stage
-from pipeline.plan import make_plan
+from pipeline.control.ledger import Ledger
+from pipeline.guard.strikes import Strikes
+from pipeline.output.commit import commit
+from pipeline.output.parts import stage
+from pipeline.output.spec_file import settle
+from pipeline.plan.frozen import make_plan
 from pipeline.records import Chunk, Latent, Receipt, Video
-from pipeline.sources import read_shard
-from pipeline.spec import settle
+from pipeline.stages.decode_video import Decoder
+from pipeline.stages.read_shard import read_shard
 from pipeline.storage import Storage
 from tests.s3 import S3
 from tests.small import CLIP, LATENT, spec

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pipeline.errors import ChangedError, ConfigError, NotFoundError, StorageError
-from pipeline.sources import list_source
 from pipeline.sources.folders import glob_matcher
+from pipeline.sources.listing import list_source
 from pipeline.sources.samples import VIDEO_SUFFIXES
 from pipeline.storage import read_object
 from tests.sources import fill, make_tar, outcomes, seen, videos

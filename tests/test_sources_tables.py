@@ -17,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ChangedError, ConfigError, StorageError
-from pipeline.sources import list_source, read_shard
+from pipeline.sources.listing import list_source
 from pipeline.sources.samples import parse_seconds
+from pipeline.stages.read_shard import read_shard
 from tests.sources import ROWS, WRITERS, fill, outcomes, seen, videos
 
 if TYPE_CHECKING:

@@ -15,7 +15,9 @@ import pytest
 
 from pipeline.errors import ChangedError, StorageError
 from pipeline.records import Shard, Video
-from pipeline.sources import list_source, read_shard, webdataset
+from pipeline.sources import webdataset
+from pipeline.sources.listing import list_source
+from pipeline.stages.read_shard import read_shard
 from tests.fault_proxy import FaultProxy, Truncate
 from tests.sources import Seen, make_tar, outcomes
 

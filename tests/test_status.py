@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs.status import main
-from pipeline.plan import read_plan
+from pipeline.plan.frozen import read_plan
 from tests.outputs import CLIPS, make_output
 
 pytest_plugins = ["tests.made_outputs"]

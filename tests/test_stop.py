@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.records import Receipt, Shard, Video
 from pipeline.run import run
-from pipeline.sources import read_shard
+from pipeline.stages.read_shard import read_shard
 from tests.test_run import job, local_ray, make_tar, staged
 from tests.videos import make_video
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.plan import make_plan
+from pipeline.plan.frozen import make_plan
 from pipeline.records import Video
-from pipeline.sources import read_shard
+from pipeline.stages.read_shard import read_shard
 from pipeline.storage import Storage, read_object
 from tests.fault_proxy import DropResponse, Fault, FaultProxy, Reset, Status, Truncate
 from tests.sources import make_tar

@@ -13,7 +13,7 @@ import pytest
 from fsspec.implementations.http import HTTPFileSystem
 
 from pipeline.errors import UnsafeAddressError
-from pipeline.guard import Strikes
+from pipeline.guard.strikes import Strikes
 from pipeline.records import Receipt, Video
 from pipeline.storage import read_object, web_store
 from tests.test_chunks import decoder

@@ -17,9 +17,10 @@ from s3fs import S3FileSystem
 
 from pipeline import storage
 from pipeline.errors import NotFoundError, StorageError
-from pipeline.guard import Strikes
+from pipeline.guard.strikes import Strikes
 from pipeline.records import Receipt, Video
-from pipeline.sources import list_source, read_shard
+from pipeline.sources.listing import list_source
+from pipeline.stages.read_shard import read_shard
 from pipeline.storage import read_object, retry
 from tests.test_chunks import decoder
 

@@ -7,10 +7,10 @@ from fractions import Fraction
 
 import pytest
 
-from pipeline import too_short
-from pipeline.clips import ClipRule, plan_clips
-from pipeline.decode import decode_clip, measure, probe
+from pipeline.decode import decode_clip, measure, probe, too_short
 from pipeline.errors import ClipTooShortError
+from pipeline.settings.clip_rule import ClipRule
+from pipeline.stages.clip_grid import plan_clips
 from tests.videos import make_video
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.plan import plan_retries
+from pipeline.output.tally import tally
+from pipeline.plan.frozen import plan_retries
 from pipeline.storage import Storage
-from pipeline.tally import tally
 from tests.test_driver import Run
 from tests.videos import make_video
 

@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.verify import main
-from pipeline.commit import seal
+from pipeline.output.commit import seal
 from pipeline.storage import Storage
-from pipeline.verify import verify
+from pipeline.verify.whole import verify
 from tests.outputs import CLIPS, Rows, make_output, only_parquet, rewrite, shard
 from tests.small import video
 from tests.sources import WRITERS

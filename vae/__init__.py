@@ -17,27 +17,27 @@ if TYPE_CHECKING:
     from vae.blocks import Upsample3D as Upsample3D
     from vae.blocks import get_timestep_embedding as get_timestep_embedding
     from vae.causal import CausalConv3d as CausalConv3d
-    from vae.decoder import Decoder as Decoder
-    from vae.decoder import VideoDecoder as VideoDecoder
+    from vae.checkpoints.load import load_vae as load_vae
+    from vae.checkpoints.load import save_vae as save_vae
+    from vae.checkpoints.load_decoder import load_video_decoder as load_video_decoder
     from vae.encoder import Encoder3D as Encoder3D
     from vae.errors import CheckpointError as CheckpointError
     from vae.info import VAEInfo as VAEInfo
-    from vae.load import load_vae as load_vae
-    from vae.load import save_vae as save_vae
-    from vae.load_decoder import load_video_decoder as load_video_decoder
     from vae.posterior import DiagonalGaussianDistribution as DiagonalGaussianDistribution
     from vae.shapes import ChunkSpan as ChunkSpan
     from vae.shapes import Schedule as Schedule
     from vae.shapes import chunk_spans as chunk_spans
     from vae.shapes import window_lengths as window_lengths
-    from vae.temporal import AE3DConv as AE3DConv
-    from vae.temporal import MemoryEfficientVideoBlock as MemoryEfficientVideoBlock
-    from vae.temporal import VideoBlock as VideoBlock
-    from vae.temporal import VideoResBlock as VideoResBlock
-    from vae.temporal import make_time_attn as make_time_attn
+    from vae.temporal_decoder.decoder import Decoder as Decoder
+    from vae.temporal_decoder.decoder import VideoDecoder as VideoDecoder
+    from vae.temporal_decoder.temporal import AE3DConv as AE3DConv
+    from vae.temporal_decoder.temporal import MemoryEfficientVideoBlock as MemoryEfficientVideoBlock
+    from vae.temporal_decoder.temporal import VideoBlock as VideoBlock
+    from vae.temporal_decoder.temporal import VideoResBlock as VideoResBlock
+    from vae.temporal_decoder.temporal import make_time_attn as make_time_attn
+    from vae.temporal_decoder.transformer import VideoTransformerBlock as VideoTransformerBlock
+    from vae.temporal_decoder.transformer import timestep_embedding as timestep_embedding
     from vae.tiling import Tiling as Tiling
-    from vae.transformer import VideoTransformerBlock as VideoTransformerBlock
-    from vae.transformer import timestep_embedding as timestep_embedding
 
 _HOME = {
     "VideoVAE": "autoencoder",
@@ -48,27 +48,27 @@ _HOME = {
     "Upsample3D": "blocks",
     "get_timestep_embedding": "blocks",
     "CausalConv3d": "causal",
-    "Decoder": "decoder",
-    "VideoDecoder": "decoder",
+    "Decoder": "temporal_decoder.decoder",
+    "VideoDecoder": "temporal_decoder.decoder",
     "Encoder3D": "encoder",
     "CheckpointError": "errors",
     "VAEInfo": "info",
-    "load_vae": "load",
-    "save_vae": "load",
-    "load_video_decoder": "load_decoder",
+    "load_vae": "checkpoints.load",
+    "save_vae": "checkpoints.load",
+    "load_video_decoder": "checkpoints.load_decoder",
     "DiagonalGaussianDistribution": "posterior",
     "ChunkSpan": "shapes",
     "Schedule": "shapes",
     "chunk_spans": "shapes",
     "window_lengths": "shapes",
     "Tiling": "tiling",
-    "AE3DConv": "temporal",
-    "MemoryEfficientVideoBlock": "temporal",
-    "VideoBlock": "temporal",
-    "VideoResBlock": "temporal",
-    "VideoTransformerBlock": "transformer",
-    "make_time_attn": "temporal",
-    "timestep_embedding": "transformer",
+    "AE3DConv": "temporal_decoder.temporal",
+    "MemoryEfficientVideoBlock": "temporal_decoder.temporal",
+    "VideoBlock": "temporal_decoder.temporal",
+    "VideoResBlock": "temporal_decoder.temporal",
+    "VideoTransformerBlock": "temporal_decoder.transformer",
+    "make_time_attn": "temporal_decoder.temporal",
+    "timestep_embedding": "temporal_decoder.transformer",
 }
 
 __all__ = list(_HOME)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vae import kernels
-from vae.diffusers_vae import DiffusersEncoder
+from vae.checkpoints.diffusers_vae import DiffusersEncoder
 from vae.encoder import Encoder3D, EncoderCache, copy_cache
 from vae.info import Scaling, VAEInfo
 from vae.posterior import DiagonalGaussianDistribution

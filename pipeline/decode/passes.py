@@ -13,7 +13,7 @@ from fractions import Fraction
 from itertools import chain, pairwise
 from typing import Any
 
-from pipeline import too_short
+from pipeline.decode import too_short
 from pipeline.decode.builder import ClipBuilder
 from pipeline.decode.clip import DecodedClip, DecodeStats
 from pipeline.decode.lineup import Lineup

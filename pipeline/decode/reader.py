@@ -17,9 +17,9 @@ from typing import Any
 import av
 from av.video.frame import PictureType
 
+from pipeline.decode.bitstream.disposable import is_disposable, nal_length_size
 from pipeline.decode.clock import FrameClock, has_decoding_times_only, packet_ticks
 from pipeline.decode.damage import Damage, Place
-from pipeline.decode.disposable import is_disposable, nal_length_size
 from pipeline.decode.geometry import pixel_aspect
 from pipeline.decode.opening import Feed
 from pipeline.errors import UnsupportedCodecError

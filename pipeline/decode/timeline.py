@@ -12,9 +12,9 @@ from typing import Any
 
 import av
 
+from pipeline.decode.bitstream.extent import breaks_off
+from pipeline.decode.bitstream.invisible import is_invisible
 from pipeline.decode.clock import nominal_step, one_on, packet_ticks, uses_ranked_times
-from pipeline.decode.extent import breaks_off
-from pipeline.decode.invisible import is_invisible
 from pipeline.decode.leading import Lead
 from pipeline.decode.opening import Feed, Source, choose_stream, open_container, open_feed
 from pipeline.decode.reader import PictureReader

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from pipeline.encode import Encoder
 from pipeline.records import Chunk, Latent
+from pipeline.stages.encode_chunk import Encoder
 from tests.chaos.stages import Plot, note
 
 FAILURES = {"oom_once": 1, "oom_twice": 2, "device_once": 1}

@@ -10,12 +10,12 @@ from functools import partial
 
 from jobs.encode import CONFIG, LEFT, exit_code
 from jobs.process import run_command
-from pipeline import preflight
-from pipeline.clips import ClipRule
+from pipeline.control import pools
 from pipeline.errors import ConfigError, StorageError
-from pipeline.job import Job, Workers
 from pipeline.run import run
-from pipeline.spec import LatentRule
+from pipeline.settings.clip_rule import ClipRule
+from pipeline.settings.job import Job, Workers
+from pipeline.settings.spec import LatentRule
 from tests.chaos import stages
 
 CLIP = ClipRule(num_frames=17, height=32, width=48, fps="24", clips="all")
@@ -26,7 +26,7 @@ def main(order: dict[str, object]) -> int:
     """Run the job; the exit codes are those of `latentmill encode`."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    preflight.IO_BLOCK_BYTES = order["block_bytes"]  # how records are grouped for transport never changes a value
+    pools.IO_BLOCK_BYTES = order["block_bytes"]  # how records are grouped for transport never changes a value
     plot = stages.Plot(**(order["plot"] | {"armed": tuple(order["plot"]["armed"])}))
     workers = Workers(**order["workers"])
     job = Job(

@@ -15,9 +15,10 @@ from fractions import Fraction
 from functools import cache
 from typing import Any
 
-from pipeline.clips import ClipRule, plan_clips
 from pipeline.decode import DecodedClip, iter_clips, measure, probe
 from pipeline.errors import VideoError
+from pipeline.settings.clip_rule import ClipRule
+from pipeline.stages.clip_grid import plan_clips
 from tests.videos import make_image, make_video
 
 _MAX_CLIPS = 6

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.decode import DecodedClip, DecodeSpec, decode_clip, iter_clips, measure
-from pipeline.decode.disposable import is_disposable, nal_length_size
+from pipeline.decode.bitstream.disposable import is_disposable, nal_length_size
 from pipeline.errors import CorruptVideoError
 from tests.decode.shared_set import HEAVY, linear, manifest, names, read, same, small
 from tests.videos import make_video

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.commit import commit, seal
-from pipeline.ledger import CompleteShard
-from pipeline.parts import stage
-from pipeline.records import Latent, clip_id
-from pipeline.spec import LatentRule, Spec, settle
+from pipeline.output.commit import commit, seal
+from pipeline.output.parts import stage
+from pipeline.output.spec_file import settle
+from pipeline.records import CompleteShard, Latent, clip_id
+from pipeline.settings.spec import LatentRule, Spec
 from pipeline.storage import Storage
 from tests.small import LATENT, latent, spec
 
@@ -50,7 +50,7 @@ def made_latent(shard: str, clip: int, rule: LatentRule) -> Latent:
     """Normal numbers, fixed by shard and clip."""
     import torch
 
-    from pipeline.encode import to_bytes
+    from pipeline.stages.encode_chunk import to_bytes
 
     shape = SHAPES[clip % 3]
     height, width = SIZES[shape]

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 import latentmill
 from latentmill.files import Files
-from pipeline.commit import seal
+from pipeline.output.commit import seal
 from pipeline.storage import Storage
 from tests.reader.made import SHAPES, made_latent, shard_names, write_output, write_shard
 from tests.small import LATENT

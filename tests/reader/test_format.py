@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from latentmill import format
-from pipeline import derived, parts, shard_file, spec
+from pipeline.output import derived, parts, shard_file
+from pipeline.settings import spec
 
 
 def test_names_types_and_places_are_the_same() -> None:

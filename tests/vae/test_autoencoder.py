@@ -13,7 +13,7 @@ from torch import Tensor
 
 import vae
 from vae.autoencoder import VideoVAE
-from vae.checkpoint import weights_sha256
+from vae.checkpoints.checkpoint import weights_sha256
 from vae.shapes import window_lengths
 
 

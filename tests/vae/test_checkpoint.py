@@ -15,8 +15,8 @@ from torch import Tensor
 
 import vae
 from vae.autoencoder import VideoVAE
-from vae.checkpoint import weights_sha256
-from vae.keys import from_diffusers, to_diffusers
+from vae.checkpoints.checkpoint import weights_sha256
+from vae.checkpoints.keys import from_diffusers, to_diffusers
 
 SMALL = {
     "ch": 32,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from jobs.bench_chunking import chunk_error, full_depth_vae, steady_clip
+from jobs.bench.chunking import chunk_error, full_depth_vae, steady_clip
 from vae.autoencoder import VideoVAE
 from vae.shapes import chunk_spans
 

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import vae
-from vae import kernels, kernels_cpu
-from vae.statistics import join_blocks
+from vae import kernels
+from vae.kernels import cpu
+from vae.kernels.statistics import join_blocks
 
 ONEDNN_TAKES_BFLOAT16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
@@ -95,7 +96,7 @@ def test_a_convolution_adds_to_its_residual_in_place(dtype: torch.dtype) -> None
     conv = nn.Conv3d(32, 64, 3, padding=(0, 1, 1)).to(dtype)
     x, residual = channels_last(1, 32, 5, 6, 7, dtype=dtype), channels_last(1, 64, 3, 6, 7, dtype=dtype)
     expected = F.conv3d(x.double(), conv.weight.double(), conv.bias.double(), padding=(0, 1, 1)) + residual.double()  # type: ignore[union-attr]
-    in_place = kernels_cpu.can_convolve(x, conv, residual)
+    in_place = cpu.can_convolve(x, conv, residual)
     assert in_place == (dtype == torch.float32 or (dtype == torch.bfloat16 and ONEDNN_TAKES_BFLOAT16))
     with torch.no_grad():
         actual = kernels.conv3d(x, conv, residual)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from jobs.bench_chunking import full_depth_vae
+from jobs.bench.chunking import full_depth_vae
 from vae.autoencoder import VideoVAE
 
 

@@ -1,0 +1,1 @@
+"""Every benchmark. `python -m jobs.bench NAME` prints ratios: interleaved rounds, medians."""

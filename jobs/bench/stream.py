@@ -1,0 +1,270 @@
+"""python -m jobs.bench stream: the job against a bare loop that calls the same functions on the same clips.
+
+    encode-bound   bare loop, one process with a torch thread for each core / job with an encoder for each
+    balanced       ideal overlap of the two stages (the larger of their sums) / job
+    decode-bound   bare loop, one process, as if it scaled to all cores / job
+
+on the same 2 cores.
+
+The job is timed after start-up: from the latent that completes the first quarter, by when every kind of worker has
+started, to the last one. The bare loop does the first of the four shards, before the job and after it, since the speed
+of a shared machine drifts; its mean seconds per decode and encode count for those that fall into the job's time. 1.0 is
+a stream that costs nothing; what a short one loses, it loses at its end.
+Printed beside it: the CPU time of the processes that decode, as a multiple of the bare loop's; what it exceeds 1 by is
+the stage's own (tables, object store, guard, and the small tasks in the same process).
+`memory` runs one shard of many clips in a small object store and prints the store's peak.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from statistics import mean, median
+from typing import Any, Literal, NamedTuple
+
+import ray
+import tyro
+
+import vae
+from jobs.demo_videos import even_times, make_video, write_tar
+from pipeline.decode import DecodedClip, DecodeSpec, iter_clips
+from pipeline.errors import VideoError
+from pipeline.guard.strikes import Strikes
+from pipeline.output.parts import stage
+from pipeline.records import Chunk, Latent, Video
+from pipeline.run import load_encoder, run
+from pipeline.settings.clip_rule import ClipRule
+from pipeline.settings.job import Job, Workers
+from pipeline.settings.spec import LatentRule, Spec
+from pipeline.sources.listing import list_source
+from pipeline.stages.decode_video import Decoder
+from pipeline.stages.read_shard import read_shard
+from pipeline.storage import Storage
+
+STORE_GB = 0.4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """One kind of load."""
+
+    size: tuple[int, int]
+    """Width and height of the source."""
+    clip: ClipRule
+    num_clips: int
+    encoders: str
+    threads: int = 1
+    """Of torch, in the bare loop."""
+    is_balanced: bool = False
+    """Whether the two stages are to hide each other."""
+
+
+CORES = 2
+NUM_SHARDS = 4
+MEMORY_CLIPS = 500
+"""Of 17x128x192, in one shard."""
+
+SMALL, LARGE = (192, 128), (1280, 720)
+CASES = {
+    "encode-bound": Case(
+        size=SMALL, clip=ClipRule(num_frames=17, height=128, width=192), num_clips=240, encoders="2", threads=2
+    ),
+    "balanced": Case(
+        size=LARGE,
+        clip=ClipRule(num_frames=17, height=128, width=192),
+        num_clips=400,
+        encoders="1",
+        is_balanced=True,
+    ),
+    "decode-bound": Case(size=LARGE, clip=ClipRule(num_frames=17, height=32, width=48), num_clips=240, encoders="1"),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Args:
+    """What to run."""
+
+    rounds: int = 3
+    """Bare loop and job in turn, so often; medians are printed."""
+    cases: tuple[Literal["encode-bound", "balanced", "decode-bound", "memory"], ...] = (
+        "encode-bound",
+        "balanced",
+        "decode-bound",
+    )
+    """What to run, in this order."""
+    clips: int | None = None
+    """How many, instead of each case's own number."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the cases and print one line each."""
+    args = tyro.cli(Args, args=argv, prog="python -m jobs.bench stream", description=__doc__)
+    for name in args.cases:
+        with tempfile.TemporaryDirectory(prefix="lm") as folder:
+            if name == "memory":
+                print(_memory(Path(folder), args.clips or MEMORY_CLIPS), flush=True)
+            else:
+                case = replace(CASES[name], num_clips=args.clips or CASES[name].num_clips)
+                print(_ratio(Path(folder), name, case, args.rounds), flush=True)
+    return 0
+
+
+def _ratio(folder: Path, name: str, case: Case, rounds: int) -> str:
+    source = _make_tars(folder, case, shards=NUM_SHARDS)
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, set(sorted(cores)[:CORES]))  # Ray and all its workers inherit it
+    ideals: list[float] = []
+    jobs: list[float] = []
+    stages: list[float] = []
+    try:
+        before = _bare(source, case, folder / "bare")
+        for round_ in range(rounds):
+            did = _job(source, case, folder / f"job{round_}", folder / f"stamps{round_}")
+            after = _bare(source, case, folder / f"bare{round_}")
+            decode, encode, decode_cpu = (mean(both) for both in zip(before, after, strict=True))
+            both = did.decodes * decode, did.encodes * encode
+            stages.append(did.decode_cpu / decode_cpu)
+            ideals.append(max(both) if case.is_balanced else sum(both) * case.threads / CORES)
+            jobs.append(did.seconds)
+            before = after
+    finally:
+        os.sched_setaffinity(0, cores)
+    ratios = [ideal / job for ideal, job in zip(ideals, jobs, strict=True)]
+    against = "ideal overlap" if case.is_balanced else "bare loop"
+    return (
+        f"{name:<14}{median(ratios):.2f}  of {against}  ({', '.join(f'{ratio:.2f}' for ratio in ratios)})  "
+        f"{case.num_clips} clips: {against} {median(ideals):.1f} s, job {median(jobs):.1f} s; "
+        f"a clip: decode {decode:.3f} s, encode {encode:.3f} s; CPU of the decode stage {median(stages):.2f}x"
+    )
+
+
+def _bare(source: str, case: Case, output: Path) -> tuple[float, float, float]:
+    """Seconds per clip of (read and decode, encode and stage, CPU time of the former), calling the stages in turn."""
+    spec, info = _spec(case)
+    encoder = load_encoder("tiny", spec, threads=case.threads)
+    decoder = Decoder(clip=case.clip, latent=spec.latent, info=info, deadline=600)
+    storage, guard = Storage(str(output)), Strikes()
+    start, encode_seconds = time.perf_counter(), 0.0
+    cpu_start, encode_cpu = time.process_time(), 0.0
+    num_clips = 0
+    first = next(iter(list_source(source, shard_size=64)))
+    for video in read_shard(first):
+        for record in decoder(video, guard) if isinstance(video, Video) else ():
+            if isinstance(record, Chunk):
+                began, cpu_began = time.perf_counter(), time.process_time()
+                stage(encoder(record), storage)
+                encode_seconds += time.perf_counter() - began
+                encode_cpu += time.process_time() - cpu_began
+                num_clips += 1
+    decode_seconds = time.perf_counter() - start - encode_seconds
+    decode_cpu = time.process_time() - cpu_start - encode_cpu
+    return decode_seconds / num_clips, encode_seconds / num_clips, decode_cpu / num_clips
+
+
+class _Done(NamedTuple):
+    """What the job did from a quarter of its latents to the last."""
+
+    seconds: float
+    decodes: int
+    encodes: int
+    decode_cpu: float
+    """CPU seconds a clip of the processes that decode, between their first clip and their last."""
+
+
+def _job(source: str, case: Case, output: Path, stamps: Path) -> _Done:
+    """Run the real job."""
+    stamps.mkdir()
+    workers = Workers(encoders=case.encoders, object_store_gb=STORE_GB)
+    job = Job(source=(source,), output=str(output), vae="tiny", clip=case.clip, workers=workers)
+    run(job, decode=partial(_stamped_decode, stamps), encode=partial(_Stamped, stamps))
+    processes = [[line.split() for line in path.read_text().splitlines()] for path in stamps.iterdir()]
+    ends = {
+        stage: sorted(float(at) for lines in processes for what, at, _ in lines if what == stage)
+        for stage in ("decode", "encode")
+    }
+    first, last = ends["encode"][case.num_clips // 4], ends["encode"][-1]
+    decoders = [[float(cpu) for what, _, cpu in lines if what == "decode"] for lines in processes]
+    return _Done(
+        seconds=last - first,
+        decodes=sum(first < at <= last for at in ends["decode"]),
+        encodes=sum(first < at <= last for at in ends["encode"]),
+        decode_cpu=sum(cpu[-1] - cpu[0] for cpu in decoders if cpu) / sum(len(cpu) - 1 for cpu in decoders if cpu),
+    )
+
+
+def _stamp(folder: Path, what: str) -> None:
+    with (folder / str(os.getpid())).open("a") as file:
+        file.write(f"{what} {time.time()} {time.process_time()}\n")
+
+
+def _stamped_decode(
+    stamps: Path, source: bytes | memoryview, specs: Sequence[DecodeSpec]
+) -> Iterator[DecodedClip | VideoError]:
+    for clip in iter_clips(source, specs):
+        _stamp(stamps, "decode")
+        yield clip
+
+
+class _Stamped:
+    def __init__(self, stamps: Path, *args: Any, **kwargs: Any) -> None:
+        self._stamps = stamps
+        self._encoder = load_encoder(*args, **kwargs)
+
+    def __call__(self, chunk: Chunk) -> Latent:
+        latent = self._encoder(chunk)
+        _stamp(self._stamps, "encode")
+        return latent
+
+
+def _memory(folder: Path, num_clips: int) -> str:
+    clip = ClipRule(num_frames=17, height=128, width=192)
+    source = _make_tars(folder, Case(size=SMALL, clip=clip, num_clips=num_clips, encoders="1"), shards=1)
+    peak, over = [0.0], threading.Event()
+
+    def watch() -> None:
+        from ray._private.internal_api import memory_summary
+
+        while not over.wait(1):
+            if not ray.is_initialized():
+                continue
+            stats = memory_summary(ray.get_runtime_context().gcs_address, stats_only=True)
+            for used in re.findall(r"Plasma memory usage (\d+) MiB", stats):
+                peak[0] = max(peak[0], float(used))
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        workers = Workers(object_store_gb=STORE_GB)
+        summary = run(Job(source=(source,), output=str(folder / "out"), vae="tiny", clip=clip, workers=workers))
+    finally:
+        over.set()
+        watcher.join()
+    return (
+        f"memory        peak {peak[0]:.0f} MiB of a {STORE_GB * 1e3:.0f} MB object store: "
+        f"{summary.latents} latents of one shard, {num_clips * 17 * 128 * 192 * 3 / 1e6:.0f} MB of frames"
+    )
+
+
+def _spec(case: Case) -> tuple[Spec, vae.VAEInfo]:
+    info = vae.load_vae("tiny").info
+    return Spec(vae=info.to_json(), clip=case.clip, latent=LatentRule()), info
+
+
+def _make_tars(folder: Path, case: Case, *, shards: int) -> str:
+    """Tars of equal videos, a clip each; returns the glob."""
+    width, height = case.size
+    data = make_video(even_times(54, 24), width=width, height=height, seed=0)
+    for shard in range(shards):
+        write_tar(folder / f"{shard}.tar", {f"{i:06d}.mp4": data for i in range(shard, case.num_clips, shards)})
+    return f"{folder}/*.tar"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

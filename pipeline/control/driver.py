@@ -1,0 +1,257 @@
+"""The driver: receipts in, commits out, until nothing is left. Knows no Ray: `run` hands it a stream and a commit.
+
+One pass streams all shards that are left. Further passes take what the first could not: shards that another run held
+and gave up, clips whose part was lost. A pass that commits nothing, with nothing held elsewhere, is the last, unless
+it found parts lost or damaged: then another one follows, LOSSES times at most.
+
+An output that cannot be written ends the run soon: what is decoded and encoded then would be for nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from typing import Protocol
+
+from pipeline.control.claims import RENEW_SECONDS
+from pipeline.control.ledger import Ledger
+from pipeline.control.progress import Progress
+from pipeline.control.stop import Stop
+from pipeline.control.timer import every
+from pipeline.errors import StorageError
+from pipeline.output.commit import Committed, sweep
+from pipeline.output.parts import MissingPartError, read_verdict, verdict_path
+from pipeline.output.summary import Summary
+from pipeline.output.tally import tally
+from pipeline.output.unreachable import Unreachable
+from pipeline.plan.frozen import Plan, read_plan
+from pipeline.records import CompleteShard, Receipt, Shard
+from pipeline.storage import Storage
+from pipeline.storage.addresses import redacted
+
+log = logging.getLogger(__name__)
+
+COMMITS_IN_FLIGHT = 2
+"""A commit holds one clip in memory and waits for storage; more of them would compete with the encoders' staging."""
+
+POLL_SECONDS = 5.0
+"""How often a run with nothing else to do looks whether the shards that another run holds are done or given up."""
+
+LOSSES = 3
+"""Passes in a row that may end without a commit, because parts of theirs were lost."""
+
+MAX_FAILED_WRITES = 5
+"""So many parts in a row that could not be put (or claims taken, or shards committed) end the run. Each was tried for
+some 12 s before, where the store gave hope."""
+
+
+class Holder(Protocol):
+    """The claims, as the driver uses them."""
+
+    def stop(self) -> None: ...
+    def renew(self) -> None: ...
+    def release(self, shard: str) -> None: ...
+    def release_all(self) -> None: ...
+
+
+class Driver:
+    """One run's account of what is left, under way and done."""
+
+    def __init__(
+        self,
+        output: Storage,
+        plan: Plan,
+        echo: Callable[[str], None],
+        echo_seconds: float,
+        *,
+        give_up_after: int | None = None,
+    ) -> None:
+        self.run_id = uuid.uuid4().hex[:12]
+        self._output = output
+        self._echo, self._echo_seconds = echo, echo_seconds
+        self._plan = plan
+        self.todo = list(plan.remaining())
+        self.progress = Progress(
+            num_shards=len(self.todo),
+            num_done_before=plan.num_shards - plan.num_remaining,
+            source_bytes={shard.name: shard.size for shard in self.todo},
+            num_videos=plan.num_videos(),
+            doing="starting Ray",
+        )
+        self.num_shards = plan.num_shards
+        self.done = {shard.name for shard in plan} & plan.done
+        """Committed shards of the plan."""
+        self._unreachable = give_up_after and Unreachable(output, give_up_after)
+        self._ledger = Ledger()
+        self._elsewhere: set[str] = set()
+        self._commits: dict[Future[Committed], str] = {}
+        self._failed_writes: Counter[str] = Counter()
+        self._losses = 0
+        self._has_lost = False
+
+    def drive(
+        self,
+        stream: Callable[[list[Shard]], Iterator[Receipt]],
+        commit: Callable[[CompleteShard], Committed],
+        claims: Holder,
+        stop: Stop,
+    ) -> None:
+        """Pass after pass, until everything is committed, nothing moves any more, or a stop is asked for."""
+        self.progress.doing = "waiting for the first clip: encoders load, videos are read"
+        self._committers = ThreadPoolExecutor(COMMITS_IN_FLIGHT)
+        with (
+            every(self._echo_seconds, lambda: self._echo(self.progress.line())),
+            every(RENEW_SECONDS, claims.renew),
+            stop.calling(claims.stop),
+        ):
+            try:
+                while self.todo and not stop.asked:
+                    self._one_pass(stream, commit, claims)
+                    if not self._next_pass(claims, stop):
+                        break
+            finally:  # when the grace period is over, commits may still be under way: nobody waits for them
+                self._committers.shutdown(wait=False, cancel_futures=True)
+                with contextlib.suppress(StorageError):  # it goes stale; where nothing can be written, this fails, too
+                    claims.release_all()
+        self._echo(self.progress.line())
+
+    def _one_pass(
+        self,
+        stream: Callable[[list[Shard]], Iterator[Receipt]],
+        commit: Callable[[CompleteShard], Committed],
+        claims: Holder,
+    ) -> None:
+        self._ledger = Ledger()
+        self._elsewhere.clear()
+        self._has_lost = False
+        self.todo = [self._recall(shard) for shard in self.todo]
+        for receipt in stream(self.todo):
+            self.progress.add(receipt)
+            self._take(receipt, commit)
+            self._reap(claims)
+        while self._commits:
+            self._reap(claims, wait=True)
+
+    def _recall(self, shard: Shard) -> Shard:
+        """Tell the ledger what an earlier run staged, and the shard what of that can be read."""
+        if not shard.staged:
+            return shard
+        if self._unreachable:
+            shard = self._unreachable.recall(shard)
+        staged = json.loads(shard.staged)
+        for video, clip, chunk, num_chunks in staged["parts"]:
+            self._ledger.add(
+                Receipt(kind="part", shard=shard.name, video=video, clip=clip, chunk=chunk, num_chunks=num_chunks)
+            )
+        verdicts = list(staged["verdicts"])
+        for video, clip in verdicts:
+            try:
+                rejection = read_verdict(self._output, shard.name, video, clip)
+            except MissingPartError as error:
+                log.warning("shard=%s verdict lost: %s", shard.name, error)
+                self._output.delete(verdict_path(shard.name, video, clip))
+                staged["verdicts"].remove([video, clip])
+                continue
+            self._ledger.add(Receipt(kind="rejection", shard=shard.name, video=video, clip=clip, rejection=rejection))
+        return replace(shard, staged=json.dumps(staged))
+
+    def _take(self, receipt: Receipt, commit: Callable[[CompleteShard], Committed]) -> None:
+        name = receipt.shard
+        if name in self.progress.committed or name in self._commits.values():
+            return  # a retried task tells it again
+        if receipt.kind == "elsewhere":
+            self._elsewhere.add(name)
+        elif receipt.kind == "part":
+            self._failed_writes["part"] = 0
+        elif receipt.kind == "fault":
+            log.warning("shard=%s stays open: %s", name, receipt.message)
+        elif receipt.kind == "unstored":
+            self._count_failure("part", name, receipt.message)
+        if complete := self._ledger.add(receipt):
+            self._commits[self._committers.submit(commit, complete)] = name
+        if receipt.kind == "fault":
+            self._give_up(receipt, commit)
+
+    def _give_up(self, fault: Receipt, commit: Callable[[CompleteShard], Committed]) -> None:
+        """Reject the video of a fault that was seen in too many runs, if that was asked for."""
+        if self._unreachable and not self._ledger.knows(fault.shard, fault.video):
+            for receipt in self._unreachable.judge(fault):
+                self.progress.add(receipt)
+                self._take(receipt, commit)
+
+    def _reap(self, claims: Holder, *, wait: bool = False) -> None:
+        for future in [future for future in self._commits if wait or future.done()]:
+            name = self._commits.pop(future)
+            try:
+                committed = future.result()
+            except Exception as error:  # whatever it is, this shard stays open, and the others go on
+                self._count_failure("commit", name, f"commit failed: {type(error).__name__}: {error}")
+                continue
+            self._failed_writes["commit"] = 0
+            if committed.missing:
+                self._has_lost = True
+                self._ledger.reopen(name, list(committed.missing))
+                continue
+            self._ledger.forget(name)
+            self.progress.commit(name)
+            claims.release(name)
+
+    def _count_failure(self, what: str, shard: str, message: str) -> None:
+        """Say that something could not be put. Raises StorageError when that happens again and again."""
+        log.warning("shard=%s stays open: %s", shard, message)
+        self._failed_writes[what] += 1
+        if self._failed_writes[what] >= MAX_FAILED_WRITES:
+            raise StorageError(
+                f"{redacted(self._output.uri)}: gave up after {MAX_FAILED_WRITES} failures in a row to write there, "
+                f"the last: {message}. What is staged and committed stays: run the same command again to resume"
+            )
+
+    def _next_pass(self, claims: Holder, stop: Stop) -> bool:
+        """Bring the list of what is left up to date; False: this run can do no more."""
+        before = len(self.todo)
+        claims.release_all()
+        sweep(self._output, self.look().leftovers)
+        held = [shard.name for shard in self.todo if shard.name in self._elsewhere]
+        if held and not stop.asked:
+            self.progress.doing = f"waiting for {len(held)} shards that another run holds"
+            stop.wait(POLL_SECONDS)
+            return True
+        self._losses = self._losses + 1 if self._has_lost and len(self.todo) == before else 0
+        return len(self.todo) < before or 0 < self._losses <= LOSSES
+
+    def look(self) -> Plan:
+        """Bring what is done and what is left up to date with what stands on disk."""
+        now, mine = read_plan(self._output), {shard.name for shard in self.todo}
+        self.done |= mine & now.done
+        for name in mine & now.done:
+            self.progress.commit(name)
+        self.todo = [shard for shard in now.remaining() if shard.name in mine]
+        return now
+
+    def finish(self, *, stopped: str) -> Summary:
+        """The end of the run: what stood on disk at the last look, and what this run did for it.
+
+        `stopped`: the signal that ended it early, or "".
+        """
+        counts = tally(self._output, sorted(self.done), self._plan.superseded(self.done))
+        waiting = self._ledger.still_open()
+        return Summary(
+            planned_shards=self.num_shards,
+            done_shards=len(self.done),
+            planned=counts.planned,
+            latents=counts.latents,
+            rejected=counts.rejected,
+            latent_bytes=counts.latent_bytes,
+            too_short=counts.too_short,
+            stopped=stopped,
+            parts_staged=self.progress.parts,
+            wall_seconds=self.progress.elapsed,
+            busy_seconds=dict(self.progress.seconds),
+            open_shards={shard.name: waiting.get(shard.name, "not begun") for shard in self.todo},
+        )

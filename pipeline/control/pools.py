@@ -1,0 +1,143 @@
+"""How many workers of each stage a machine or a cluster can hold, or why it can hold none."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from pipeline.errors import ConfigError
+from pipeline.settings.clip_rule import ClipRule
+from pipeline.settings.job import Workers
+from pipeline.settings.spec import LatentRule
+from vae.info import VAEInfo
+from vae.shapes import chunk_spans
+
+IO_BLOCK_BYTES = 8_000_000
+"""Small samples and small chunks share a block of this size for transport. A block costs about 10 ms, and work is
+staged block by block: larger ones hold up the first result and repeat more work after a kill."""
+
+
+BLOCKS_IN_FLIGHT = 8
+"""Blocks of the largest chunk that must fit into Ray Data's half of the object store: two each at the output of decode,
+at the input of encode, and under way (measured: 597 MB peak at 50 MB a chunk, 8 would be 400)."""
+
+
+def largest_chunk_bytes(clip: ClipRule, latent: LatentRule, info: VAEInfo) -> int:
+    """Bytes of the largest chunk of frames that a run can send, context included."""
+    return max(
+        (span.stop - span.start) * height * width * 3
+        for num_frames, height, width in clip.shapes
+        for span in chunk_spans(
+            num_frames,
+            chunk_windows=latent.chunk_windows,
+            context=latent.context_windows if info.windowed else None,
+            schedule=info.schedule,
+        )
+    )
+
+
+def block_bytes(chunk_bytes: int) -> int:
+    """Ray's target block size: just under one chunk, or a common block for small ones."""
+    return max(int(0.9 * chunk_bytes), IO_BLOCK_BYTES)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pools:
+    """How many workers of each kind run on this cluster, and what each reserves."""
+
+    readers: int
+    stagers: int
+    decode_cpus: float
+    decoders: tuple[int, int]
+    """Decode tasks at a time: that fit beside all the encoders, and at most."""
+    encoders: tuple[int, int]
+    """Encode actors, fewest and most."""
+    encoder_cpus: float
+    encoder_gpus: float
+
+
+def check_encoders(workers: Workers, *, cpus: float, gpus: float, spare_cpus: float = 0) -> tuple[int, int]:
+    """(min, max) encode actors on a cluster of this size; `spare_cpus` of its CPUs are not there (see `pools`).
+
+    Raises:
+        ConfigError: they leave no CPU for a decode task, or want more GPUs than there are.
+    """
+    per_encoder, encoder_cpus = _per_encoder(workers, gpus)
+    least, most = workers.pool_size(cpus - spare_cpus, gpus if per_encoder else 0)
+    if least * encoder_cpus + workers.decode_cpus > cpus:
+        fitting = int((cpus - workers.decode_cpus) / encoder_cpus) if encoder_cpus else 0
+        raise ConfigError(
+            f"--encoders {workers.encoders} of {encoder_cpus:g} CPUs each (--threads-per-encoder) leave no room for a "
+            f"decode task of --decode-cpus {workers.decode_cpus:g}: there are {cpus - spare_cpus:g} CPUs, and nothing "
+            f"would ever be produced. At most {fitting} encoders fit"
+        )
+    if least * per_encoder > gpus:
+        raise ConfigError(
+            f"--encoders {workers.encoders} of --gpus-per-encoder {per_encoder:g} do not fit on the {gpus:g} GPUs "
+            "that there are"
+        )
+    return least, most
+
+
+def _per_encoder(workers: Workers, gpus: float) -> tuple[float, float]:
+    """GPUs and CPUs that an encode actor reserves."""
+    on_gpus = workers.gpus_per_encoder if workers.gpus_per_encoder is not None else float(gpus > 0)
+    return on_gpus, 0.0 if on_gpus else float(workers.threads_per_encoder)
+
+
+def pools(
+    workers: Workers,
+    chunk_bytes: int,
+    *,
+    cpus: float,
+    gpus: float,
+    object_store: float,
+    memory: float = math.inf,
+    overlap_bytes: int = 0,
+    largest_node: float = 0,
+    spare_cpus: float = 0,
+) -> Pools:
+    """Size the pools, refusing what would stand still in silence.
+
+    `spare_cpus` of the CPUs are not there: they let an encoder stand on every core, and the decoding beside. Where
+    there are few encoders, decode tasks must not fill them, but for one that goes on while Ray Data looks for the next
+    (2 cores, one encoder: with two tasks 5 % of the cores' time is idle when decoding is the bottleneck, with three
+    1 %; four slow the encoder when the load is balanced, to 0.81 of the ideal overlap, where fewer give 0.83 to 0.90).
+
+    Encoders on CPUs leave room for decode even when the largest node is lost (`largest_node` CPUs, 0 if there is only
+    one): an actor keeps its CPU while it waits for frames that only a decode task could make again (seen: two encoders
+    on the two CPUs that were left, for ever).
+
+    `overlap_bytes` is what a decode task holds where clips overlap; `memory` is what Ray has for tasks, in bytes.
+
+    Raises:
+        ConfigError: the encoders leave no CPU for a decode task, want more GPUs than there are, the object store cannot
+            hold the chunks in flight, or memory the clips that overlap.
+    """
+    per_encoder, encoder_cpus = _per_encoder(workers, gpus)
+    least, most = check_encoders(workers, cpus=cpus, gpus=gpus, spare_cpus=spare_cpus)
+    if BLOCKS_IN_FLIGHT * chunk_bytes > object_store / 2:
+        raise ConfigError(
+            f"the largest chunk is {chunk_bytes / 1e6:.0f} MB and Ray's object store {object_store / 1e6:.0f} MB. Half "
+            f"of that must hold {BLOCKS_IN_FLIGHT} chunks. Lower --chunk-windows or raise --object-store-gb"
+        )
+    if encoder_cpus:
+        most = max(least, min(most, int((cpus - largest_node - workers.decode_cpus) / encoder_cpus)))
+    most_decoders = max(2, 1 + int((cpus - spare_cpus - encoder_cpus) / workers.decode_cpus))
+    if most_decoders * overlap_bytes > memory:
+        raise ConfigError(
+            f"clips that overlap (--every) take up to {overlap_bytes / 1e6:.0f} MB in each of {most_decoders} decode "
+            f"tasks, and there are {memory / 1e6:.0f} MB of memory for tasks. Raise --every to a multiple of the step "
+            "between frames or beyond, or raise --decode-cpus"
+        )
+    beside_all = max(1, int((cpus - most * encoder_cpus) / workers.decode_cpus))
+    waiting = max(2, int(cpus) // 2)
+    return Pools(
+        readers=waiting,
+        stagers=waiting,
+        decode_cpus=workers.decode_cpus,
+        decoders=(min(beside_all, most_decoders), most_decoders),
+        encoders=(least, max(most, least)),
+        encoder_cpus=encoder_cpus,
+        encoder_gpus=per_encoder,
+    )

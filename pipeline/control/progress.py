@@ -1,0 +1,153 @@
+"""The line that tells how a run is going, and the table that ends it. Pure: receipts in, text out."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from pipeline.output.wording import duration
+from pipeline.records import Receipt
+
+
+@dataclass(slots=True, kw_only=True)
+class _OpenShard:
+    """What is known of a shard under way."""
+
+    num_videos: int | None
+    announced: set[int] = field(default_factory=set)
+    """Videos of which decoding has said how many clips they have. A retried task says it again, as all the rest."""
+    num_clips: int = 0
+    """Of those videos."""
+    read_bytes: int = 0
+    refused: set[tuple[int, int]] = field(default_factory=set)
+    """Clips that were rejected: each chunk of a clip may be."""
+    settled: set[tuple[int, int]] = field(default_factory=set)
+    """Clips that ended, as latents or rejections."""
+
+    def share(self, size: int) -> float:
+        """How much of the shard is done, out of 1: the settled clips of the announced ones, by what is announced."""
+        if not self.num_clips:
+            return 0.0
+        announced = len(self.announced) / self.num_videos if self.num_videos else self.read_bytes / size
+        return min(announced, 1.0) * min(len(self.settled) / self.num_clips, 1.0)
+
+
+@dataclass(slots=True, kw_only=True)
+class Progress:
+    """Counts of one run, from its receipts and commits."""
+
+    num_shards: int
+    """Shards that this run set out to do."""
+    source_bytes: dict[str, int]
+    """Encoded bytes of each of them."""
+    num_videos: dict[str, int] = field(default_factory=dict)
+    """Videos of each of them, where the plan knows."""
+    num_done_before: int = 0
+    """Shards that earlier runs committed."""
+    slots: dict[str, float] = field(default_factory=dict)
+    """How many tasks or actors of each stage can work at a time, to tell which stage is the bottleneck."""
+    clock: Callable[[], float] = time.monotonic
+    doing: str = ""
+    """What is waited for while no clip ends: shown instead of rates that would all be nought."""
+    committed: set[str] = field(default_factory=set)
+    elsewhere: set[str] = field(default_factory=set)
+    """Shards that another run holds."""
+    clips: int = 0
+    parts: int = 0
+    """Staged by this run: work that it did itself."""
+    latent_bytes: int = 0
+    read_bytes: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=lambda: {"read": 0.0, "decode": 0.0, "encode": 0.0})
+    """Busy time of each stage, summed over its workers."""
+    started: float = 0.0
+    _first_clip: float | None = None
+    """When the first clip ended: starting up says nothing about the rest."""
+    _open: dict[str, _OpenShard] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.started = self.clock()
+
+    def add(self, receipt: Receipt) -> None:
+        """Count a receipt."""
+        self.seconds["read"] += receipt.read_seconds
+        self.seconds["decode"] += receipt.decode_seconds
+        self.seconds["encode"] += receipt.encode_seconds
+        name, clip = receipt.shard, (receipt.video, receipt.clip)
+        if receipt.kind == "elsewhere":
+            self.elsewhere.add(name)
+            return
+        self.elsewhere.discard(name)
+        shard = self._open.setdefault(name, _OpenShard(num_videos=self.num_videos.get(name)))
+        match receipt.kind:
+            case "part":
+                self.parts += 1
+                self.latent_bytes += receipt.num_bytes
+                if receipt.chunk == receipt.num_chunks - 1:
+                    self.clips += 1
+                    self._settle(shard, clip)
+            case "rejection":
+                assert receipt.rejection is not None
+                self.rejected[receipt.rejection.reason] += clip not in shard.refused
+                shard.refused.add(clip)
+                self._settle(shard, clip)
+            case "clips":
+                self.read_bytes += receipt.num_bytes
+                if receipt.video not in shard.announced:
+                    shard.announced.add(receipt.video)
+                    shard.num_clips += receipt.count
+                    shard.read_bytes += receipt.num_bytes
+            case "videos":
+                shard.num_videos = receipt.count
+        if name in self.committed:  # a retried task tells it again
+            del self._open[name]
+
+    def _settle(self, shard: _OpenShard, clip: tuple[int, int]) -> None:
+        shard.settled.add(clip)
+        self.doing = ""
+        self._first_clip = self.clock() if self._first_clip is None else self._first_clip
+
+    def commit(self, shard: str) -> None:
+        """The shard is done, by this run or another one."""
+        self.committed.add(shard)
+        self.elsewhere.discard(shard)
+        self._open.pop(shard, None)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the start."""
+        return self.clock() - self.started
+
+    def bottleneck(self) -> str:
+        """The stage whose workers were busy for the largest share of the time."""
+        shares = {stage: self.seconds[stage] / n for stage, n in self.slots.items() if n}
+        return max(shares, key=lambda stage: shares[stage], default="-")
+
+    def time_left(self) -> float | None:
+        """Seconds, by source bytes, at the speed since the first clip ended; None while nothing tells."""
+        if self._first_clip is None:
+            return None
+        sizes = {name: max(size, 1) for name, size in self.source_bytes.items()}
+        under_way = {name: shard.share(sizes[name]) for name, shard in list(self._open.items()) if name in sizes}
+        done = float(sum(sizes[name] for name in list(self.committed) if name in sizes))
+        done += sum(sizes[name] * share for name, share in under_way.items())
+        left = sum(sizes.values()) - done
+        return (self.clock() - self._first_clip) * left / done if done else None
+
+    def line(self) -> str:
+        """One line: shards, clips, and rates, rejections, time left, bottleneck; or what is waited for."""
+        elapsed = max(self.elapsed, 1e-9)
+        done, total = self.num_done_before + len(self.committed), self.num_done_before + self.num_shards
+        head = f"shards {done}/{total}  clips {self.clips}  "
+        if self.elsewhere:
+            head += f"held by another run {len(self.elsewhere)}  "
+        if self.doing:
+            return f"{head}{self.doing} ({duration(elapsed)})"
+        left = self.time_left()
+        return (
+            f"{head}{self.clips / elapsed:.2f} clips/s  "
+            f"{self.read_bytes / elapsed / 1e6:.1f} MB/s in  rejected {self.rejected.total()}  "
+            f"ETA {'?' if left is None else duration(left)}  bottleneck {self.bottleneck()}"
+        )

@@ -1,0 +1,190 @@
+"""Commit and seal: staged parts become the one data file of their shard, and what can be derived from it follows.
+
+    1. read the parts, join chunks into clips          one is missing: adopt the data file, or the clip is open again
+    2. put data/<shard>.parquet, create-only           <- the shard is done here, and nowhere else
+    3. index/<shard>.parquet, rejected/<shard>.jsonl   derived; the next run makes them if this one dies before
+    4. delete _staging/<shard>/
+
+Killed between any two of these, the next run ends with the same files.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.output import shard_file
+from pipeline.output.derived import derive, restored
+from pipeline.output.parts import STAGING, MissingPartError, read_clip
+from pipeline.records import ClipKey, CompleteShard, Latent
+from pipeline.storage import Storage
+from pipeline.storage.parallel import in_parallel
+
+log = logging.getLogger(__name__)
+
+IN_MEMORY_BYTES = 1 << 30
+"""A data file above this size is built in a temporary file instead of in memory."""
+
+
+INDEX_GROUP_ROWS = 50_000
+"""Rows of a row group of index.parquet."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Committed:
+    """What became of a commit."""
+
+    shard: str
+    missing: tuple[ClipKey, ...] = ()
+    """Clips whose parts were not there: they are open again, and nothing was committed."""
+    adopted: bool = False
+    """Another run's data file was there first, and stands."""
+    num_bytes: int = 0
+
+
+def commit(output: Storage, spec: str, shard: CompleteShard) -> Committed:
+    """Commit a complete shard: see the module. `spec` is canonical JSON."""
+    path = shard_file.data_path(shard.name)
+    staged_bytes = sum(entry.size for entry in output.list(f"{STAGING}/{shard.name}/"))
+    with _scratch(staged_bytes) as sink:
+        try:
+            _build(output, spec, shard, sink)
+        except _MissingPartsError as error:
+            if not output.exists(path):
+                return Committed(shard=shard.name, missing=error.clips)
+            derive(output, shard.name, spec)
+            sweep(output, [shard.name])
+            return Committed(shard=shard.name, adopted=True, num_bytes=output.size(path))
+        num_bytes = sink.seek(0, io.SEEK_END)
+        data = sink.getvalue() if isinstance(sink, io.BytesIO) else Path(sink.name)
+        ours = output.create(path, data)
+        if not ours:
+            _compare(output, path, sink)
+    derive(output, shard.name, spec)
+    sweep(output, [shard.name])
+    return Committed(shard=shard.name, adopted=not ours, num_bytes=num_bytes)
+
+
+def tidy(output: Storage, done: Iterable[str], leftovers: Iterable[str], spec: str | None = None) -> None:
+    """Do what a killed run left undone after its last put.
+
+    Args:
+        output: root of the output.
+        done: committed shards; those without an index get one.
+        leftovers: committed shards with something left in staging, which is swept.
+        spec: that of the output, as canonical JSON.
+
+    Raises:
+        ConfigError: a data file without an index is damaged, or not of this output.
+    """
+    indexed = {entry.path.removeprefix("index/").removesuffix(".parquet") for entry in output.list("index/")}
+    for shard in sorted(set(done) - indexed):
+        derive(output, shard, spec)
+    sweep(output, leftovers)
+
+
+def sweep(output: Storage, shards: Iterable[str]) -> None:
+    """Delete what is staged of committed shards: a task that was tried again, or another run, may have come late."""
+    for shard in shards:
+        output.delete(f"{STAGING}/{shard}/")
+
+
+def seal(
+    output: Storage, shards: Iterable[str], spec: str | None = None, data_bytes: Mapping[str, int] | None = None
+) -> int:
+    """Stream the indexes of these shards into index.parquet; return its number of rows. Never truth, may lag.
+
+    What is derived of a shard is read on the way, and made again where it is damaged, missing, or where its data file
+    has other `data_bytes` by now.
+
+    Raises:
+        ConfigError: as `derive`: a data file was cut, emptied, or is another one.
+    """
+    sizes = data_bytes or {}
+    rows = 0
+    with _scratch(IN_MEMORY_BYTES + 1) as sink:
+        writer: pq.ParquetWriter | None = None
+        for table in _in_large_groups(
+            in_parallel(lambda shard: restored(output, shard, spec, sizes.get(shard))[0], shards)
+        ):
+            writer = writer or pq.ParquetWriter(sink, table.schema, compression="zstd")
+            writer.write_table(table)
+            rows += table.num_rows
+        if writer is None:
+            return 0
+        writer.close()
+        sink.flush()
+        output.put("index.parquet", Path(sink.name))
+    return rows
+
+
+class _MissingPartsError(Exception):
+    def __init__(self, clips: tuple[ClipKey, ...]) -> None:
+        super().__init__(clips)
+        self.clips = clips
+
+
+def _build(output: Storage, spec: str, shard: CompleteShard, sink: IO[bytes]) -> None:
+    """The data file into `sink`, one clip in memory at a time; NPY arrays are put on the way, before it exists."""
+    latents = _latents(output, shard)
+    if json.loads(spec)["latent"]["format"] == "parquet":
+        shard_file.write(sink, spec, shard, (shard_file.parquet_row(latent) for latent in latents))
+    else:
+        arrays = shard_file.NpyArrays(shard.name)
+        for latent in latents:
+            arrays.add(latent)
+        for path, content in arrays.files():
+            output.put(path, content)
+        shard_file.write(sink, spec, shard, arrays.rows())
+    sink.flush()
+
+
+def _latents(output: Storage, shard: CompleteShard) -> Iterator[Latent]:
+    """Every clip in source order. All clips are tried before a missing part is reported: each is open again."""
+    missing: list[ClipKey] = []
+    for (video, clip), num_chunks in shard.latents.items():
+        try:
+            latent = read_clip(output, shard.name, video, clip, num_chunks)
+        except MissingPartError as error:
+            log.warning("shard=%s part missing: %s", shard.name, error)
+            missing.append((video, clip))
+            if error.is_damaged:  # it would be taken for staged for ever
+                output.delete(error.path)
+        else:
+            if not missing:
+                yield latent
+    if missing:
+        raise _MissingPartsError(tuple(missing))
+
+
+def _compare(output: Storage, path: str, ours: IO[bytes]) -> None:
+    ours.seek(0)
+    if output.read(path) != ours.read():
+        log.warning("path=%s was committed by another run with other bytes; that file stands", path)
+
+
+def _scratch(num_bytes: int) -> IO[bytes]:
+    return io.BytesIO() if num_bytes <= IN_MEMORY_BYTES else tempfile.NamedTemporaryFile("w+b", suffix=".parquet")
+
+
+def _in_large_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Tables of INDEX_GROUP_ROWS or more: a footer with a row group for each of 100,000 shards would take 5 GB."""
+    pending: list[pa.Table] = []
+    num_rows = 0
+    for table in tables:
+        pending.append(table)
+        num_rows += len(table)
+        if num_rows >= INDEX_GROUP_ROWS:
+            yield pa.concat_tables(pending)
+            pending, num_rows = [], 0
+    if pending:
+        yield pa.concat_tables(pending)

@@ -1,0 +1,161 @@
+"""Parts: the staged latent of one chunk, one file each, at a name fixed by what it holds.
+
+    _staging/<shard>/v000012.c000003.k0001of0002.part     Arrow IPC, one row of ROW_SCHEMA
+    _staging/<shard>/v000012.c000004.verdict.json         a rejection by the guard
+
+Each ends in a checksum over all of its bytes, which is looked at before anything parses them. What fails it counts as
+not staged: the clip is open again, and its chunks are encoded again.
+
+A retried or repeated task puts the same part at the same name, so staging needs no bookkeeping; commit joins the parts
+of a shard into its data file and deletes them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.decode import merge_facts
+from pipeline.errors import NotFoundError
+from pipeline.latent_bytes import DTYPES
+from pipeline.records import Latent, Receipt, Record, Rejection, canonical_json
+from pipeline.rows import from_table, to_table
+from pipeline.storage import checksum
+
+if TYPE_CHECKING:
+    from pipeline.storage import Storage
+
+STAGING = "_staging"
+
+
+class MissingPartError(Exception):
+    """The part or verdict at `path` is not there, or is damaged."""
+
+    def __init__(self, path: str, damage: str = "") -> None:
+        super().__init__(f"{path} is damaged: {damage}" if damage else f"{path} is not there")
+        self.path = path
+        self.is_damaged = bool(damage)
+
+
+def part_path(shard: str, video: int, clip: int, chunk: int, num_chunks: int) -> str:
+    """Where the part of a chunk is staged, under the output."""
+    return f"{STAGING}/{shard}/v{video:06d}.c{clip:06d}.k{chunk:04d}of{num_chunks:04d}.part"
+
+
+def verdict_path(shard: str, video: int, clip: int) -> str:
+    """Where the guard's rejection of a clip is staged, under the output."""
+    return f"{STAGING}/{shard}/v{video:06d}.c{clip:06d}.verdict.json"
+
+
+def stage(record: Record, output: Storage) -> Receipt:
+    """Put a latent (or a verdict) into staging and return its receipt; any other receipt passes through."""
+    if isinstance(record, Latent):
+        path = part_path(record.shard, record.video, record.clip, record.chunk, record.num_chunks)
+        output.put(path, checksum.append(_to_ipc(record)))
+        return Receipt(
+            kind="part",
+            shard=record.shard,
+            video=record.video,
+            clip=record.clip,
+            chunk=record.chunk,
+            num_chunks=record.num_chunks,
+            num_bytes=len(record.payload),
+            decode_seconds=record.decode_seconds,
+            encode_seconds=record.encode_seconds,
+        )
+    assert isinstance(record, Receipt)
+    if record.verdict and record.rejection:
+        path = verdict_path(record.shard, record.video, record.clip)
+        output.put(path, checksum.append(canonical_json(asdict(record.rejection)).encode()))
+    return record
+
+
+def read_verdict(output: Storage, shard: str, video: int, clip: int) -> Rejection:
+    """A verdict staged by an earlier run.
+
+    Raises:
+        MissingPartError: it is absent, or its bytes are not what was staged.
+    """
+    path = verdict_path(shard, video, clip)
+    with _of_this_version(path):
+        return Rejection(**json.loads(bytes(_staged(output, path))))
+
+
+def read_clip(output: Storage, shard: str, video: int, clip: int, num_chunks: int) -> Latent:
+    """The whole latent of a clip, joined from its staged parts.
+
+    Raises:
+        MissingPartError: a part is absent, or its bytes are not what was staged.
+    """
+    return join([_read_part(output, shard, video, clip, chunk, num_chunks) for chunk in range(num_chunks)])
+
+
+def join(chunks: list[Latent]) -> Latent:
+    """Concatenate the bodies of one clip's chunks along time, and their rows.
+
+    Per-frame lists are joined, counts are added, facts of the source become those of the clip decoded whole.
+    """
+    first = chunks[0]
+    if len(chunks) == 1:
+        return first
+    arrays = [np.frombuffer(chunk.payload, DTYPES[chunk.dtype]).reshape(chunk.shape) for chunk in chunks]
+    latent = np.concatenate(arrays, axis=1)
+    row: dict[str, Any] = dict(first.row)
+    row["timestamps"] = [time for chunk in chunks for time in chunk.row["timestamps"]]
+    row["source"] = merge_facts([chunk.row["source"] for chunk in chunks])
+    row["num_repaired"] = sum(chunk.row["num_repaired"] for chunk in chunks)
+    return Latent(
+        shard=first.shard,
+        video=first.video,
+        clip=first.clip,
+        chunk=0,
+        num_chunks=1,
+        payload=latent.tobytes(),
+        shape=latent.shape,
+        dtype=first.dtype,
+        row=row,
+    )
+
+
+def _to_ipc(record: Latent) -> bytes:
+    table = to_table(record)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
+
+
+def _staged(output: Storage, path: str) -> memoryview:
+    """What was staged at `path`, without its checksum."""
+    try:
+        return checksum.strip(output.read(path))
+    except NotFoundError:
+        raise MissingPartError(path) from None
+    except checksum.DamagedError as error:
+        raise MissingPartError(path, str(error)) from None
+
+
+def _read_part(output: Storage, *place: Any) -> Latent:
+    """`place` as for part_path. A file that was moved here from another place is not this part."""
+    path = part_path(*place)
+    with _of_this_version(path):
+        (latent,) = from_table(pa.ipc.open_file(pa.py_buffer(_staged(output, path))).read_all())
+    assert isinstance(latent, Latent)
+    if place != (found := (latent.shard, latent.video, latent.clip, latent.chunk, latent.num_chunks)):
+        raise MissingPartError(path, f"it is the part of {found}")
+    return latent
+
+
+@contextlib.contextmanager
+def _of_this_version(path: str) -> Iterator[None]:
+    """Take what is sound and cannot be parsed for missing: a later version may stage other fields."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, pa.ArrowException) as error:
+        raise MissingPartError(path, f"staged by another version: {error}") from error

@@ -1,0 +1,31 @@
+"""The bytes of one stored latent, read back from its row: out of the data file, or out of the NPY array it names."""
+
+from __future__ import annotations
+
+import io
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from pipeline.storage import Storage
+
+Row = dict[str, Any]
+
+
+def npy_header(output: Storage, path: str) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+    """Shape, dtype and the offset of the first value of a stored NPY array. Raises ValueError."""
+    head = io.BytesIO(output.read(path, 0, 4096))
+    np.lib.format.read_magic(head)
+    shape, _, dtype = np.lib.format.read_array_header_1_0(head)
+    return shape, dtype, head.tell()
+
+
+def payload_of(output: Storage, row: Row) -> bytes:
+    """The latent's bytes of a row of a data file. Raises NotFoundError or ValueError where its NPY array is damaged."""
+    if row["npy_file"] is None:
+        return row["latent"] or b""
+    _, dtype, start = npy_header(output, row["npy_file"])
+    length = prod(row["latent_shape"]) * dtype.itemsize
+    start += row["npy_row"] * length
+    return output.read(row["npy_file"], start, start + length)

@@ -1,0 +1,61 @@
+"""spec.json of an output: written once, compared by every later run, read back by every command."""
+
+from __future__ import annotations
+
+import json
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from pipeline.errors import ConfigError, NotFoundError
+from pipeline.storage.store import TEMPORARY
+
+if TYPE_CHECKING:
+    from pipeline.storage import Storage
+from pipeline.settings.spec import PATH, Spec, diff
+
+
+def settle(output: Storage, spec: Spec) -> None:
+    """Write spec.json if this output has none; otherwise refuse any difference, touching nothing.
+
+    Raises:
+        ConfigError: the output was made with another Spec; names every field that differs, with both values.
+    """
+    text = json.dumps(json.loads(spec.to_json()), indent=2, sort_keys=True).encode() + b"\n"
+    if output.exists(PATH) or not output.create(PATH, text):
+        check(output, spec)
+
+
+def check(output: Storage, spec: Spec) -> None:
+    """Compare with the spec.json of this output, if it has one. Writes nothing.
+
+    Raises:
+        ConfigError: as `settle`; or there is none, and yet data files or parts, made by nobody knows which Spec.
+    """
+    try:
+        lines = diff(spec.to_json(), output.read(PATH).decode())
+    except NotFoundError:
+        made = chain(output.list("data/"), output.list("_staging/"))
+        if orphan := next((entry.path for entry in made if not entry.path.startswith(TEMPORARY)), None):
+            raise ConfigError(
+                f"{output.uri} holds {orphan} and no {PATH}: restore it, or take another --output"
+            ) from None
+        return
+    except (ValueError, AttributeError) as error:
+        raise ConfigError(f"{output.uri}: {PATH} is not a spec: {error!r}") from error
+    if lines:
+        fields = "\n  ".join(lines)
+        raise ConfigError(
+            f"--output {output.uri} was made with another spec; use another --output, or the same settings:\n  {fields}"
+        )
+
+
+def load_spec(output: Storage) -> Spec:
+    """The Spec of an output. Raises ConfigError when there is none."""
+    try:
+        return Spec.from_json(output.read(PATH))
+    except NotFoundError:
+        raise ConfigError(f"{output.uri} holds no {PATH}: not an output of latentmill encode") from None
+    except ConfigError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ConfigError(f"{output.uri}: {PATH} is not a spec: {error!r}") from error

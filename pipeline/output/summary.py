@@ -1,0 +1,61 @@
+"""The summary that ends a run: what stands on disk, and what the run did for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pipeline.output.wording import duration, size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """What stands on disk after a run, and what the run did for it."""
+
+    planned_shards: int
+    done_shards: int
+    planned: int
+    """Clips of the done shards."""
+    latents: int
+    rejected: dict[str, int]
+    """By reason."""
+    latent_bytes: int
+    too_short: dict[int, int] = field(default_factory=dict)
+    """Clips that were too short, by the number of frames that fit."""
+    hint: str = ""
+    """How many of them a smaller number of frames would admit."""
+    stopped: str = ""
+    """The signal that asked the run to stop before it was through, or ""."""
+    parts_staged: int = 0
+    """Chunks that this run encoded and staged itself."""
+    wall_seconds: float = 0.0
+    busy_seconds: dict[str, float] = field(default_factory=dict)
+    """Of this run, by stage, summed over its workers."""
+    open_shards: dict[str, str] = field(default_factory=dict)
+    """What is left, with what it waits for."""
+
+    @property
+    def rejected_share(self) -> float:
+        """Rejected clips of planned ones."""
+        return sum(self.rejected.values()) / self.planned if self.planned else 0.0
+
+    def table(self) -> str:
+        """The table that ends a run."""
+        rows = [
+            ("shards", f"{self.done_shards} of {self.planned_shards}"),
+            ("planned", f"{self.planned} clips"),
+            ("latents", f"{self.latents}  ({size(self.latent_bytes)})"),
+            ("rejected", str(sum(self.rejected.values()))),
+            *((f"  {reason}", str(n)) for reason, n in sorted(self.rejected.items())),
+        ]
+        if self.hint:
+            rows.append(("  hint", f"of the clips that are too_short, {self.hint}"))
+        if self.wall_seconds:
+            busy = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in self.busy_seconds.items())
+            rows += [("this run", f"{duration(self.wall_seconds)}, {self.parts_staged} chunks encoded"), ("busy", busy)]
+        if self.stopped and self.open_shards:
+            rows.append(("stopped", f"by {self.stopped}: run the same command again to resume"))
+        rows += [(f"left: {shard}", why) for shard, why in sorted(self.open_shards.items())[:10]]
+        if len(self.open_shards) > 10:
+            rows.append(("left", f"{len(self.open_shards) - 10} more"))
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)

@@ -1,0 +1,68 @@
+"""What stands on disk: counts from the derived files of the committed shards, for `status` and the end of a run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow.compute as pc
+
+from pipeline.decode.too_short import num_fitting
+from pipeline.errors import ClipTooShortError
+from pipeline.output.derived import StaleError, from_data, read_derived
+from pipeline.output.shard_file import data_path
+from pipeline.storage import Storage
+from pipeline.storage.parallel import in_parallel
+
+Target = tuple[int, int | None]
+"""What a rejection refuses: (video ordinal, clip index, or None for the video as a whole)"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tally:
+    """Counts over committed shards."""
+
+    latents: int
+    latent_bytes: int
+    rejected: dict[str, int]
+    """By reason."""
+    too_short: dict[int, int]
+    """Of those that are too short: clips by the number of frames that fit, where it is known."""
+
+    @property
+    def planned(self) -> int:
+        """Clips: every one is a latent or a rejection."""
+        return self.latents + sum(self.rejected.values())
+
+
+def tally(output: Storage, shards: Iterable[str], superseded: Mapping[str, set[Target]]) -> Tally:
+    """Count the latents and rejections of these committed shards, without the rejections that a retry took the place
+    of: a clip counts once."""
+    latents = latent_bytes = 0
+    rejected: Counter[str] = Counter()
+    too_short: Counter[int] = Counter()
+    for rows, num_bytes, rejections in in_parallel(
+        lambda shard: _count(output, shard, superseded.get(shard, set())), shards
+    ):
+        latents += rows
+        latent_bytes += num_bytes
+        rejected.update(rejection["reason"] for rejection in rejections)
+        short = [rejection["message"] for rejection in rejections if rejection["reason"] == ClipTooShortError.reason]
+        too_short.update(fitting for message in short if (fitting := num_fitting(message)) is not None)
+    return Tally(latents=latents, latent_bytes=latent_bytes, rejected=dict(rejected), too_short=dict(too_short))
+
+
+def _count(output: Storage, shard: str, superseded: set[Target]) -> tuple[int, int, list[dict[str, Any]]]:
+    try:
+        index, rejections = read_derived(output, shard)
+    except StaleError:  # committed this moment, or by a run that was killed just then: the data file is the truth
+        index, rejections = from_data(output, shard, output.read(data_path(shard)))
+    standing = [rejection for rejection in rejections if target(rejection) not in superseded]
+    return len(index), pc.sum(index["byte_length"]).as_py() or 0, standing
+
+
+def target(rejection: dict[str, Any]) -> Target:
+    """A clip has a start, or was one of several and is gone; else it is a whole video, or the rest of a tar."""
+    return rejection["video"], rejection["clip"] if rejection["start"] is not None or rejection["clip"] else None

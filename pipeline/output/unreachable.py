@@ -1,0 +1,61 @@
+"""Giving up, on request, on videos whose source failed in run after run. Off by default: such a shard stays open.
+
+    _staging/<shard>/v000012.faults0003     video 12 could not be fetched in three runs; empty, transient like a part
+
+Only faults of a video's own source count, each once a run. Whether a host answers is a matter of the network and the
+day, so the rejection is outside the same-bytes law, and `--retry-rejected unreachable` takes the video up again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import replace
+
+from pipeline.errors import StorageError
+from pipeline.output.parts import STAGING
+from pipeline.records import Receipt, Shard
+from pipeline.storage import Storage
+
+log = logging.getLogger(__name__)
+
+
+class Unreachable:
+    """The memory of which videos could not be fetched, in how many runs."""
+
+    def __init__(self, output: Storage, give_up_after: int) -> None:
+        self._output = output
+        self._give_up_after = give_up_after
+        self._runs: dict[tuple[str, int], int] = {}
+        """Of earlier runs."""
+        self._counted: set[tuple[str, int]] = set()
+        """In this run."""
+
+    def recall(self, shard: Shard) -> Shard:
+        """Take in what earlier runs noted. Nothing that is staged of such a video is used: it ends as a whole."""
+        staged = json.loads(shard.staged)
+        for video, runs in staged["faults"]:
+            if (shard.name, video) not in self._counted:
+                self._runs[shard.name, video] = max(runs, self._runs.get((shard.name, video), 0))
+        lost = {video for video, _ in staged["faults"]}
+        staged["parts"] = [part for part in staged["parts"] if part[0] not in lost]
+        return replace(shard, staged=json.dumps(staged))
+
+    def judge(self, fault: Receipt) -> tuple[Receipt, ...]:
+        """The receipts that reject the video of a fault, if it is one too many. Notes the fault, once a run."""
+        key = (fault.shard, fault.video)
+        if fault.rejection is None:  # of the shard, not of a video
+            return ()
+        runs = self._runs.get(key, 0) + 1
+        if key not in self._counted:
+            self._counted.add(key)
+            try:
+                self._output.put(f"{STAGING}/{fault.shard}/v{fault.video:06d}.faults{runs:04d}", b"")
+            except StorageError as error:
+                log.warning("shard=%s a fault could not be noted: %s", fault.shard, error)
+        if runs < self._give_up_after:
+            return ()
+        message = f"{fault.rejection.message} (in each of {runs} runs)"
+        rejection = replace(fault.rejection, message=message)
+        refused = Receipt(kind="rejection", shard=fault.shard, video=fault.video, clip=0, rejection=rejection)
+        return Receipt(kind="clips", shard=fault.shard, video=fault.video, count=1), refused

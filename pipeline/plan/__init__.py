@@ -1,0 +1,1 @@
+"""Which shards there are, which are done, what is staged, and what is tried again."""

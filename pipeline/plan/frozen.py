@@ -1,0 +1,304 @@
+"""The plan: which shards there are (frozen), which are done, what is staged for the rest.
+
+    plan/000000.parquet ...   one file per growth of the sources, create-only; existing shards are never regrouped
+    data/<shard>.parquet      exists = done: one LIST
+    _staging/<shard>/...      parts and verdicts that a broken run left: one LIST
+
+The driver holds a row per shard and a name per done shard; members stay in the plan files (see plan_file.py).
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import logging
+import re
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.errors import ChangedError, ConfigError, StorageError
+from pipeline.output.shard_file import data_path
+from pipeline.output.tally import Target
+from pipeline.plan.plan_file import PlanFile, write_plan_file
+from pipeline.plan.retries import retry_shards, tried_again
+from pipeline.records import Shard
+from pipeline.sources.listing import NO_MORE, list_source
+from pipeline.storage import TEMPORARY, Entry, Storage
+from pipeline.storage.addresses import normal_uri, redacted
+
+log = logging.getLogger(__name__)
+
+PLAN_RACES = 20
+"""How often another run may grow the plan first before we give up."""
+
+TEMPORARY_SECONDS = 3600.0
+"""A store's temporary file that is older than this was left by a kill: no write takes an hour."""
+
+OnChanged = Literal["refuse", "keep"]
+"""What to do when a planned object is another one now: stop, or keep the plan as it is. Done shards stay done; a shard
+that is not done, and holds a changed object, then fails to be read."""
+
+_TEMPORARY = TEMPORARY.split("/")[1]
+_PART = re.compile(r"v(\d{6,})\.c(\d{6,})\.k(\d{4,})of(\d{4,})\.part")
+_VERDICT = re.compile(r"v(\d{6,})\.c(\d{6,})\.verdict\.json")
+_FAULTS = re.compile(r"v(\d{6,})\.faults(\d{4,})")
+
+
+class Plan:
+    """The frozen shards of an output, and how far they are. Iterate for all of them, in the order they were planned."""
+
+    def __init__(
+        self, files: Sequence[PlanFile], data_bytes: dict[str, int], staged: dict[str, str], limit: int | None
+    ) -> None:
+        self._files = files
+        self._limit = limit
+        self.data_bytes = data_bytes
+        """Sizes of the data files that exist, by the names of their shards."""
+        self.done = done = set(data_bytes)
+        """Names of the shards whose data file exists."""
+        self._staged = {name: parts for name, parts in staged.items() if name not in done}
+        self.leftovers = tuple(sorted(staged.keys() & {*done, _TEMPORARY}))
+        """What is to be swept under `_staging/`: done shards, and the store's own temporary files when old."""
+        self.num_shards = self.num_bytes = self.num_remaining = self.remaining_bytes = 0
+        for shard in self:
+            is_open = shard.name not in done
+            self.num_shards += 1
+            self.num_bytes += shard.size
+            self.num_remaining += is_open
+            self.remaining_bytes += shard.size * is_open
+
+    def __iter__(self) -> Iterator[Shard]:
+        return islice((shard for file in self._files for shard in file.shards()), self._limit)
+
+    def remaining(self) -> Iterator[Shard]:
+        """The shards without a data file, each with what is staged of it."""
+        for shard in self:
+            if shard.name not in self.done:
+                yield replace(shard, staged=self._staged.get(shard.name, ""))
+
+    def num_videos(self) -> dict[str, int]:
+        """How many videos each shard holds, of those of which the plan knows it: all but tars."""
+        found = (pair for file in self._files for pair in file.num_videos())
+        return {name: count for name, count in found if count is not None}
+
+    def superseded(self, done: set[str]) -> Mapping[str, set[Target]]:
+        """The rejections whose place a retry among the done shards has taken, by the shard that holds them."""
+        return tried_again(self._files, done)
+
+
+def make_plan(
+    output: Storage,
+    sources: Sequence[str],
+    *,
+    shard_size: int = 64,
+    limit: int | None = None,
+    on_changed: OnChanged = "refuse",
+) -> Plan:
+    """Freeze what is new in the sources, and say what is done and what is left.
+
+    Args:
+        output: root of the output.
+        sources: tars, folders, globs, tables; see sources.list_source.
+        shard_size: videos or rows of a new shard.
+        limit: take no more than the plan's first so many shards, and list no further than that.
+        on_changed: see OnChanged.
+
+    Raises:
+        ConfigError: a source holds nothing to read; a plan file is damaged; data/ holds what no plan names.
+        ChangedError: a planned object is not what it was.
+    """
+    if limit is not None and limit < 1:
+        raise ConfigError(f"--limit must be at least 1 shard, got {limit}")
+    done = _list_done(output)  # before the plan: another run may plan and commit meanwhile
+    files = _grow(output, sources, shard_size, limit, on_changed, done)
+    return Plan(files, done, _list_staged(output), limit)
+
+
+def foresee(
+    output: Storage,
+    sources: Sequence[str],
+    *,
+    shard_size: int = 64,
+    limit: int | None = None,
+    on_changed: OnChanged = "refuse",
+) -> Iterator[Shard]:
+    """The shards of the plan that `make_plan` would make: those that are frozen, then the new ones. Writes nothing."""
+    done = _list_done(output)
+    files = _plan_files(output)
+    _refuse_strangers(output, files, done)
+    frozen = (shard for file in files for shard in file.shards())
+    new = (shard for _, shard in _new_shards(files, sources, shard_size, on_changed))
+    return islice(chain(frozen, new), limit)
+
+
+def plan_retries(output: Storage, reasons: frozenset[str]) -> Plan:
+    """Freeze the rejections of committed shards that have one of the reasons, once, as new shards; the plan with them.
+
+    What `tidy` makes of the committed shards must be there.
+    """
+    done = _list_done(output)
+    _append(output, lambda files: ((0, shard) for shard in retry_shards(output, files, set(done), reasons)), done)
+    return read_plan(output)
+
+
+def read_plan(output: Storage) -> Plan:
+    """The plan as it is, without a look at the sources."""
+    return Plan(_plan_files(output), _list_done(output), _list_staged(output), None)
+
+
+def _grow(
+    output: Storage,
+    sources: Sequence[str],
+    shard_size: int,
+    limit: int | None,
+    on_changed: OnChanged,
+    done: Collection[str],
+) -> list[PlanFile]:
+    def new_shards(files: Sequence[PlanFile]) -> Iterator[tuple[int, Shard]]:
+        room = None if limit is None else max(0, limit - sum(file.table.num_rows for file in files))
+        return islice(_new_shards(files, sources, shard_size, on_changed), room)
+
+    return _append(output, new_shards, done)
+
+
+def _append(
+    output: Storage,
+    new_shards: Callable[[Sequence[PlanFile]], Iterator[tuple[int, Shard]]],
+    done: Collection[str],
+) -> list[PlanFile]:
+    """Freeze what is new on top of the plan files that are there; all files, with the new one if there is any."""
+    for _ in range(PLAN_RACES):
+        files = _plan_files(output)
+        _refuse_strangers(output, files, done)
+        with tempfile.TemporaryDirectory() as folder:
+            local = Path(folder, "plan.parquet")
+            count = write_plan_file(new_shards(files), local)
+            if count == 0:
+                return files
+            path = f"plan/{len(files):06d}.parquet"
+            if output.create(path, local):
+                log.info("plan=%s new_shards=%d", path, count)
+                return [*files, PlanFile(output, output.entry(path))]
+        # Another run planned at the same time and was first: what it froze stands, and ours is counted again on top.
+    raise StorageError(f"{redacted(output.uri)}: {PLAN_RACES} other runs grew the plan first")
+
+
+def _plan_files(output: Storage) -> list[PlanFile]:
+    return [PlanFile(output, entry) for entry in output.list("plan/") if entry.path.endswith(".parquet")]
+
+
+def _refuse_strangers(output: Storage, files: Sequence[PlanFile], done: Collection[str]) -> None:
+    """A shard in data/ that no plan names is not ours, or its plan was lost: what is planned now would repeat it."""
+    planned = {name for file in files for name in file.table.column("name").to_pylist()}
+    if strangers := sorted(set(done) - planned):
+        raise ConfigError(
+            f"{redacted(output.uri)}: {data_path(strangers[0])}"
+            + (f" and {len(strangers) - 1} more" if len(strangers) > 1 else "")
+            + " belong to no shard that plan/ names: restore plan/, or take another --output"
+        )
+
+
+def _new_shards(
+    files: Sequence[PlanFile], sources: Sequence[str], shard_size: int, on_changed: OnChanged
+) -> Iterator[tuple[int, Shard]]:
+    known = _Known(files, on_changed)
+    uris = {name: uri for file in files for name, uri in zip(*_columns(file, "name", "uri"), strict=True)}
+    for position, source in enumerate(dict.fromkeys(map(normal_uri, sources))):
+        for shard in list_source(source, shard_size=shard_size, planned=known):
+            if shard.name not in uris:
+                uris[shard.name] = shard.uri
+                yield position, shard
+            elif uris[shard.name] != shard.uri:  # 48 bits and the stem: never seen, and silent loss otherwise
+                raise ConfigError(f"{redacted(shard.uri)} and {redacted(uris[shard.name])} are both named {shard.name}")
+
+
+class _Known:
+    """What the plan has frozen, as list_source asks for it (sources.Planned)."""
+
+    def __init__(self, files: Sequence[PlanFile], on_changed: OnChanged) -> None:
+        self._files = files
+        self._on_changed = on_changed
+        self._objects: dict[str, tuple[str, int, str, int]] = {}
+        self._runs: dict[str, dict[tuple[int, int], None]] = {}
+        for index, file in enumerate(files):
+            columns = _columns(file, "uri", "kind", "size", "etag", "stop", "source")
+            for uri, kind, size, etag, stop, source in zip(*columns, strict=True):
+                if kind == "retry":
+                    continue  # freezes nothing of a source
+                if kind == "files":
+                    self._runs.setdefault(uri, {})[index, source] = None
+                else:
+                    self._objects[uri] = (kind, size, etag, max(stop, self._objects.get(uri, (kind, 0, "", 0))[3]))
+
+    def end_of(self, uri: str, entry: Entry) -> int | None:
+        if uri not in self._objects:
+            return None
+        kind, size, etag, stop = self._objects[uri]
+        # The size of a table's shard is its range's.
+        is_same = self._compare(uri, (size if kind == "tar" else entry.size, etag), (entry.size, entry.etag))
+        return stop if is_same else NO_MORE
+
+    def videos_under(self, root: str) -> Iterator[dict[str, Any]]:
+        runs = [self._videos(self._files[index], root, source) for index, source in self._runs.get(root, ())]
+        return runs[0] if len(runs) == 1 else heapq.merge(*runs, key=lambda video: str(video["path"]))
+
+    def check_video(self, root: str, planned: dict[str, Any], found: dict[str, Any]) -> None:
+        if planned == found:
+            return
+        uri = f"{root}/{planned['path']}"
+        self._compare(uri, (planned["size"], planned["etag"]), (found["size"], found["etag"]))
+        for suffix, (size, etag) in planned["sidecars"].items():
+            # A sidecar that came later does not count: the shard was frozen without it.
+            self._compare(f"{uri}, its {suffix}", (size, etag), tuple(found["sidecars"].get(suffix, (-1, "gone"))))
+
+    @staticmethod
+    def _videos(file: PlanFile, root: str, source: int) -> Iterator[dict[str, Any]]:
+        for members in file.members(root, source):
+            yield from json.loads(members)
+
+    def _compare(self, what: str, planned: tuple[int, str], found: tuple[Any, ...]) -> bool:
+        if planned == found:
+            return True
+        message = f"{redacted(what)} changed: planned with size and etag {planned}, found with {found}"
+        if self._on_changed == "refuse":
+            raise ChangedError(
+                f"{message}. Restore it, take a new output, or keep the plan as it is: --on-changed keep"
+            )
+        log.warning("%s; the plan is kept", message)
+        return False
+
+
+def _columns(file: PlanFile, *names: str) -> Iterable[list[Any]]:
+    return [file.table.column(name).to_pylist() for name in names]
+
+
+def _list_done(output: Storage) -> dict[str, int]:
+    """The size of every data file, by the name of its shard."""
+    suffix = ".parquet"
+    entries = output.list("data/")
+    return {entry.path[len("data/") : -len(suffix)]: entry.size for entry in entries if entry.path.endswith(suffix)}
+
+
+def _list_staged(output: Storage) -> dict[str, str]:
+    """For each shard with anything staged, the JSON of Shard.staged."""
+    found: dict[str, dict[str, list[list[int]]]] = {}
+    youngest = 0.0
+    for entry in output.list("_staging/"):
+        _, shard, name = [*entry.path.split("/", 2), ""][:3]
+        if shard == _TEMPORARY:
+            youngest = max(youngest, entry.mtime)
+            continue
+        staged = found.setdefault(shard, {"parts": [], "verdicts": [], "faults": []})
+        if match := _PART.fullmatch(name):
+            staged["parts"].append([int(number) for number in match.groups()])
+        elif match := _VERDICT.fullmatch(name):
+            staged["verdicts"].append([int(number) for number in match.groups()])
+        elif match := _FAULTS.fullmatch(name):
+            staged["faults"].append([int(number) for number in match.groups()])
+    if youngest and output.now() - youngest > TEMPORARY_SECONDS:
+        found[_TEMPORARY] = {}
+    return {shard: json.dumps(staged, separators=(",", ":")) for shard, staged in found.items()}

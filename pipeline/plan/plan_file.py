@@ -1,0 +1,164 @@
+"""One plan file: shards frozen as rows of Parquet, read back without their members.
+
+A group of files has kilobytes of members, and a plan may have a hundred thousand groups: so the driver reads every
+column but `members`, and a shard carries only where its members stand (`{"plan", "row_group", "row"}`). The task that
+reads the shard fetches that one row group.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.errors import ConfigError, StorageError
+from pipeline.records import Shard
+from pipeline.storage import Entry, Storage, checksum, open_uri
+from pipeline.storage.addresses import redacted
+from pipeline.storage.range_file import open_parquet
+from pipeline.storage.stream import READ_BYTES
+
+ROWS_PER_GROUP = 256
+"""256 shards of 64 files are about 2.5 MB of members: what one read task fetches and unpacks."""
+
+SCHEMA = pa.schema(
+    [
+        pa.field("name", pa.string(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("size", pa.int64(), nullable=False),
+        pa.field("etag", pa.string(), nullable=False),
+        pa.field("members", pa.large_string(), nullable=False),
+        # Which of the run's sources, by position: within one, the paths of files rise.
+        pa.field("source", pa.int32(), nullable=False),
+        # Where a table's range ends, so that the next growth goes on there; 0 for all others.
+        pa.field("stop", pa.int64(), nullable=False),
+        # How many videos it holds, where the plan knows: of a tar and of a tar's rest only reading tells.
+        pa.field("videos", pa.int64()),
+    ]
+)
+
+_SHARD_COLUMNS = ["name", "kind", "uri", "size", "etag"]
+
+
+def write_plan_file(shards: Iterable[tuple[int, Shard]], path: Path) -> int:
+    """Write pairs of source position and shard to a local file, streaming; return how many."""
+    count = 0
+    with pq.ParquetWriter(path, SCHEMA, compression="zstd") as writer:
+        rows: list[dict[str, Any]] = []
+        for source, shard in shards:
+            row = {name: getattr(shard, name) for name in (*_SHARD_COLUMNS, "members")}
+            stop, videos = _extent(shard)
+            rows.append({**row, "source": source, "stop": stop, "videos": videos})
+            if len(rows) == ROWS_PER_GROUP:
+                writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
+                count, rows = count + len(rows), []
+        if rows:
+            writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
+        writer.add_key_value_metadata(checksum.MARK)
+    with path.open("r+b") as file:
+        checksum.stamp(file)
+    return count + len(rows)
+
+
+class PlanFile:
+    """A plan file of the output, held as Arrow columns: about 200 bytes a shard.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
+
+    def __init__(self, output: Storage, entry: Entry) -> None:
+        self.uri = output.address(entry.path)
+        self._entry = entry
+        try:
+            _check_once(self.uri, entry.size, entry.etag)
+            file = self._open()
+            self.table = file.read(columns=[name for name in SCHEMA.names if name != "members"])
+            self.table.validate(full=True)
+            # All groups but the last are full, so a row's place follows from its number.
+            if file.metadata.num_row_groups != -(-self.table.num_rows // ROWS_PER_GROUP):
+                raise ValueError(f"{self.table.num_rows} rows in {file.metadata.num_row_groups} groups")
+        except StorageError:
+            raise
+        except (checksum.DamagedError, pa.ArrowException, OSError, LookupError, ValueError) as error:
+            raise ConfigError(
+                f"{redacted(self.uri)} is damaged: {error}. Restore it: only the plan tells what data/ holds"
+            ) from error
+
+    def shards(self) -> Iterator[Shard]:
+        """The shards in order, their members by reference."""
+        number = 0
+        for batch in self.table.select(_SHARD_COLUMNS).to_batches(max_chunksize=1024):
+            for row in batch.to_pylist():
+                place = {"plan": self.uri, "row_group": number // ROWS_PER_GROUP, "row": number % ROWS_PER_GROUP}
+                yield Shard(**row, members="" if row["kind"] == "tar" else json.dumps(place))
+                number += 1
+
+    def num_videos(self) -> Iterator[tuple[str, int | None]]:
+        """Name of each shard and how many videos it holds; None where only reading tells."""
+        yield from zip(self.table["name"].to_pylist(), self.table["videos"].to_pylist(), strict=True)
+
+    def members(self, uri: str, source: int) -> Iterator[str]:
+        """The members of each shard of one URI and source, in order, a row group at a time."""
+        yield from (members for _, members in self._members_where({"uri": uri, "source": source}))
+
+    def retries(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Name and parsed members of each shard of kind "retry", in order, a row group at a time."""
+        if pc.any(pc.equal(self.table["kind"], "retry")).as_py():
+            yield from ((name, json.loads(members)) for name, members in self._members_where({"kind": "retry"}))
+
+    def _members_where(self, wanted: dict[str, Any]) -> Iterator[tuple[str, str]]:
+        file = self._open()
+        for group in range(file.metadata.num_row_groups):
+            rows = self.table.slice(group * ROWS_PER_GROUP, ROWS_PER_GROUP)
+            facts = zip(*(rows.column(name).to_pylist() for name in wanted), strict=True)
+            chosen = [index for index, fact in enumerate(facts) if fact == tuple(wanted.values())]
+            if chosen:
+                column = file.read_row_group(group, columns=["members"]).column("members")
+                yield from ((rows["name"][index].as_py(), column[index].as_py()) for index in chosen)
+
+    def _open(self) -> pq.ParquetFile:
+        return open_parquet(self.uri, self._entry.size, self._entry.etag)
+
+
+@lru_cache(maxsize=1024)
+def _check_once(uri: str, size: int, etag: str) -> None:
+    """Hold a plan file against its checksum, by reading all of it; once, since a run looks at its plan often."""
+    output, path = open_uri(uri)
+    head_bytes = max(0, size - checksum.TAIL_BYTES)
+    tail = output.read(path, head_bytes, size, etag=etag)
+    with output.stream(path, stop=head_bytes, etag=etag) as head:
+        checksum.check(tail, iter(lambda: head.read(READ_BYTES), b"") if head_bytes else ())
+
+
+def _extent(shard: Shard) -> tuple[int, int | None]:
+    """Where a table's range ends (else 0), and the number of videos."""
+    if shard.kind == "tar":
+        return 0, None
+    members = json.loads(shard.members)
+    match shard.kind:
+        case "files":
+            return 0, len(members)
+        case "table":
+            return members["stop"], members["rows"]
+        case "retry":
+            return 0, len(members["videos"]) if members["rest"] is None else None
+
+
+def load_members(shard: Shard) -> Any:
+    """The members of a shard, parsed: from the shard itself, or from the plan file that it names."""
+    members = json.loads(shard.members)
+    if isinstance(members, dict) and "plan" in members:
+        output, path = open_uri(members["plan"])
+        entry = output.entry(path)
+        file = open_parquet(members["plan"], entry.size, entry.etag)
+        column = file.read_row_group(members["row_group"], columns=["members"]).column("members")
+        members = json.loads(column[members["row"]].as_py())
+    return members

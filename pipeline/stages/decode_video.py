@@ -1,0 +1,279 @@
+"""The decode stage: one video in, the chunks of its clips out, in a fixed order. No Ray in it.
+
+    Video -> Receipt "clips" (how many clips it has), then per clip its Chunks, or the Receipt of its Rejection
+
+A clip of more than `chunk_windows` windows is cut on the window grid; a later chunk begins with context windows, which
+overlap the chunk before it. All chunks of all clips of a video come out of one decoding pass. What an earlier run
+staged is left out, which changes nothing else, since seeking equals decoding in passing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import partial
+from typing import Any
+
+from pipeline.decode import DecodedClip, DecodeSpec, iter_clips, measure, probe
+from pipeline.errors import NotFoundError, StorageError, VideoError
+from pipeline.guard.alone import DiedAloneError, alone, within_memory
+from pipeline.guard.deadline import deadline
+from pipeline.guard.strikes import Guard, attempt
+from pipeline.records import Chunk, Receipt, Rejection, Video, clip_id
+from pipeline.settings.clip_rule import ClipRule
+from pipeline.settings.spec import LatentRule
+from pipeline.stages.clip_grid import PlannedClip, plan_clips
+from pipeline.stages.lazy import LazySequence
+from pipeline.storage import read_object
+from pipeline.storage.addresses import redacted
+from vae.info import VAEInfo
+from vae.shapes import ChunkSpan, chunk_spans
+
+Decode = Callable[[bytes | memoryview, Sequence[DecodeSpec]], Iterator[DecodedClip | VideoError]]
+"""`iter_clips`, or what a test puts in its place. One result per DecodeSpec, in their order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoder:
+    """The decode stage with its settings. Call it with a Video."""
+
+    clip: ClipRule
+    latent: LatentRule
+    info: VAEInfo
+    deadline: float
+    """Seconds for one clip."""
+    decode: Decode = iter_clips
+
+    def __call__(self, video: Video, guard: Guard) -> Iterator[Chunk | Receipt]:
+        """See the module. Bad content becomes Rejections, a storage fault a Receipt that leaves the shard open."""
+        if self.clip.require_caption and not video.caption:
+            yield from reject_video(video, "filtered_no_caption", "no caption stands beside it")
+            return
+        with attempt(guard, f"{video.shard}/{video.video}/") as strikes:
+            try:
+                source, video = self._fetched(video)
+            except NotFoundError as error:
+                yield from reject_video(video, "not_found", str(error))
+            except VideoError as error:
+                yield from reject_video(video, error.reason, str(error))
+            except StorageError as error:
+                unreachable = _rejection(video, "unreachable", str(error))
+                message = f"{redacted(video.uri)}: {error}"
+                yield Receipt(
+                    kind="fault", shard=video.shard, video=video.video, message=message, rejection=unreachable
+                )
+            else:
+                yield from self._clips(video, source, guard if strikes else None)
+
+    def spans(self, num_frames: int) -> tuple[ChunkSpan, ...]:
+        """How a clip of so many frames is cut into chunks."""
+        latent = self.latent
+        return chunk_spans(
+            num_frames,
+            chunk_windows=latent.chunk_windows,
+            context=latent.context_windows if self.info.windowed else None,
+            schedule=self.info.schedule,
+        )
+
+    def _fetched(self, video: Video) -> tuple[bytes | memoryview, Video]:
+        """The encoded video, and its record with the time that reading took."""
+        if video.payload is not None:
+            return video.payload, video
+        start = time.perf_counter()
+        data = read_object(
+            video.uri,
+            size=video.size,
+            etag=video.etag,
+            max_bytes=self.clip.max_bytes,
+            public_only=video.public_only,
+        )
+        return data, replace(video, read_seconds=video.read_seconds + time.perf_counter() - start)
+
+    def _clips(self, video: Video, source: bytes | memoryview, guard: Guard | None) -> Iterator[Chunk | Receipt]:
+        """With a guard, every clip is an attempt of its own, and suspects are tried alone."""
+        suspects = guard.suspects(f"{video.shard}/{video.video}/") if guard else frozenset()
+        try:
+            clips = self._plan(video, source, guard, suspects)
+        except VideoError as error:
+            yield from reject_video(video, error.reason, str(error))
+            return
+        except DiedAloneError as error:
+            yield from reject_video(
+                video, "decode_timeout" if error.timed_out else "decode_crashed", str(error), verdict=True
+            )
+            return
+        lost = list[int]()
+        if video.only is not None:
+            clips = [clip for clip in clips if clip.clip in video.only]
+            lost = sorted(set(video.only) - {clip.clip for clip in clips})
+        yield Receipt(
+            kind="clips",
+            shard=video.shard,
+            video=video.video,
+            count=len(clips) + len(lost),
+            num_bytes=len(source),
+            read_seconds=video.read_seconds,
+        )
+        for clip in lost:
+            yield _reject(video, clip, "not_found", f"the video has no clip {clip} any more")
+        pieces = [piece for clip in clips if clip.clip not in video.verdicts for piece in self._pieces(video, clip)]
+        together = [p for p in pieces if not p.clip.refused and _key(video, p.clip.clip) not in suspects]
+        stream = iter(self.decode(source, LazySequence(lambda piece: piece.spec, together)))
+        for piece in pieces:
+            start = time.perf_counter()
+            if piece.clip.refused is not None:
+                result: DecodedClip | VideoError | DiedAloneError = piece.clip.refused
+            elif (key := _key(video, piece.clip.clip)) in suspects:
+                result = self._alone(source, piece)
+            else:
+                with self._watched(guard, key):
+                    result = next(stream)
+            yield piece.record(video, result, time.perf_counter() - start)
+
+    def _plan(
+        self, video: Video, source: bytes | memoryview, guard: Guard | None, suspects: frozenset[str]
+    ) -> list[PlannedClip]:
+        """Which clips the video has. Headers and packets can kill a process, too."""
+        in_chunks = any(len(self.spans(num_frames)) > 1 for num_frames, _, _ in self.clip.shapes)
+        look = partial(_look, self.clip, self.info, in_chunks, video.start, video.end)
+        key = _key(video, "plan")
+        if key in suspects:
+            return alone(self.deadline, within_memory, look, bytes(source))
+        with self._watched(guard, key):
+            return look(source)
+
+    @contextlib.contextmanager
+    def _watched(self, guard: Guard | None, key: str) -> Iterator[None]:
+        with attempt(guard, key) if guard else contextlib.nullcontext(), deadline(self.deadline):
+            yield
+
+    def _pieces(self, video: Video, clip: PlannedClip) -> Iterator[_Piece]:
+        spans = self.spans(clip.num_frames)
+        for chunk, span in enumerate(spans[:1] if clip.refused else spans):
+            if (clip.clip, chunk) not in video.staged:
+                yield _Piece(clip=clip, span=span, chunk=chunk, num_chunks=len(spans), info=self.info)
+
+    def _alone(self, source: bytes | memoryview, piece: _Piece) -> DecodedClip | VideoError | DiedAloneError:
+        try:
+            decoded: DecodedClip | VideoError = alone(
+                self.deadline, within_memory, _decode_one, self.decode, bytes(source), piece.spec
+            )
+        except DiedAloneError as error:
+            return error
+        return decoded
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Piece:
+    """One chunk of one clip, before it is decoded."""
+
+    clip: PlannedClip
+    span: ChunkSpan
+    chunk: int
+    num_chunks: int
+    info: VAEInfo
+
+    @property
+    def spec(self) -> DecodeSpec:
+        span, whole = self.span, self.clip.spec
+        return replace(whole, offset=whole.offset + span.start, num_frames=span.stop - span.start)
+
+    def record(
+        self, video: Video, result: DecodedClip | VideoError | DiedAloneError, seconds: float
+    ) -> Chunk | Receipt:
+        """What travels on: the chunk, or the receipt of its rejection."""
+        identity: dict[str, Any] = {"shard": video.shard, "video": video.video, "clip": self.clip.clip}
+        identity |= {"chunk": self.chunk, "num_chunks": self.num_chunks, "decode_seconds": seconds}
+        if not isinstance(result, DecodedClip):
+            is_verdict = isinstance(result, DiedAloneError)
+            reason = result.reason if isinstance(result, VideoError) else _death(result)
+            rejection = Rejection(
+                reason=reason,
+                stage="decode",
+                message=str(result),
+                key=video.key,
+                uri=redacted(video.uri),
+                start=str(self.clip.start),
+            )
+            return Receipt(kind="rejection", rejection=rejection, verdict=is_verdict, **identity)
+        return Chunk(
+            frames=result.frames,
+            windows=self.span.windows,
+            num_context=self.span.num_context_windows,
+            latent_start=self._latent_frames(self.span.body),
+            clip_latent_frames=self._latent_frames(self.clip.num_frames),
+            row=self._row(video, result),
+            **identity,
+        )
+
+    def _latent_frames(self, num_frames: int) -> int:
+        return self.info.latent_shape(num_frames, self.clip.height, self.clip.width)[1] if num_frames else 0
+
+    def _row(self, video: Video, decoded: DecodedClip) -> dict[str, Any]:
+        """Facts of the clip and of this chunk's body frames: nothing of the path, the time or the attempt."""
+        clip, context = self.clip, self.span.body - self.span.start
+        fps = clip.spec.fps
+        return {
+            "id": clip_id(video.shard, video.video, clip.clip),
+            "key": video.key,
+            "caption": video.caption,
+            "uri": redacted(video.uri),
+            "start": str(clip.start),
+            "end": None if fps is None else str(clip.start + clip.num_frames / fps),
+            "fps": None if fps is None else str(fps),
+            "num_frames": clip.num_frames,
+            "height": clip.height,
+            "width": clip.width,
+            "timestamps": decoded.seconds[context:].tolist(),
+            "num_repaired": sum(decoded.repaired[context:]),
+            "source": decoded.facts(),
+            "extra": video.extra,
+        }
+
+
+def reject_video(video: Video, reason: str, message: str, *, verdict: bool = False) -> Iterator[Receipt]:
+    """Refuse a video as a whole: it counts as one clip."""
+    yield Receipt(kind="clips", shard=video.shard, video=video.video, count=1, read_seconds=video.read_seconds)
+    yield _reject(video, 0, reason, message, verdict=verdict)
+
+
+def _reject(video: Video, clip: int, reason: str, message: str, *, verdict: bool = False) -> Receipt:
+    rejection = _rejection(video, reason, message)
+    return Receipt(
+        kind="rejection", shard=video.shard, video=video.video, clip=clip, rejection=rejection, verdict=verdict
+    )
+
+
+def _rejection(video: Video, reason: str, message: str) -> Rejection:
+    return Rejection(reason=reason, stage="decode", message=message, key=video.key, uri=redacted(video.uri))
+
+
+def _look(
+    rule: ClipRule,
+    info: VAEInfo,
+    in_chunks: bool,
+    start: Fraction | None,
+    end: Fraction | None,
+    source: bytes | memoryview,
+) -> list[PlannedClip]:
+    """Plan the clips of a video. A clip in chunks is measured first: its T is fixed before its first chunk leaves."""
+    timeline = measure(source) if rule.needs_timeline or in_chunks else None
+    found = probe(source, max_pixels=rule.max_pixels)
+    return plan_clips(
+        found, timeline, rule, start=start, end=end, accepted=lambda num_frames: info.nearest(num_frames)[0]
+    )
+
+
+def _decode_one(decode: Decode, source: bytes, spec: DecodeSpec) -> DecodedClip | VideoError:
+    return next(iter(decode(source, [spec])))
+
+
+def _key(video: Video, clip: int | str) -> str:
+    return f"{video.shard}/{video.video}/{clip}/decode"
+
+
+def _death(error: Exception) -> str:
+    return "decode_timeout" if isinstance(error, DiedAloneError) and error.timed_out else "decode_crashed"

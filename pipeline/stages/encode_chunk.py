@@ -1,0 +1,243 @@
+"""The encode actor's class: frames in, latent bytes out. One clip's chunk a forward, always. No Ray in it.
+
+Moments become float32, then scale, then cast: `latent = (z - shift) * scale`, as the Spec says, so it can be inverted.
+A sampled posterior draws its noise on the CPU in float32 for the whole latent, seeded by the row's id, and takes the
+chunk's slice: the same noise however the clip was cut.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+import vae
+from pipeline.errors import ConfigError, EncoderError, LatentmillError
+from pipeline.guard.alone import DiedAloneError, alone
+from pipeline.guard.deadline import deadline, die
+from pipeline.guard.strikes import MAX_STRIKES, Guard, attempt
+from pipeline.latent_bytes import DTYPES
+from pipeline.records import Chunk, Latent, Receipt, Record, Rejection
+
+if TYPE_CHECKING:
+    from pipeline.settings.spec import Spec
+
+log = logging.getLogger(__name__)
+
+SELFCHECK_BOUND = 0.05
+"""Largest relative L2 error of the compute dtype against float32 that an encoder may show at start. bfloat16 shows
+about 0.01 on random weights; the cuDNN release that was silently wrong (pytorch#163539) is off by more than 1."""
+
+CPU_SELFCHECK_SHAPE = (9, 64, 96)
+"""T, H, W of the self-check on a CPU, where the real shape in float32 would cost minutes."""
+
+
+class NonfiniteLatentError(LatentmillError):
+    """The latent holds NaN or infinity: the clip is rejected, as `nonfinite`."""
+
+
+class Encoder:
+    """Loads the VAE, proves itself, then turns chunks into latents."""
+
+    def __init__(
+        self,
+        where: str,
+        spec: Spec,
+        *,
+        device: str = "cpu",
+        threads: int = 1,
+        largest: tuple[int, int, int] | None = None,
+    ) -> None:
+        """Load and check.
+
+        Args:
+            where: the VAE, as for `vae.load_vae`.
+            spec: the weights must be the ones it names.
+            device: "cpu" or "cuda".
+            threads: torch threads on a CPU. Fixed, since the last bits of a latent depend on it.
+            largest: (T, H, W) of the largest planned window; checked at this shape on CUDA.
+
+        Raises:
+            ConfigError: other weights than the Spec's, or the self-check failed.
+        """
+        make_deterministic(threads, float32=spec.latent.dtype == "float32")
+        self._spec = spec
+        self._device = torch.device(device)
+        self._vae = vae.load_vae(
+            where, dtype=getattr(torch, spec.latent.dtype), device=device, schedule=spec.latent.schedule
+        )
+        if (found := self._vae.info.weights_sha256) != (wanted := spec.vae["weights_sha256"]):
+            raise ConfigError(f"vae {where} has weights {found}, the spec says {wanted}: it changed while the job ran")
+        shape = largest if largest and self._device.type == "cuda" else CPU_SELFCHECK_SHAPE
+        if not (error := self._vae.selfcheck(shape)) <= SELFCHECK_BOUND:
+            raise ConfigError(
+                f"self-check: {spec.latent.dtype} differs from float32 by {error:.3g} relative at {shape} on {device}, "
+                f"allowed {SELFCHECK_BOUND}: torch {torch.__version__}, cuDNN {_cudnn_version()}"
+            )
+
+    def __call__(self, chunk: Chunk) -> Latent:
+        """Encode one chunk: uint8 frames [T, H, W, 3] to the stored bytes of its body's latent.
+
+        Raises:
+            NonfiniteLatentError: NaN or infinity in the latent.
+        """
+        start = time.perf_counter()
+        latent = self._try(chunk)
+        if latent is None:  # a forward holds one clip, so there is nothing to halve
+            torch.cuda.empty_cache()
+            latent = self._encode(chunk)
+        if not torch.isfinite(latent).all():
+            raise NonfiniteLatentError(f"NaN or infinity in the latent, computed in {self._spec.latent.dtype}")
+        return Latent(
+            shard=chunk.shard,
+            video=chunk.video,
+            clip=chunk.clip,
+            chunk=chunk.chunk,
+            num_chunks=chunk.num_chunks,
+            payload=to_bytes(latent, self._spec.latent.store_dtype),
+            shape=tuple(latent.shape),
+            dtype=self._spec.latent.store_dtype,
+            row=chunk.row,
+            decode_seconds=chunk.decode_seconds,
+            encode_seconds=time.perf_counter() - start,
+        )
+
+    def _try(self, chunk: Chunk) -> torch.Tensor | None:
+        """None if memory runs out. By then the exception is gone, and with it the tensors that its traceback holds."""
+        try:
+            return self._encode(chunk)
+        except torch.OutOfMemoryError:
+            return None
+
+    @torch.inference_mode()
+    def _encode(self, chunk: Chunk) -> torch.Tensor:
+        """float32 [C, T', H', W'] on the CPU, scaled unless moments are stored."""
+        frames = torch.from_numpy(np.require(chunk.frames, requirements="W")).to(self._device)
+        pixels_BCTHW = frames.permute(3, 0, 1, 2).unsqueeze(0)
+        moments = self._vae.encode_windows(pixels_BCTHW, chunk.windows, chunk.num_context).float().cpu()
+        if self._spec.latent.posterior == "moments":
+            return moments[0]
+        posterior = vae.DiagonalGaussianDistribution(moments)
+        if self._spec.latent.posterior == "sample":
+            noise = self._noise(chunk, posterior.mean.shape)
+            return self._vae.scale(posterior.mean + posterior.std * noise)[0]
+        return self._vae.scale(posterior.mean)[0]
+
+    def _noise(self, chunk: Chunk, shape: torch.Size) -> torch.Tensor:
+        """float32 [1, C, T', H', W']: the chunk's slice of the clip's noise."""
+        _, channels, frames, height, width = shape
+        digest = hashlib.sha256(f"{self._spec.latent.seed}/{chunk.row['id']}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
+        noise = torch.randn(1, channels, chunk.clip_latent_frames, height, width, generator=generator)
+        return noise[:, :, chunk.latent_start : chunk.latent_start + frames]
+
+
+DEVICE_SIGNS = ("not enough memory", "cuDNN error", "CUBLAS_STATUS", "CUDA error", "Triton Error")
+"""What the messages of such errors hold."""
+
+
+class EncodeStage:
+    """Chunks to latents under the guard; receipts pass through."""
+
+    def __init__(
+        self, make_encoder: Callable[[], Callable[[Chunk], Latent]], guard: Guard, deadline: float, pool: int = 1
+    ) -> None:
+        """Start an encoder, one of a pool of so many.
+
+        `make_encoder` must pickle: a suspect chunk is encoded by an encoder of its own, in a child process.
+
+        Raises:
+            EncoderError: encoders keep dying in their start. Ray would start the next one for ever.
+        """
+        if (deaths := guard.starting() - pool) >= MAX_STRIKES:
+            raise EncoderError(f"{deaths} encoders in a row died while they started: is there memory for the model?")
+        self._make_encoder = make_encoder
+        self._encoder = make_encoder()
+        guard.started()
+        self._guard = guard
+        self._deadline = deadline
+
+    def __call__(self, record: Record) -> Latent | Receipt:
+        """Encode a chunk. A latent that cannot be stored, or an encoder that dies of the chunk, becomes a Rejection."""
+        if not isinstance(record, Chunk):
+            assert isinstance(record, Receipt)
+            return record
+        key = f"{record.shard}/{record.video}/{record.clip}/{record.chunk}/encode"
+        try:
+            with attempt(self._guard, key) as strikes:
+                if strikes >= MAX_STRIKES:
+                    return alone(self._deadline, _encode_alone, self._make_encoder, record)
+                with deadline(self._deadline):
+                    return encode_or_die(self._encoder, record)
+        except NonfiniteLatentError as error:
+            return _refuse(record, "nonfinite", str(error))
+        except DiedAloneError as error:
+            return _refuse(record, "encode_timeout" if error.timed_out else "encode_crashed", str(error), verdict=True)
+
+
+def encode_or_die(encoder: Callable[[Chunk], Latent], chunk: Chunk) -> Latent:
+    """Encode; end this process where the device cannot go on: out of memory twice, or a poisoned CUDA context.
+
+    The death is a strike, Ray restarts the actor and hands the chunk to it again.
+    """
+    try:
+        return encoder(chunk)
+    except (RuntimeError, MemoryError) as error:
+        if not _is_of_the_device(error):
+            raise
+        log.error("shard=%s video=%d clip=%d encoder dies: %s", chunk.shard, chunk.video, chunk.clip, error)
+        die()
+
+
+def _is_of_the_device(error: Exception) -> bool:
+    """Whether memory or the device failed, not the code. torch raises a plain RuntimeError for host memory, cuDNN and
+    cuBLAS, and so does Triton for whatever the driver says."""
+    if isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError | MemoryError):
+        return True
+    return any(sign in str(error) for sign in DEVICE_SIGNS)
+
+
+def _encode_alone(make_encoder: Callable[[], Callable[[Chunk], Latent]], chunk: Chunk) -> Latent:
+    return encode_or_die(make_encoder(), chunk)
+
+
+def _refuse(chunk: Chunk, reason: str, message: str, *, verdict: bool = False) -> Receipt:
+    row = chunk.row
+    return Receipt(
+        kind="rejection",
+        shard=chunk.shard,
+        video=chunk.video,
+        clip=chunk.clip,
+        chunk=chunk.chunk,
+        num_chunks=chunk.num_chunks,
+        rejection=Rejection(
+            reason=reason, stage="encode", message=message, key=row["key"], uri=row["uri"], start=row["start"]
+        ),
+        verdict=verdict,
+    )
+
+
+def to_bytes(latent: torch.Tensor, store_dtype: str) -> bytes:
+    """Cast a float32 latent and return its bytes, little-endian, C order. bfloat16 travels as the bits of uint16."""
+    cast = latent.to(getattr(torch, store_dtype)).contiguous()
+    array = cast.view(torch.uint16).numpy() if cast.dtype == torch.bfloat16 else cast.numpy()
+    return bytes(array.astype(DTYPES[store_dtype], copy=False).tobytes())
+
+
+def _cudnn_version() -> int | None:
+    version: int | None = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    return version
+
+
+def make_deterministic(threads: int, *, float32: bool) -> None:
+    """The settings under which the same clip gives the same bits in every process (architecture: commit and resume)."""
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cuda.matmul.allow_tf32 = not float32
+    torch.backends.cudnn.allow_tf32 = not float32

@@ -1,0 +1,92 @@
+"""The read stage: a shard in, its videos out, with receipts. No Ray in it.
+
+A video that is refused here takes an ordinal, one Receipt "rejection" (clip 0), and one Receipt "clips" that counts it.
+The rest of a damaged tar counts as one video. The order and the ordinals follow from the source alone.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+
+from pipeline.plan.plan_file import load_members
+from pipeline.plan.retries import load_retry, only_chosen
+from pipeline.records import Receipt, Rejection, Shard, Video
+from pipeline.sources.folders import (
+    read_files,
+)
+from pipeline.sources.samples import Sample
+from pipeline.sources.tables import read_table
+from pipeline.sources.webdataset import read_tar
+
+MAX_BYTES = 4 << 30
+"""Of one encoded video. A tar's is held in memory, so an H100 node reads eight of these at once."""
+
+
+def read_shard(
+    shard: Shard, *, max_bytes: int = MAX_BYTES, allow_private: bool = False, allow_local: bool = False
+) -> Iterator[Video | Receipt]:
+    """The videos of a shard in source order, with receipts for the refused ones and at last one for their number.
+
+    Args:
+        max_bytes: a larger video is the Rejection `limit_exceeded`, and is not held in memory.
+        allow_private: let a table name web addresses inside the local network.
+        allow_local: let a table that lies elsewhere name files of this machine.
+
+    Raises:
+        StorageError: the source could not be read, or is not the planned one (ChangedError). The shard stays open.
+    """
+    staged = json.loads(shard.staged) if shard.staged else {"parts": [], "verdicts": []}
+    parts: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
+    verdicts: defaultdict[int, list[int]] = defaultdict(list)
+    for video, clip, chunk, _ in staged["parts"]:
+        parts[video].append((clip, chunk))
+    for video, clip in staged["verdicts"]:
+        verdicts[video].append(clip)
+
+    count = 0
+    samples = _samples(shard, max_bytes=max_bytes, allow_private=allow_private, allow_local=allow_local)
+    while True:
+        started = time.perf_counter()
+        sample = next(samples, None)
+        if sample is None:
+            break
+        if isinstance(sample, Rejection):
+            yield Receipt(kind="rejection", shard=shard.name, video=count, clip=0, rejection=sample)
+            yield Receipt(kind="clips", shard=shard.name, video=count, count=1)
+        else:
+            yield Video(
+                shard=shard.name,
+                video=count,
+                key=sample.key,
+                uri=sample.uri,
+                payload=sample.payload,
+                size=sample.size,
+                etag=sample.etag,
+                public_only=sample.public_only,
+                caption=sample.caption,
+                start=sample.start,
+                end=sample.end,
+                extra=sample.extra,
+                only=sample.only,
+                staged=tuple(parts[count]),
+                verdicts=tuple(verdicts[count]),
+                read_seconds=time.perf_counter() - started,
+            )
+        count += 1
+    yield Receipt(kind="videos", shard=shard.name, count=count)
+
+
+def _samples(shard: Shard, *, max_bytes: int, **allowed: bool) -> Iterator[Sample | Rejection]:
+    match shard.kind:
+        case "tar":
+            return read_tar(shard.uri, size=shard.size, etag=shard.etag, max_bytes=max_bytes)
+        case "files":
+            return read_files(shard.uri, load_members(shard), max_bytes=max_bytes)
+        case "table":
+            return read_table(shard, load_members(shard), **allowed)
+        case "retry":
+            before, chosen = load_retry(shard)
+            return only_chosen(_samples(before, max_bytes=max_bytes, **allowed), chosen)

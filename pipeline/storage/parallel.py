@@ -1,0 +1,22 @@
+"""Map a function over many objects with a few threads, and hold a bounded number of results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import TypeVar
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+READERS = 16
+"""Small objects read at a time: at 20 ms a request, 100,000 of them take two minutes instead of half an hour."""
+
+
+def in_parallel(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
+    """Map in order with READERS threads, holding a bounded number of results."""
+    items = iter(items)
+    with ThreadPoolExecutor(READERS) as pool:
+        while batch := list(islice(items, 8 * READERS)):
+            yield from pool.map(function, batch)

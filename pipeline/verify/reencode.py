@@ -1,0 +1,220 @@
+"""Encode stored clips again from their source, by the stages of the job, and compare.
+
+Equal bytes are demanded where every recorded run had this machine's environment (runs.environment). Elsewhere a bound
+on the relative L2 difference of the latent is, by compute dtype: see BOUNDS.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from bisect import bisect
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import StorageError
+from pipeline.guard.strikes import Strikes
+from pipeline.latent_bytes import to_float32
+from pipeline.output.parts import join
+from pipeline.output.read_latent import Row, payload_of
+from pipeline.output.run_records import environments
+from pipeline.output.shard_file import FOOTER_SHARD, data_path, parquet_row
+from pipeline.plan.frozen import read_plan
+from pipeline.records import Chunk, ClipKey, Latent, Receipt, Shard, Video
+from pipeline.stages.decode_video import Decoder
+from pipeline.stages.encode_chunk import NonfiniteLatentError
+from pipeline.stages.read_shard import read_shard
+from pipeline.storage import Storage
+from pipeline.storage.range_file import open_parquet
+from pipeline.verify.findings import Problem
+
+BOUNDS = {"bfloat16": 0.05, "float16": 0.03, "float32": 0.03}
+"""Relative L2 difference that another environment may make to a latent. bfloat16 is the bound of the encoder's start-up
+self-check. Measured with `tiny`, the same clip: other kernels or threads 0.014 in bfloat16 and 3e-6 in float32; one
+pixel in ten rounded to the next level, as another FFmpeg might, 0.016 in float32 and 0.021 in bfloat16; storage in
+bfloat16 0.0017. The same clip a frame later is off by 0.66."""
+
+_LATENT_COLUMNS = ("latent", "latent_crc32", "npy_file", "npy_row")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Again:
+    """What came of encoding one clip again."""
+
+    file: str
+    row: int
+    difference: float = 0.0
+    """Relative L2 of the latent; 0: equal bytes."""
+    problems: tuple[Problem, ...] = ()
+
+
+def choose(rows: Mapping[str, int], count: int, seed: int) -> dict[str, list[int]]:
+    """`count` rows out of all (number of rows by shard), the same ones for the same seed: row numbers by shard."""
+    shards = sorted(shard for shard, num_rows in rows.items() if num_rows)
+    ends = list(accumulate(rows[shard] for shard in shards))
+    total = ends[-1] if ends else 0
+    chosen: defaultdict[str, list[int]] = defaultdict(list)
+    for number in sorted(random.Random(seed).sample(range(total), min(count, total))):
+        position = bisect(ends, number)
+        chosen[shards[position]].append(number - (ends[position] - rows[shards[position]]))
+    return dict(chosen)
+
+
+def differences(output: Storage, here: dict[str, Any]) -> list[str]:
+    """Where this environment is not that of every run that did any work: `torch: 2.9 here, 2.8 in runs/...`."""
+    recorded = list(environments(output))
+    lines = [
+        f"{name}: {here.get(name)} here, {there.get(name)} in {path}"
+        for path, there in recorded
+        for name in sorted(here.keys() | there.keys())
+        if here.get(name) != there.get(name)
+    ]
+    return lines if recorded else ["no run of this output recorded its environment"]
+
+
+def recorded_threads(output: Storage) -> int:
+    """Torch threads per encoder of the first run that recorded them; else 1, the job's default."""
+    for _, environment in environments(output):
+        if threads := environment.get("threads_per_encoder"):
+            return int(threads)
+    return 1
+
+
+def reencode(
+    output: Storage,
+    chosen: Mapping[str, list[int]],
+    decoder: Decoder,
+    encoder: Callable[[Chunk], Latent],
+    bound: float | None,
+) -> Iterator[Again]:
+    """Encode the chosen rows again and compare each with what is stored.
+
+    Args:
+        chosen: row numbers by shard; see `choose`.
+        decoder, encoder: the job's stages.
+        bound: largest relative L2 difference; None demands equal bytes.
+    """
+    for shard in read_plan(output):
+        if shard.name in chosen:
+            yield from _shard_again(output, shard, chosen[shard.name], decoder, encoder, bound)
+
+
+def _shard_again(
+    output: Storage,
+    shard: Shard,
+    rows: list[int],
+    decoder: Decoder,
+    encoder: Callable[[Chunk], Latent],
+    bound: float | None,
+) -> Iterator[Again]:
+    path = data_path(shard.name)
+    entry = output.entry(path)
+    file = open_parquet(output.address(path), entry.size, entry.etag)
+    clips = file.read(columns=["video_index", "clip_index"])
+    keys = list(zip(*(clips.column(name).to_pylist() for name in clips.column_names), strict=True))
+    rejections = json.loads(file.metadata.metadata[FOOTER_SHARD.encode()])["rejections"]
+    settled = {*keys, *((rejection["video"], rejection["clip"]) for rejection in rejections)}
+    wanted: dict[ClipKey, int] = {keys[row]: row for row in rows}
+    for clip, result in _encoded(shard, frozenset(wanted), settled, decoder, encoder):
+        row = wanted.pop(clip, None)
+        if row is None:  # a further chunk of a clip that has failed already
+            continue
+        stored = file.read_row_group(row).to_pylist()[0]
+        yield _compare(output, path, row, stored, result, bound)
+    for clip, row in wanted.items():
+        yield _failed(path, row, f"video {clip[0]} clip {clip[1]} does not come out of {shard.uri}")
+
+
+def _encoded(
+    shard: Shard,
+    wanted: frozenset[ClipKey],
+    settled: set[ClipKey],
+    decoder: Decoder,
+    encoder: Callable[[Chunk], Latent],
+) -> Iterator[tuple[ClipKey, Latent | str]]:
+    """The wanted clips of a shard, encoded, or why not. The source is read no further than the last of them."""
+    left = {video for video, _ in wanted}
+    try:
+        for record in read_shard(shard):
+            if not left:
+                return
+            if not isinstance(record, Video) or record.video not in left:
+                continue
+            left.remove(record.video)
+            # What is settled and not wanted is left out as a resumed run leaves out the guard's verdicts.
+            others = tuple(clip for video, clip in settled - wanted if video == record.video)
+            yield from _video_again(replace(record, verdicts=others), wanted, decoder, encoder)
+    except StorageError as error:
+        for clip in sorted(clip for clip in wanted if clip[0] in left):
+            yield clip, str(error)
+
+
+def _video_again(
+    video: Video, wanted: frozenset[ClipKey], decoder: Decoder, encoder: Callable[[Chunk], Latent]
+) -> Iterator[tuple[ClipKey, Latent | str]]:
+    chunks: list[Latent] = []
+    for record in decoder(video, Strikes()):
+        clip = (record.video, record.clip)
+        if isinstance(record, Receipt):
+            if record.kind == "fault":
+                for other in sorted(clip for clip in wanted if clip[0] == video.video):
+                    yield other, record.message
+            elif record.rejection and clip in wanted:
+                yield clip, f"{record.rejection.reason}: {record.rejection.message}"
+            continue
+        try:
+            chunks.append(encoder(record))
+        except NonfiniteLatentError as error:
+            yield clip, str(error)
+            chunks.clear()
+            continue
+        if record.chunk == record.num_chunks - 1 and len(chunks) == record.num_chunks:
+            yield clip, join(chunks)
+        if record.chunk == record.num_chunks - 1:
+            chunks.clear()
+
+
+def _compare(output: Storage, path: str, number: int, stored: Row, result: Latent | str, bound: float | None) -> Again:
+    if isinstance(result, str):
+        return _failed(path, number, result)
+    problems = []
+    made = parquet_row(result)
+    for name in stored.keys() - {*_LATENT_COLUMNS}:
+        value = list(made[name]) if isinstance(made[name], tuple) else made[name]
+        if value != stored[name]:
+            problems.append(_problem(path, number, f"{name}, encoded again", stored[name], value))
+    theirs = payload_of(output, stored)
+    difference = _relative(theirs, bytes(result.payload), stored["latent_dtype"])
+    if bound is None and difference:
+        problems.append(
+            _problem(path, number, "latent, encoded again", f"other bytes (relative {difference:.2g})", "equal bytes")
+        )
+    elif bound is not None and not difference <= bound:
+        problems.append(
+            _problem(path, number, "latent, encoded again", f"relative difference {difference:.2g}", f"<= {bound:g}")
+        )
+    return Again(file=path, row=number, difference=difference, problems=tuple(problems))
+
+
+def _relative(stored: bytes, made: bytes, dtype: str) -> float:
+    """L2 of the difference by L2 of what was made now; 0 for equal bytes alone, inf where it cannot be said."""
+    if stored == made:
+        return 0.0
+    if len(stored) != len(made):
+        return float("inf")
+    ours, theirs = to_float32(made, dtype), to_float32(stored, dtype)
+    difference = float(np.linalg.norm(ours - theirs) / np.linalg.norm(ours))
+    return difference if difference > 0 else float("inf")
+
+
+def _failed(path: str, row: int, why: str) -> Again:
+    return Again(file=path, row=row, problems=(_problem(path, row, "encoded again", why, "a latent"),))
+
+
+def _problem(path: str, row: int, what: str, found: object, expected: object) -> Problem:
+    return Problem(file=path, row=row, what=what, found=str(found), expected=str(expected))

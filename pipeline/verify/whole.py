@@ -1,0 +1,149 @@
+"""Read an output back and hold everything in it against everything else. Reads only; a job may be running.
+
+    the whole     every planned shard is done or named as remaining; nothing in data/, index/, rejected/ is astray
+    each shard    see verify_shard: footer, rows, latents, index, rejections
+    the seal      index.parquet equals the index files that it was made of; it may lag
+
+Why no id stands twice, without a table of all ids: each row's id is compared with the one that follows from its own
+file's name, video and clip (sha256 over the three), and each of these triples stands once.
+"""
+
+from __future__ import annotations
+
+import io
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from itertools import groupby
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import ChangedError, ConfigError, NotFoundError, StorageError
+from pipeline.output.shard_file import data_path
+from pipeline.output.spec_file import load_spec
+from pipeline.plan.frozen import read_plan
+from pipeline.storage import Storage
+from pipeline.storage.parallel import in_parallel
+from pipeline.storage.range_file import open_parquet
+from pipeline.verify.findings import Checked
+from pipeline.verify.shard import Planned, check_shard, shard_of
+
+SEAL = "index.parquet"
+
+
+def verify(output: Storage) -> Iterator[Checked]:
+    """Check an output: first as a whole, then shard by shard in the order of their names, then index.parquet.
+
+    Holds the names of the shards, and one clip for each of tally.READERS threads.
+
+    Raises:
+        ConfigError: there is no spec.json, or it is not one.
+        StorageError: storage failed, which says nothing about the output.
+    """
+    spec = load_spec(output)
+    derived = [entry.path for folder in ("index/", "rejected/") for entry in output.list(folder)]
+    in_data = [entry.path for entry in output.list("data/")]  # after what is derived from it, before the plan
+    done = {path[len("data/") : -len(".parquet")] for path in in_data if path.endswith(".parquet")}
+    arrays: defaultdict[str, list[str]] = defaultdict(list)
+    for path in in_data:
+        if path.endswith(".npy"):
+            arrays[shard_of(path)].append(path)
+    whole, plan = _whole(output, done, [*in_data, *derived])
+    yield whole
+    rows: dict[str, int] = {}
+
+    def check(shard: str) -> Checked:
+        return check_shard(output, spec, shard, arrays.get(shard, []), plan.get(shard, Planned()))
+
+    for checked in in_parallel(check, sorted(done)):
+        rows[checked.shard] = checked.rows
+        yield checked
+    yield _seal(output, rows)
+
+
+def _whole(output: Storage, done: set[str], paths: list[str]) -> tuple[Checked, dict[str, Planned]]:
+    """The plan against what is there; and what it says of each done shard."""
+    checked = Checked()
+    known: dict[str, Planned] = {}
+    planned: Counter[str] = Counter()
+    try:
+        plan = read_plan(output)
+        num_videos = plan.num_videos()
+        for shard in plan:
+            planned[shard.name] += 1
+            known[shard.name] = Planned(num_videos.get(shard.name), shard.kind == "retry")
+    except ConfigError as error:
+        checked.wrong("plan/", "plan", str(error), "plan files that can be read")
+        planned = Counter(done)
+    for name in sorted(done - planned.keys()):
+        checked.wrong(data_path(name), "shard", name, "a shard of the plan")
+    for name, times in planned.items():
+        if times > 1:
+            checked.wrong("plan/", f"shard {name}", f"planned {times} times", "once")
+        if name not in done:
+            checked.notes.append(f"{name} remains: planned, and not done yet")
+    checked.remaining = len(planned.keys() - done)
+    for path in paths:
+        folder, _, name = path.partition("/")
+        if not name.endswith((".parquet", ".npy") if folder == "data" else (".parquet", ".jsonl")):
+            checked.notes.append(f"{path} is no file of latentmill's")
+        elif folder != "data" and shard_of(path) not in done:
+            checked.wrong(data_path(shard_of(path)), "file", "none", f"the data file that {path} was made of")
+    return checked, known
+
+
+def _seal(output: Storage, rows: dict[str, int]) -> Checked:
+    """index.parquet against the index files. `rows` are the numbers of rows of the shards with a data file."""
+    checked = Checked()
+    sealed: Counter[str] = Counter()
+    try:
+        entry = output.entry(SEAL)
+        file = open_parquet(output.address(SEAL), entry.size, entry.etag)
+        for shard, is_equal in in_parallel(lambda run: (run[0], _is_index(output, *run)), _runs(file)):
+            sealed[shard] += 1
+            if shard not in rows:
+                checked.wrong(SEAL, f"shard {shard}", "rows", "no rows: it has no data file")
+            elif not is_equal:
+                checked.wrong(SEAL, f"shard {shard}", "other rows", f"those of index/{shard}.parquet")
+            elif sealed[shard] > 1:
+                checked.wrong(SEAL, f"shard {shard}", f"{sealed[shard]} times", "once")
+    except NotFoundError:
+        if rows:
+            checked.notes.append(f"{SEAL} is not there yet; the end of a run makes it")
+        return checked
+    except ChangedError:
+        checked.notes.append(f"{SEAL} was renewed while it was read: not checked")
+        return checked
+    except StorageError:
+        raise
+    except (ConfigError, pa.ArrowException, OSError, KeyError) as error:
+        checked.wrong(SEAL, "file", str(error), "an index")
+        return checked
+    if lagging := sum(shard not in sealed for shard, num_rows in rows.items() if num_rows):
+        checked.notes.append(f"{SEAL} lags: {lagging} of {len(rows)} shards are not in it; the end of a run renews it")
+    return checked
+
+
+def _runs(file: pq.ParquetFile) -> Iterator[tuple[str, pa.Table]]:
+    """The rows of index.parquet shard by shard, wherever its row groups are cut."""
+    shard, pieces = "", list[pa.Table]()
+    for group in range(file.num_row_groups):
+        table = file.read_row_group(group)
+        start = 0
+        for name, rows in groupby(table.column("file").to_pylist(), key=shard_of):
+            if pieces and name != shard:
+                yield shard, pa.concat_tables(pieces)
+                pieces = []
+            count = len(list(rows))
+            shard, start = name, start + count
+            pieces.append(table.slice(start - count, count))
+    if pieces:
+        yield shard, pa.concat_tables(pieces)
+
+
+def _is_index(output: Storage, shard: str, found: pa.Table) -> bool:
+    """Whether these are the rows of the shard's index. A missing or damaged one was reported with its shard."""
+    try:
+        return bool(found.equals(pq.read_table(io.BytesIO(output.read(f"index/{shard}.parquet")))))
+    except (NotFoundError, pa.ArrowException, ValueError):
+        return True

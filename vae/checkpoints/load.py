@@ -1,0 +1,125 @@
+"""load_vae: one name for every form in which an encoder is stored."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+
+from vae.autoencoder import VideoVAE
+from vae.checkpoints.checkpoint import (
+    EncoderCheckpoint,
+    diffusers_config,
+    load_strict,
+    model_folder,
+    read_encoder,
+    weights_sha256,
+    write_encoder,
+)
+from vae.checkpoints.configs import check_depth
+from vae.checkpoints.diffusers_vae import read_diffusers_vae
+from vae.checkpoints.places import local_checkpoint
+from vae.checkpoints.tiny import TINY_CONFIG, TINY_NAME, tiny_encoder
+from vae.encoder import Encoder3D
+from vae.errors import CheckpointError
+from vae.info import VAEInfo
+from vae.shapes import Schedule, check_schedule
+
+log = logging.getLogger(__name__)
+
+
+def load_vae(
+    where: str, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu", schedule: Schedule = "batched8"
+) -> VideoVAE:
+    """Load a VAE's encoder.
+
+    Args:
+        where: `tiny`, a local path, an fsspec URL or a Hugging Face repository id. What stands there is told by its
+            content: a diffusers folder (of any class that diffusers_vae.py takes), SAT's `3d-vae.pt` or a full SAT
+            checkpoint, MoVQ weights, a file by `save_vae`.
+        dtype: compute dtype; None keeps the checkpoint's.
+        device: where to put it.
+        schedule: `batched8` (diffusers parity) or `whole` (SAT parity); other classes than CogVideoX's have their own
+            way, and `info.schedule` says `whole`.
+
+    Raises:
+        CheckpointError: nothing loadable there, or names, shapes or values that do not fit.
+        ValueError: an unknown schedule.
+    """
+    check_schedule(schedule)
+    if where == "tiny":
+        checkpoint = EncoderCheckpoint(
+            name=TINY_NAME, config=TINY_CONFIG, scale=1.0, shift=0.0, tensors=tiny_encoder().state_dict()
+        )
+        return _build(checkpoint, where, dtype, device, schedule)
+    with local_checkpoint(where) as path:
+        config = diffusers_config(path)
+        if config is not None and config.get("_class_name") != "AutoencoderKLCogVideoX":
+            other, info = read_diffusers_vae(model_folder(path), config)
+            return VideoVAE(other.to(device=device, dtype=dtype), info)
+        return _build(read_encoder(path), where, dtype, device, schedule)
+
+
+def save_vae(vae: VideoVAE, path: str | Path) -> None:
+    """Write an encoder in our own format, which `load_vae` reads back: one safetensors file with config and scaling."""
+    info = vae.info
+    if not isinstance(vae.encoder, Encoder3D):
+        raise ValueError(f"only an Encoder3D can be saved in our format, got {info.name}")
+    tensors = vae.encoder.state_dict()
+    write_encoder(
+        Path(path),
+        EncoderCheckpoint(name=info.name, config=info.config, scale=info.scale, shift=info.shift, tensors=tensors),
+    )
+
+
+def _build(
+    checkpoint: EncoderCheckpoint,
+    where: str,
+    dtype: torch.dtype | None,
+    device: str | torch.device,
+    schedule: Schedule,
+) -> VideoVAE:
+    check_depth(checkpoint.config, len(checkpoint.tensors), where)
+    try:
+        with torch.device("meta"):
+            encoder = Encoder3D(**checkpoint.config)
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:  # of sizes that no tensor can have, too
+        raise CheckpointError(f"{where}: {error}") from error
+    load_strict(encoder, checkpoint.tensors, where)
+    if not encoder.double_z:
+        raise CheckpointError(f"{where}: double_z=False has no posterior; use Encoder3D directly")
+    info = VAEInfo(
+        name=checkpoint.name,
+        config=checkpoint.config,
+        weights_sha256=weights_sha256(checkpoint.tensors),
+        in_channels=encoder.in_channels,
+        latent_channels=encoder.z_channels,
+        time_compression=encoder.temporal_compress_times,
+        space_compression=encoder.spatial_compress_times,
+        scale=checkpoint.scale,
+        shift=checkpoint.shift,
+        schedule=schedule,
+        windowed=schedule == "batched8",
+    )
+    return VideoVAE(_ready(encoder, dtype, device), info)
+
+
+def _ready(encoder: Encoder3D, dtype: torch.dtype | None, device: str | torch.device) -> Encoder3D:
+    """Cast, move, freeze, and give convolution weights the layout of the activations (a copy: no mapped file stays)."""
+    encoder = encoder.to(device=device, dtype=dtype).eval().requires_grad_(False)
+    if torch.device(device).type == "cuda":
+        _warn_of_cudnn()
+    for parameter in encoder.parameters():
+        layout = {5: torch.channels_last_3d, 4: torch.channels_last}.get(parameter.ndim, torch.contiguous_format)
+        parameter.data = parameter.data.clone(memory_format=layout)
+    return encoder
+
+
+def _warn_of_cudnn() -> None:
+    """Name the two releases whose bfloat16 Conv3d is known to be bad; hours of a user's time hang on it."""
+    version: int = torch.backends.cudnn.version() or 0  # type: ignore[no-untyped-call]
+    if torch.__version__.startswith("2.9.") and version < 91500:
+        log.warning("torch=%s cudnn=%s: bf16 Conv3d is 3-17x slow (pytorch #166643)", torch.__version__, version)
+    if version == 91002:
+        log.warning("cudnn=%s: bf16 Conv3d may be wrong at large shapes (pytorch #163539); run selfcheck", version)

@@ -1,0 +1,103 @@
+"""What ATen and oneDNN on a CPU can do without a copy, if asked the right way. Used through `vae.kernels` only.
+
+ATen's group_norm cannot write into a given tensor; its batch norm in inference mode can, takes float32 statistics for
+bfloat16 data, and keeps channels last. With each channel given its group's statistics they are the same function.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vae.kernels.statistics import join_blocks
+
+_BLOCK_ROWS = 16384
+"""Pixels whose statistics ATen sums up in float32 in one go. The rounding of a running sum grows with the root of its
+length: 3e-6 of a variance here, 4e-5 over a whole 9x480x720 window. Blocks are joined in float64."""
+
+
+def norm_silu(x: Tensor, norm: nn.GroupNorm, out: Tensor) -> None:
+    """silu(norm(x)) into `out`."""
+    assert norm.weight is not None
+    weight, bias = norm.weight.float(), norm.bias.float()
+    unused = torch.empty(0)
+    for i in range(x.shape[0]):
+        image, image_out = _as_image(x[i]), _as_image(out[i])
+        mean, variance = _group_statistics(image, norm.num_groups)
+        torch.ops.aten.native_batch_norm.out(
+            image,
+            weight,
+            bias,
+            mean,
+            variance,
+            False,
+            0.0,
+            norm.eps,
+            out=image_out,
+            save_mean=unused,
+            save_invstd=unused,
+        )
+    F.silu(out, inplace=True)
+
+
+def can_convolve(x: Tensor, conv: nn.Conv3d, residual: Tensor | None) -> bool:
+    """Whether `conv3d` takes this: on a CPU with oneDNN, a dtype that oneDNN takes there, channels last."""
+    return bool(
+        x.device.type == "cpu"
+        and x.dtype in _convolved_dtypes()
+        and conv.bias is not None
+        and torch._C._has_mkldnn
+        and torch._C._get_mkldnn_enabled()
+        and _is_dense(x)
+        and (residual is None or _is_dense(residual))
+    )
+
+
+@cache
+def _convolved_dtypes() -> tuple[torch.dtype, ...]:
+    """oneDNN refuses bfloat16 on CPUs without AVX-512 or AVX-NE-CONVERT, where ATen has a (slow) convolution."""
+    takes_bfloat16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return (torch.float32, torch.bfloat16) if takes_bfloat16 else (torch.float32,)
+
+
+def conv3d(x: Tensor, conv: nn.Conv3d, residual: Tensor | None) -> Tensor:
+    """conv(x), or residual += conv(x), summed in float32 before the one rounding, by the operators that Inductor emits.
+
+    Asked the ordinary way, ATen takes a slower convolution with an unfolded input for small or three-channel float32
+    inputs on one thread, whose output is not channels last.
+    """
+    geometry = (conv.padding, conv.stride, conv.dilation, conv.groups)
+    if residual is None:
+        return torch.ops.mkldnn._convolution_pointwise(x, conv.weight, conv.bias, *geometry, "none", [], "")  # type: ignore[no-any-return]
+    return torch.ops.mkldnn._convolution_pointwise_.binary(  # type: ignore[no-any-return]
+        residual, x, conv.weight, conv.bias, *geometry, "add", 1.0, None, [], None
+    )
+
+
+def _group_statistics(image: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each group, repeated for its channels: two (C,) float32 tensors."""
+    _, channels, num_rows, width = image.shape
+    rows_per_block = max(_BLOCK_ROWS // width, 1)
+    sizes, means, variances = [], [], []
+    for start in range(0, num_rows, rows_per_block):
+        block = image[:, :, start : start + rows_per_block]
+        # Float32 running statistics, though unused, make the results float32 for bfloat16 data.
+        mean, variance = torch.batch_norm_update_stats(block, torch.zeros(channels), torch.zeros(channels), 0.0)
+        sizes.append(float(block.shape[2]))
+        means.append(mean)
+        variances.append(variance)
+    return join_blocks(torch.stack(means), torch.stack(variances), torch.tensor(sizes).double(), num_groups)
+
+
+def _is_dense(x: Tensor) -> bool:
+    return x.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def _as_image(sample: Tensor) -> Tensor:
+    """One sample (C, T, H, W), channels last, as (1, C, T*H, W), channels last: a view."""
+    channels, num_frames, height, width = sample.shape
+    rows = sample.permute(1, 2, 3, 0).view(1, num_frames * height, width, channels)
+    return rows.permute(0, 3, 1, 2)

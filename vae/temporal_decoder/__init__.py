@@ -1,0 +1,1 @@
+"""The temporal VideoDecoder family of image-to-video autoencoders of the SVD kind."""
