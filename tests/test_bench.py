@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from jobs.bench import __main__
+from jobs.bench.__main__ import __main__
 
 SMALLEST = {
     "stream": ["--clips", "8", "--rounds", "1", "--cases", "encode-bound", "memory"],
@@ -34,7 +34,7 @@ FIGURES = {
 def test_runs_at_its_smallest(name: str) -> None:
     if name == "encoder" and importlib.util.find_spec("diffusers") is None:
         pytest.skip("diffusers is not installed")
-    command = [sys.executable, "-m", "jobs.bench.__main__", name, *SMALLEST[name]]
+    command = [sys.executable, "-m", "jobs.bench.__main__.__main__.__main__", name, *SMALLEST[name]]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert re.search(FIGURES[name], done.stdout), done.stderr
 

@@ -22,7 +22,7 @@ def main(argv: list[str]) -> int:
         print(__doc__)
         print("\n".join(f"  {name:<10}{what}" for name, what in {**BENCHES, "all": "all of them"}.items()))
         return 0 if name in ("-h", "--help") else 2
-    codes = [import_module(f"jobs.bench_{bench}").main(options) for bench in (BENCHES if name == "all" else [name])]
+    codes = [import_module(f"jobs.bench.{bench}").main(options) for bench in (BENCHES if name == "all" else [name])]
     return max(code or 0 for code in codes)
 
 

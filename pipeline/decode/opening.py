@@ -22,7 +22,7 @@ import av
 from av.codec.context import Flags
 from av.stream import Discard, Disposition
 
-from pipeline.decode.edits import check_edits
+from pipeline.decode.bitstream.edits import check_edits
 from pipeline.errors import CorruptVideoError, LimitExceededError, NoVideoStreamError, OpenError, UnsupportedCodecError
 
 Source = bytes | bytearray | memoryview | str | Path | BinaryIO

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.decode import DecodedClip, DecodeSpec, decode_clip, iter_clips, measure, probe
-from pipeline.decode.edits import check_edits
+from pipeline.decode.bitstream.edits import check_edits
 from pipeline.decode.opening import Feed
 from pipeline.errors import TruncatedVideoError, UnsupportedEditsError
 from pipeline.records import REASONS

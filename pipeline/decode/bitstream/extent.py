@@ -8,7 +8,7 @@ ones (`androidx__sample-with-large-length.avi`), so it is not asked.
 from __future__ import annotations
 
 from pipeline.decode.bitstream import gif
-from pipeline.decode.boxes import boxes
+from pipeline.decode.bitstream.boxes import boxes
 from pipeline.decode.opening import Feed
 
 _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import latentmill
-from jobs.bench_reader_source import SHAPE, write_latents
+from jobs.bench.reader_source import SHAPE, write_latents
 from latentmill import format
 
 ROWS_PER_SHARD = 100

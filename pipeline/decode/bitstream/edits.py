@@ -13,7 +13,7 @@ from fractions import Fraction
 from itertools import dropwhile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pipeline.decode.boxes import boxes_at
+from pipeline.decode.bitstream.boxes import boxes_at
 from pipeline.errors import UnsupportedEditsError
 
 if TYPE_CHECKING:

@@ -27,9 +27,9 @@ import torch
 import tyro
 
 import latentmill
-from jobs.bench_reader_index import measure_open
-from jobs.bench_reader_peers import peers
-from jobs.bench_reader_source import serve, write_latents
+from jobs.bench.reader_index import measure_open
+from jobs.bench.reader_peers import peers
+from jobs.bench.reader_source import serve, write_latents
 from latentmill.ranges import Range
 
 LOCAL_TARGET = S3_TARGET = 0.95

@@ -13,13 +13,13 @@ from xml.sax.saxutils import escape
 import numpy as np
 
 import vae
-from pipeline import shard_file
-from pipeline.clips import ClipRule
-from pipeline.commit import seal
-from pipeline.derived import derive
-from pipeline.ledger import CompleteShard
-from pipeline.records import Latent, clip_id
-from pipeline.spec import LatentRule, Spec, settle
+from pipeline.output import shard_file
+from pipeline.output.commit import seal
+from pipeline.output.derived import derive
+from pipeline.output.spec_file import settle
+from pipeline.records import CompleteShard, Latent, clip_id
+from pipeline.settings.clip_rule import ClipRule
+from pipeline.settings.spec import LatentRule, Spec
 from pipeline.storage import Storage
 
 SHAPE = (16, 13, 60, 90)
