@@ -82,7 +82,8 @@ def test_every_room_is_on_a_floor_and_a_visitor_sees_few() -> None:
 
 
 def test_no_file_is_long() -> None:
-    lengths = {path: len(path.read_text().splitlines()) for package in FORBIDDEN for path in modules(package)}
+    packages = ("vae", "pipeline", "jobs")
+    lengths = {path: len(path.read_text().splitlines()) for package in packages for path in modules(package)}
     assert {str(path.relative_to(ROOT)): n for path, n in lengths.items() if n > MOST_LINES} == {}
 
 

@@ -56,7 +56,7 @@ def alone(seconds: float, function: Callable[..., T], *args: Any) -> T:
         sys.executable,
         "-P",
         "-m",
-        "pipeline.guard.strikes.strikes.alone",
+        "pipeline.guard.alone",
     ]  # -P: not the `pipeline` of the working folder, if any
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as child:
         try:
