@@ -35,6 +35,8 @@ class ColumnFile:
         self.schema: pa.Schema = self._reader.schema
         self.num_batches: int = self._reader.num_record_batches
         self._batches: dict[int, pa.RecordBatch] = {}
+        self._arrays: dict[tuple[str, int], pa.Array] = {}
+        self._views: dict[tuple[str, int], npt.NDArray[Any]] = {}
 
     def __getstate__(self) -> Path:
         return self.path
@@ -50,19 +52,23 @@ class ColumnFile:
 
     def numbers(self, column: str, rows: Sequence[int] | Rows) -> npt.NDArray[Any]:
         """The values of a numeric column without nulls at some rows."""
-        views: dict[int, npt.NDArray[Any]] = {}
         picked = []
         for row in rows:
             number, at = divmod(int(row), BATCH_ROWS)
-            if number not in views:
-                views[number] = self.batch(number).column(column).to_numpy(zero_copy_only=True)
-            picked.append(views[number][at])
+            if (view := self._views.get((column, number))) is None:
+                view = self._views[column, number] = self._array(column, number).to_numpy(zero_copy_only=True)
+            picked.append(view[at])
         return np.array(picked)
 
     def values(self, column: str, rows: Sequence[int] | Rows) -> list[Any]:
         """The values of any column at some rows, as Python objects."""
         places = (divmod(int(row), BATCH_ROWS) for row in rows)
-        return [self.batch(number).column(column)[at].as_py() for number, at in places]
+        return [self._array(column, number)[at].as_py() for number, at in places]
+
+    def _array(self, column: str, number: int) -> pa.Array:
+        if (array := self._arrays.get((column, number))) is None:
+            array = self._arrays[column, number] = self.batch(number).column(column)
+        return array
 
     def whole(self, column: str) -> npt.NDArray[Any]:
         """A numeric column without nulls, copied."""

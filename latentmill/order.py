@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Literal
 
 import numpy as np
@@ -97,7 +97,7 @@ class Order:
         places = np.arange(first, first + self.batch_size)
         size = self.sizes[bucket]
         places = places % size if self.last == "wrap" else places[places < size]
-        return bucket, Permutation(size, self.seed, epoch, self.names[bucket])(places)
+        return bucket, self._permutation(size, epoch, self.names[bucket])(places)
 
     @property
     def _num_runs(self) -> int:
@@ -108,7 +108,15 @@ class Order:
         return int(self._rests.sum())
 
     def _permuted(self, epoch: int, size: int, name: str, number: int) -> int:
-        return int(Permutation(size, self.seed, epoch, name)([number])[0])
+        return int(self._permutation(size, epoch, name)([number])[0])
+
+    def _permutation(self, size: int, epoch: int, name: str) -> Permutation:
+        return _permutation(size, self.seed, epoch, name)
+
+
+@lru_cache(maxsize=256)
+def _permutation(size: int, *key: object) -> Permutation:
+    return Permutation(size, *key)
 
 
 def _place(counts: npt.NDArray[np.int64], number: int) -> tuple[int, int]:

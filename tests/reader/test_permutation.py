@@ -36,6 +36,14 @@ def test_at_any_size_different_elements_go_to_different_places(size: int, seed: 
     assert ((places >= 0) & (places < size)).all()
 
 
+@pytest.mark.parametrize("size", [1, 2, 65, 1000, 5000, 10**7, 10**15, (1 << 62) - 1])
+def test_few_elements_go_where_many_would(size: int) -> None:
+    """Few are computed one by one, many by numpy."""
+    elements = np.random.default_rng(0).integers(0, size, 200)
+    permutation = Permutation(size, 5)
+    assert permutation(elements).tolist() == [int(permutation([element])[0]) for element in elements]
+
+
 def _chi_square(counts: np.ndarray) -> float:
     """In standard deviations from what chance gives."""
     expected = counts.sum() / counts.size
