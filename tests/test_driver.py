@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -37,10 +38,11 @@ REJECTION = Rejection(reason="decode_crashed", stage="decode", message="m", key=
 class Run:
     """A job without Ray: the stages one after the other, the real driver over them."""
 
-    def __init__(self, source: Path, output: Path, **settings: int) -> None:
+    def __init__(self, source: Path, output: Path, *, allow_private: bool = False, **settings: int) -> None:
         self.output = Storage(str(output))
         self.driver = Driver(self.output, make_plan(self.output, [str(source)]), lambda _: None, 600.0, **settings)
         self.encoded = self.passes = self.commits = 0
+        self._read = partial(read_shard, allow_private=allow_private)
         self._decoder = Decoder(clip=CLIPS, latent=LATENT, info=VAEInfo(**SPEC.vae), deadline=60)
         self._encoder = Encoder("tiny", SPEC)
 
@@ -57,7 +59,7 @@ class Run:
     def _stream(self, shards: list[Shard]) -> Iterator[Receipt]:
         self.passes += 1
         for shard in shards:
-            for read in read_shard(shard):
+            for read in self._read(shard):
                 for record in self._decoder(read, Strikes()) if isinstance(read, Video) else [read]:
                     self.encoded += isinstance(record, Chunk)
                     yield self._stage(self._encoder(record) if isinstance(record, Chunk) else record)
