@@ -13,10 +13,14 @@ COMMANDS = {
     "encode": "video shards in, scaled latents out; running it again resumes",
     "status": "what stands in an output, also while a run is going",
     "verify": "read everything back; optionally encode clips again and compare",
+    "ls": "what is in an output: rows, shapes, sizes",
+    "head": "the first rows of an output, as text",
+    "cat": "one latent as .npy or .pt",
 }
 
 USAGE = (
-    "usage: latentmill {encode,status,verify} [OPTIONS]   (--help after a command lists its options; --version)\n\n"
+    "usage: latentmill {encode,status,verify,ls,head,cat} [OPTIONS]\n"
+    "(--help after a command lists its options; --version)\n\n"
     + "\n".join(f"  {name:<8}{help_}" for name, help_ in COMMANDS.items())
 )
 
