@@ -13,6 +13,8 @@ _START = b"\0\0\1"
 _GROUP = _START + b"\xb8"
 _OPEN_GOPS = {"h264", "hevc", "vvc", "mpeg1video", "mpeg2video"}
 """Codecs whose decoders give out nothing that leads the first keyframe, unless the stream says that it can be."""
+_IDR = 5
+"""nal_unit_type of a slice of a picture after which none before it is referred to (H.264, table 7-1)."""
 _SLICES = {"hevc": range(32), "vvc": range(12)}
 _DECODABLE = {"hevc": {6, 7}, "vvc": {2}}
 """nal_unit_type of a "random access decodable leading" picture (H.265 table 7-1, H.266 table 5)."""
@@ -25,12 +27,17 @@ class Lead:
         self._ticks = ticks
         self._codec = stream.codec_context.name
         self._length_size = _length_size(self._codec, bytes(stream.codec_context.extradata or b""))
-        closed = self._codec.startswith("mpeg") and _is_closed_group(bytes(keyframe))
-        self._may_lose = self._codec in _OPEN_GOPS and not closed
+        self._may_lose = self._codec in _OPEN_GOPS and not self._is_closed(bytes(keyframe))
 
     def is_lost(self, packet: Any, ticks: int | None) -> bool:
         """Whether no frame comes of a later packet, which is shown at `ticks`."""
         return self._may_lose and ticks is not None and ticks < self._ticks and not self._is_decodable(packet)
+
+    def _is_closed(self, keyframe: bytes) -> bool:
+        """Whether the keyframe says that what leads it needs no frame before it."""
+        if self._codec == "h264":
+            return any(header[0] & 31 == _IDR for header in _unit_headers(keyframe, self._length_size))
+        return self._codec.startswith("mpeg") and _is_closed_group(keyframe)
 
     def _is_decodable(self, packet: Any) -> bool:
         if self._codec not in _SLICES:
@@ -47,7 +54,9 @@ def _is_closed_group(data: bytes) -> bool:
 
 
 def _length_size(codec: str, extradata: bytes) -> int | None:
-    """Bytes of the length before each NAL unit (ISO/IEC 14496-15, 8.3.2.1 and 11.2.4.2); None for start codes."""
+    """Bytes of the length before each NAL unit (ISO/IEC 14496-15: 5.3.3.1, 8.3.2.1, 11.2.4.2); None for start codes."""
+    if codec == "h264" and len(extradata) > 4 and extradata[0] == 1:
+        return 1 + (extradata[4] & 3)
     if codec == "hevc" and len(extradata) > 21 and extradata[0] == 1:
         return 1 + (extradata[21] & 3)
     if codec == "vvc" and extradata and extradata[0] >= 0xF8:

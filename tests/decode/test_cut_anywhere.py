@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from pipeline.decode import DecodedClip, DecodeSpec, decode_clip, iter_clips, measure, seeking
+from pipeline.decode.leading import Lead
 from pipeline.errors import CorruptVideoError, NoFramesError, OpenError, VideoError
 from tests.decode.shared_set import linear, same
 from tests.decode.test_disposable import spoil
@@ -105,6 +106,19 @@ def test_a_cut_recording_gives_the_same_clips_with_seeks_and_without(name: str, 
         alone = [next(iter_clips(data, [one])) for one in specs]
         assert all(map(same, expected, alone))
         assert sum(clip.stats.seeks for clip in alone if isinstance(clip, DecodedClip)) > 0
+
+
+@pytest.mark.parametrize("container", ["mpegts", "mp4", "matroska"])
+def test_what_leads_an_h264_keyframe_is_lost_unless_nothing_before_it_is_referred_to(container: str) -> None:
+    """Some cameras begin a recording with an IDR picture that is shown after the pictures that follow it."""
+    with av.open(io.BytesIO(recording("h264", container))) as opened:
+        stream = opened.streams.video[0]
+        packets = [packet for packet in opened.demux(stream) if packet.size]
+        idr, recovery_point = [packet for packet in packets if packet.is_keyframe][:2]
+        later = packets[packets.index(recovery_point) + 1]
+        assert not Lead(idr, idr.pts, stream).is_lost(later, idr.pts - 1)
+        assert Lead(recovery_point, recovery_point.pts, stream).is_lost(later, recovery_point.pts - 1)
+        assert not Lead(recovery_point, recovery_point.pts, stream).is_lost(later, recovery_point.pts + 1)
 
 
 def test_a_keyframe_is_waited_for_however_long() -> None:
