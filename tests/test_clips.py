@@ -237,11 +237,11 @@ def test_what_decoding_decides_is_passed_on() -> None:
         ("short", "loop"),
         ("min_duration", -1.0),
         ("max_hold", math.inf),
-        ("every", 2.0),
+        ("every", 2.5),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_value_and_what_is_allowed(field: str, value: Any) -> None:
-    with pytest.raises(ConfigError, match=field) as refused:
+    with pytest.raises(ConfigError, match=f"--{field.replace('_', '-')}\\b") as refused:
         ClipRule(**{field: value})
     assert str(value if field != "buckets" else value[0]) in str(refused.value)
 
