@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+import pipeline
+from pipeline.control.ray_cluster import _job_config
 from pipeline.guard.alone import alone
 from tests.test_run import make_tar
 from tests.videos import make_video
@@ -32,6 +34,14 @@ def hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_clip_tried_alone(hostile: Path) -> None:
     assert alone(300, os.getcwd) == str(hostile / "cwd")
+
+
+def test_workers_look_where_the_driver_found_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    config = _job_config()
+    assert config is not None
+    root = Path(pipeline.__file__).parents[1]
+    assert config._py_driver_sys_path in ([], [str(root)])
 
 
 @pytest.mark.slow

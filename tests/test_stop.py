@@ -48,7 +48,7 @@ def test_a_stop_finishes_what_is_open_and_begins_nothing(
 
     def stop_when_two_are_open(line: str) -> None:
         nonlocal echoes
-        if "stop asked for" in caplog.text:
+        if "finishing what is open" in caplog.text:
             echoes += 1
             if echoes == 20:  # 2 s later nobody may take another shard any more
                 gate.touch()

@@ -20,6 +20,7 @@ from ray.data._internal.execution import backpressure_policy as backpressure
 from ray.job_config import JobConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+import pipeline
 from pipeline.control.pools import Pools, block_bytes, check_encoders, pools
 from pipeline.control.stop import GraceOverError, Stop
 from pipeline.errors import ConfigError, EncoderError, StorageError
@@ -159,7 +160,7 @@ def _job_config() -> JobConfig | None:
     """
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
         return None
-    root = str(Path(__file__).resolve().parents[1])
+    root = str(Path(pipeline.__file__).resolve().parents[1])
     installed = root in (*site.getsitepackages(), site.getusersitepackages())
     return JobConfig(_client_job=True, _py_driver_sys_path=[] if installed else [root])
 
