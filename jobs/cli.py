@@ -16,10 +16,12 @@ COMMANDS = {
     "ls": "what is in an output: rows, shapes, sizes",
     "head": "the first rows of an output, as text",
     "cat": "one latent as .npy or .pt",
+    "demo": "make some videos in ./demo and send them through the whole stream",
+    "bench": "measure a part against other ways of doing it; figures are ratios",
 }
 
 USAGE = (
-    "usage: latentmill {encode,status,verify,ls,head,cat} [OPTIONS]\n"
+    f"usage: latentmill {{{','.join(COMMANDS)}}} [OPTIONS]\n"
     "(--help after a command lists its options; --version)\n\n"
     + "\n".join(f"  {name:<8}{help_}" for name, help_ in COMMANDS.items())
 )

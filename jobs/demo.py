@@ -10,7 +10,10 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+import tyro
 
 from jobs import encode, status, verify
 from jobs.demo_videos import write_sources
@@ -29,18 +32,25 @@ FOLDER = ["--source", "demo/folder", "--output", "demo/latents/folder", *SMALL, 
 TABLE = ["--source", "demo/table.jsonl", "--output", "demo/latents/table", *SMALL, "--num-frames", "9"]
 
 READ_BACK = """\
-import pyarrow.parquet as pq, torch
-row = pq.read_table("demo/latents/tars/data").to_pylist()[0]  # all shards that are done, as one table
-dtype = getattr(torch, row["latent_dtype"])
-latent = torch.frombuffer(bytearray(row["latent"]), dtype=dtype).reshape(row["latent_shape"])
-print(row["key"], repr(row["caption"]), tuple(latent.shape), latent.dtype, f"std {latent.float().std():.3f}")
+import latentmill
+
+latents = latentmill.open("demo/latents/tars")
+row = latents[0]
+print(len(latents), row["key"], repr(row["caption"]), tuple(row["latent"].shape), row["latent"].dtype)
 """
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Make some videos in ./demo and send them through the whole stream. It takes no options."""
+
 
 Main = Callable[[Sequence[str]], int]
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo. Exit code 0 if every step did what it shows, else that of the step that did not."""
+    tyro.cli(Demo, args=argv, prog="latentmill demo", description=__doc__)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # in order with stderr, in a pipe too
     started = time.perf_counter()
     print("The VAE of this demo, `tiny`, is UNTRAINED: the stream is real, its latents are of no use for training.")

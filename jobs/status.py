@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Annotated
 
 import tyro
 
@@ -26,7 +27,7 @@ class Status:
 
     output: str
     """The output of `latentmill encode`."""
-    as_json: bool = False
+    as_json: Annotated[bool, tyro.conf.arg(name="json", aliases=("--as-json",))] = False
     """Print JSON instead of a table."""
 
 

@@ -6,10 +6,11 @@ storage failed; 2 no output there, or a wrong flag.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -18,8 +19,11 @@ from pipeline.errors import ConfigError, StorageError
 from pipeline.output.spec_file import load_spec
 from pipeline.output.wording import size
 from pipeline.storage import Storage
+from pipeline.verify.findings import Problem
 from pipeline.verify.whole import verify
 from vae.errors import CheckpointError
+
+COUNTS = ("shards", "remaining", "latents", "latent_bytes", "rejections", "encoded_again")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,6 +43,8 @@ class Verify:
     """With --reencode: torch threads on a CPU. Default: as the output's runs recorded."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """With --reencode: auto takes a GPU where there is one, as encode does."""
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
+    """Print one JSON object at the end instead of lines: ok, counts, problems, notes, and the clips encoded again."""
 
     def __post_init__(self) -> None:
         if self.reencode < 0:
@@ -60,39 +66,75 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
+@dataclass(slots=True, kw_only=True)
+class Report:
+    """What a verification found, said line by line as it comes unless JSON is asked for."""
+
+    quiet: bool
+    problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    again: list[str] = field(default_factory=list)
+    """One line for each clip that was encoded again and agrees."""
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
+
+    def wrong(self, problem: Problem) -> None:
+        self.problems.append(problem)
+        self._say(f"wrong: {problem}")
+
+    def note(self, line: str) -> None:
+        self.notes.append(line)
+        self._say(f"note: {line}")
+
+    def agrees(self, line: str) -> None:
+        self.again.append(line)
+        self._say(f"encoded again: {line}")
+
+    def count(self, **counts: int) -> None:
+        for name, number in counts.items():
+            self.counts[name] += number
+
+    def _say(self, line: str) -> None:
+        if not self.quiet:
+            print(line)
+
+    def text(self) -> str:
+        """The line that ends the verification."""
+        counts, problems = self.counts, len(self.problems)
+        line = (
+            f"{'wrong' if problems else 'ok'}: {problems} problems in {counts['shards']} shards "
+            f"({counts['remaining']} remain), {counts['latents']} latents ({size(counts['latent_bytes'])}), "
+            f"{counts['rejections']} rejections"
+        )
+        return line + (f", {counts['encoded_again']} clips encoded again" if counts["encoded_again"] else "")
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same, JSON-friendly."""
+        problems = [asdict(problem) for problem in self.problems]
+        agreeing = {"agreeing": self.again}
+        return {"ok": not problems, **self.counts, "problems": problems, "notes": self.notes, **agreeing}
+
+
 def _verify(args: Verify) -> int:
-    output = Storage(args.output)
-    shards = rejections = remaining = num_bytes = problems = 0
-    rows: dict[str, int] = {}
+    output, report = Storage(args.output), Report(quiet=args.as_json)
     sound: dict[str, int] = {}
     for checked in verify(output):
         for problem in checked.problems:
-            print(f"wrong: {problem}")
+            report.wrong(problem)
         for note in checked.notes:
-            print(f"note: {note}")
-        problems += len(checked.problems)
-        remaining += checked.remaining
-        rejections += checked.rejections
-        num_bytes += checked.latent_bytes
+            report.note(note)
+        report.count(remaining=checked.remaining, rejections=checked.rejections, latent_bytes=checked.latent_bytes)
         if checked.shard:
-            shards += 1
-            rows[checked.shard] = checked.rows
+            report.count(shards=1, latents=checked.rows)
             if not checked.problems:
                 sound[checked.shard] = checked.rows
-    again = wrong_again = 0
     if args.reencode:
-        again, wrong_again = _reencode(args, output, sound)
-    problems += wrong_again
-    print(
-        f"{'wrong' if problems else 'ok'}: {problems} problems in {shards} shards ({remaining} remain), "
-        f"{sum(rows.values())} latents ({size(num_bytes)}), {rejections} rejections"
-        + (f", {again} clips encoded again" if args.reencode else "")
-    )
-    return 1 if problems else 0
+        _reencode(args, output, sound, report)
+    print(json.dumps(report.as_dict(), indent=2) if args.as_json else report.text())
+    return 1 if report.problems else 0
 
 
-def _reencode(args: Verify, output: Storage, rows: dict[str, int]) -> tuple[int, int]:
-    """Encode again; the number of clips, and of problems among them."""
+def _reencode(args: Verify, output: Storage, rows: dict[str, int], report: Report) -> None:
+    """Encode some clips of sound shards again, and compare."""
     import torch
 
     from pipeline.output import run_records
@@ -114,18 +156,15 @@ def _reencode(args: Verify, output: Storage, rows: dict[str, int]) -> tuple[int,
     decoder = Decoder(clip=spec.clip, latent=spec.latent, info=VAEInfo(**spec.vae), deadline=Workers().decode_deadline)
     other = differences(output, run_records.environment(device, threads))
     for line in other:
-        print(f"note: {line}")
+        report.note(line)
     bound = BOUNDS[spec.latent.dtype] if other else None
-    clips = problems = 0
     for again in reencode(output, choose(rows, args.reencode, args.seed), decoder, encoder, bound):
         for problem in again.problems:
-            print(f"wrong: {problem}")
+            report.wrong(problem)
         if not again.problems:
             how = "equal bytes" if again.difference == 0 else f"relative difference {again.difference:.2g} <= {bound:g}"
-            print(f"encoded again: {again.file} row {again.row}: {how}")
-        clips += 1
-        problems += len(again.problems)
-    return clips, problems
+            report.agrees(f"{again.file} row {again.row}: {how}")
+        report.count(encoded_again=1)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Law: what docs/output.md says of the output is what the code writes, and the lines that it gives to readers run."""
+"""Law: what the pages say is what the code does: the columns of an output, the reasons of rejections, the lines that
+readers are given, the files that are named.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +10,21 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import torch
 
+from jobs.cli import COMMANDS
 from pipeline.output.shard_file import FOOTER_SHARD, FOOTER_SPEC, SCHEMA
+from pipeline.records import REASONS
 
 pytest_plugins = ["tests.made_outputs"]
 
-PAGE = (Path(__file__).parents[1] / "docs/output.md").read_text()
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs/output.md").read_text()
+PAPERS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+
+MOST_WORDS = 1200
+MOST_COLUMNS = 120
 
 
 def rows(heading: str) -> list[list[str]]:
@@ -61,3 +71,30 @@ def test_the_lines_for_readers_run_and_give_the_latents(made: Path) -> None:
             latent = names["latent"](row)  # type: ignore[operator]
         assert (list(latent.shape), latent.dtype) == (row["latent_shape"], torch.bfloat16)
         assert latent.isfinite().all()
+
+
+def test_the_table_of_rejections_has_every_reason() -> None:
+    page = (ROOT / "docs/rejections.md").read_text()
+    assert sorted(re.findall(r"^\| `([a-z_]+)` \|", page, re.M)) == sorted(REASONS)
+
+
+def test_the_readme_is_short_and_names_what_there_is() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert len(readme.split()) <= MOST_WORDS
+    assert [line for line in readme.splitlines() if len(line) > MOST_COLUMNS] == []
+    assert set(re.findall(r"^\$? ?latentmill (\w+)", readme, re.M)) <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("paper", PAPERS, ids=lambda path: path.name)
+def test_what_a_paper_links_to_or_names_is_there(paper: Path) -> None:
+    text = paper.read_text()
+    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+    named = re.findall(r"`((?:tests|pipeline|vae|jobs|docs|examples|latentmill)/[\w./]+\.(?:py|md))", text)
+    assert [link for link in links if link and not (paper.parent / link).exists()] == []
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize("paper", PAPERS, ids=lambda path: path.name)
+def test_the_tests_that_a_paper_names_exist(paper: Path) -> None:
+    for path, name in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", paper.read_text()):
+        assert f"def {name}(" in (ROOT / path).read_text(), f"{path}::{name}"
