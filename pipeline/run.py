@@ -12,6 +12,8 @@ Each operator has remote arguments of its own, because Ray fuses neighbours whos
 inside the encode actor). Reading and staging wait for storage, so they ask for no CPU; their number is bounded. Killed
 tasks and actors are retried for ever (Ray Data's default, which has no public switch); the guard ends what would kill
 its worker for ever.
+
+Ray is imported where the stream begins: it takes seconds, and a run with nothing left to do ends without it.
 """
 
 from __future__ import annotations
@@ -24,19 +26,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import ray
-from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 
 from pipeline.control.claims import Claims, Owner
 from pipeline.control.driver import Driver
-from pipeline.control.pools import Pools, largest_chunk_bytes
-from pipeline.control.ray_cluster import Remote, RemoteStrikes, answer, check_local, one_by_one, ray_for
+from pipeline.control.pools import Pools, check_local, largest_chunk_bytes
 from pipeline.control.stop import GraceOverError, Stop
 from pipeline.decode import iter_clips, too_short
-from pipeline.errors import EncoderError, StorageError
+from pipeline.errors import StorageError
 from pipeline.guard.strikes import attempt
 from pipeline.output import run_records
 from pipeline.output.commit import commit, seal, tidy
@@ -54,6 +53,9 @@ from pipeline.stages.decode_video import Decode, Decoder
 from pipeline.stages.read_shard import MAX_BYTES, read_shard
 from pipeline.storage import Storage
 
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
 log = logging.getLogger(__name__)
 
 DECODES_PER_WORKER = 256
@@ -70,6 +72,10 @@ COMMIT_RETRIES = 3
 
 def graph(shards: list[Shard], pools: Pools, **stages: tuple[Any, dict[str, Any]]) -> Dataset:
     """The five operators, stages as (function or actor class, its settings). What comes out are receipts."""
+    from ray.data import ActorPoolStrategy, TaskPoolStrategy
+
+    from pipeline.control.ray_cluster import one_by_one
+
     (read, reading), (decode, decoding) = stages["read"], stages["decode"]
     (encode, encoding), (stage, staging) = stages["encode"], stages["stage"]
     tables: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": None}
@@ -149,6 +155,8 @@ def run(
     with Stop(job.grace) as stop:
         if driver.todo:
             log.info("starting Ray: %d of %d shards are left", len(driver.todo), plan.num_shards)
+            from pipeline.control.ray_cluster import ray_for
+
             chunk_bytes = largest_chunk_bytes(job.clip, job.latent, info)
             ray_here = ray_for(job.workers, chunk_bytes, stop, overlap.bytes_held(job.clip))
             with contextlib.suppress(GraceOverError), ray_here as pools, stop.limited():
@@ -180,6 +188,8 @@ def _stream(
     encoder: Callable[..., Callable[[Chunk], Latent]],
 ) -> None:
     """Let the driver drive the graph, with the claims and the strike counter beside it."""
+    from pipeline.control.ray_cluster import Remote, RemoteStrikes, receipts, remotely
+
     guard = RemoteStrikes()
     claims = Remote(Claims, output, Owner.this_process(driver.run_id))
     encoding = {
@@ -194,19 +204,14 @@ def _stream(
         "encode": (_Encode, encoding),
         "stage": (_stage, {"output": output}),
     }
-    remote_commit = ray.remote(num_cpus=0, max_retries=COMMIT_RETRIES)(commit).remote
+    remote_commit = remotely(commit, retries=COMMIT_RETRIES)
     driver.progress.slots = {"read": pools.readers, "decode": pools.decoders[0], "encode": pools.encoders[1]}
 
     def one_pass(shards: list[Shard]) -> Iterator[Receipt]:
         guard.started()  # encoders that were still starting when the last pass ended did not die
-        return _receipts(graph(shards, pools, **stages))
+        return receipts(graph(shards, pools, **stages))
 
-    driver.drive(
-        one_pass,
-        lambda shard: answer(remote_commit(output, spec.to_json(), shard)),
-        claims,
-        stop,
-    )
+    driver.drive(one_pass, partial(remote_commit, output, spec.to_json()), claims, stop)
 
 
 def _read(
@@ -264,11 +269,3 @@ def _stage(table: pa.Table, output: Storage) -> Iterator[pa.Table]:
         except StorageError as error:  # as a receipt: an exception would be 65 lines of Ray's, for each part
             receipt = Receipt(kind="unstored", shard=record.shard, message=str(error))
         yield to_table(receipt)
-
-
-def _receipts(rows: Dataset) -> Iterator[Receipt]:
-    try:
-        for table in rows.iter_batches(batch_format="pyarrow", batch_size=None):
-            yield from from_table(table)  # type: ignore[misc]
-    except ray.exceptions.ActorDiedError as error:  # raised in its constructor: those that die are restarted
-        raise EncoderError(f"no encoder can start: {str(error).strip().splitlines()[-1]}") from None

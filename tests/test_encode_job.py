@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+import subprocess
+import sys
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from pipeline.settings.job import Job, Workers
 from pipeline.settings.resolve import resolve
 from pipeline.settings.spec import LatentRule, Spec, diff
 from pipeline.storage import Storage
+from tests.outputs import make_output
 from tests.small import CLIP
 from tests.test_run import make_tar
 from tests.videos import make_video
@@ -114,6 +117,17 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert encode.main(flags) == encode.OK
     assert "1 shards" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]
+
+
+def test_a_run_with_nothing_left_ends_without_ray(tmp_path: Path) -> None:
+    """Its import alone takes a second, and starting it three more."""
+    make_tar(tmp_path / "a.tar", {"a": make_video(num_frames=30)})
+    make_output(tmp_path / "a.tar", tmp_path / "out", latent=LatentRule())
+    flags = ["--source", f"{tmp_path}/a.tar", "--output", f"{tmp_path}/out", "--vae", "tiny"]
+    flags += ["--num-frames", "9", "--height", "32", "--width", "48"]
+    check = f"import sys; from jobs import encode; print(encode.main({flags}), 'ray' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=300)
+    assert done.stdout.splitlines()[-1] == "0 False", done.stderr
 
 
 def summary(**changes: object) -> Summary:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 
 from pipeline.errors import ConfigError
 from pipeline.settings.clip_rule import ClipRule
-from pipeline.settings.job import Workers
+from pipeline.settings.job import Workers, local_cpus
 from pipeline.settings.spec import LatentRule
 from vae.info import VAEInfo
 from vae.shapes import chunk_spans
+
+SPARE_CPUS = 1
+"""CPUs that a Ray of our own has beyond those of the machine, so that `--encoders` may ask for one on every core and
+the decoding, which yields to them, still runs."""
 
 IO_BLOCK_BYTES = 8_000_000
 """Small samples and small chunks share a block of this size for transport. A block costs about 10 ms, and work is
@@ -54,6 +59,20 @@ class Pools:
     """Encode actors, fewest and most."""
     encoder_cpus: float
     encoder_gpus: float
+
+
+def check_local(workers: Workers) -> None:
+    """Refuse encoders that do not fit on this machine, where the run is to start a Ray of its own on it.
+
+    Raises:
+        ConfigError: as check_encoders.
+    """
+    ray = sys.modules.get("ray")  # where nobody has imported it, none is running
+    if workers.ray_address == "local" and not (ray and ray.is_initialized()):
+        import torch  # here, because it costs every worker that has no use for it seconds
+
+        gpus = 0 if workers.gpus_per_encoder == 0 else torch.cuda.device_count()
+        check_encoders(workers, cpus=local_cpus() + SPARE_CPUS, gpus=gpus, spare_cpus=SPARE_CPUS)
 
 
 def check_encoders(workers: Workers, *, cpus: float, gpus: float, spare_cpus: float = 0) -> tuple[int, int]:

@@ -21,15 +21,13 @@ from ray.job_config import JobConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import pipeline
-from pipeline.control.pools import Pools, block_bytes, check_encoders, pools
+from pipeline.control.pools import SPARE_CPUS, Pools, block_bytes, pools
 from pipeline.control.stop import GraceOverError, Stop
 from pipeline.errors import ConfigError, EncoderError, StorageError
 from pipeline.guard.strikes import Strikes
+from pipeline.records import Receipt
+from pipeline.rows import from_table
 from pipeline.settings.job import Workers, local_cpus
-
-SPARE_CPUS = 1
-"""CPUs that a Ray of our own has beyond those of the machine, so that `--encoders` may ask for one on every core and
-the decoding, which yields to them, still runs."""
 
 IDLE_WORKERS_PER_CPU = 8
 """Worker processes that a Ray of our own keeps. By default it ends idle ones beyond one per CPU after a second, and the
@@ -40,19 +38,6 @@ CONNECT_SECONDS = 60.0
 
 START_SECONDS = 600.0
 """How long a Ray of our own may take to start: 5 s on an idle machine, a minute on a busy one."""
-
-
-def check_local(workers: Workers) -> None:
-    """Refuse encoders that do not fit on this machine, where the run is to start a Ray of its own on it.
-
-    Raises:
-        ConfigError: as check_encoders.
-    """
-    if workers.ray_address == "local" and not ray.is_initialized():
-        import torch  # here, because it costs every worker that has no use for it seconds
-
-        gpus = 0 if workers.gpus_per_encoder == 0 else torch.cuda.device_count()
-        check_encoders(workers, cpus=local_cpus() + SPARE_CPUS, gpus=gpus, spare_cpus=SPARE_CPUS)
 
 
 @contextlib.contextmanager
@@ -203,6 +188,19 @@ class ShortQueues(backpressure.BackpressurePolicy):  # type: ignore[misc]
         return at_a_time is None or self._topology[op].total_enqueued_input_blocks() < at_a_time
 
 
+def receipts(rows: Dataset) -> Iterator[Receipt]:
+    """Run a dataset of receipts, and hand them on as they come.
+
+    Raises:
+        EncoderError: no encoder can start.
+    """
+    try:
+        for table in rows.iter_batches(batch_format="pyarrow", batch_size=None):
+            yield from from_table(table)  # type: ignore[misc]
+    except ray.exceptions.ActorDiedError as error:  # raised in its constructor: those that die are restarted
+        raise EncoderError(f"no encoder can start: {str(error).strip().splitlines()[-1]}") from None
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Ray's chatter off while it starts, and no worker started through `uv run` (ray#50961)."""
@@ -238,6 +236,12 @@ def answer(reference: Any) -> Any:
         raise error.cause from None
     except ray.exceptions.RayError as error:
         raise StorageError(f"{type(error).__name__}: its worker died, and so did the next ones") from None
+
+
+def remotely(function: Callable[..., Any], *, retries: int) -> Callable[..., Any]:
+    """The function, called on a worker that reserves no CPU, and again when that worker dies."""
+    call = ray.remote(num_cpus=0, max_retries=retries)(function).remote
+    return lambda *args: answer(call(*args))
 
 
 class Remote:
