@@ -1,1 +1,1 @@
-"""What a person or a scheduler runs: `latentmill encode`, `status`, `verify`, and the demo and the benchmarks."""
+"""The commands: `latentmill encode`, `status`, `verify`, and the demo and the benchmarks."""

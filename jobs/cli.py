@@ -1,4 +1,4 @@
-"""The command `latentmill`: a name, then what `python -m jobs.<name>` takes."""
+"""The command `latentmill NAME [OPTIONS]`, the same as `python -m jobs.NAME [OPTIONS]`."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import NoReturn
 from jobs.process import run_command
 
 COMMANDS = {
-    "encode": "video shards in, scaled latents out; running it again resumes",
-    "status": "what stands in an output, also while a run is going",
-    "verify": "read everything back; optionally encode clips again and compare",
-    "ls": "what is in an output: rows, shapes, sizes",
-    "head": "the first rows of an output, as text",
-    "cat": "one latent as .npy or .pt",
-    "demo": "make some videos in ./demo and send them through the whole stream",
-    "bench": "measure a part against other ways of doing it; figures are ratios",
+    "encode": "encode video shards to scaled latents; run it again to resume",
+    "status": "show the progress and contents of an output, also during a run",
+    "verify": "read and check a whole output; optionally encode some clips again and compare",
+    "ls": "list the rows, shapes and sizes of an output",
+    "head": "print the first rows of an output as text",
+    "cat": "write one latent as .npy or .pt",
+    "demo": "make some videos in ./demo, encode them, and read the latents back",
+    "bench": "measure the speed of a part, as a ratio to other programs",
 }
 
 USAGE = (
@@ -28,7 +28,7 @@ USAGE = (
 
 
 def main() -> NoReturn:
-    """Run a command and leave with its own exit code."""
+    """Run a command and exit with its exit code."""
     run_command(lambda: _run(sys.argv[1:]))
 
 
@@ -53,7 +53,7 @@ def _version() -> str:
     try:
         return metadata.version("latentmill")
     except metadata.PackageNotFoundError:
-        return "(a checkout that is not installed)"
+        return "(not installed: run from a source checkout)"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""python -m jobs.demo: real video through the whole stream, in about a minute. Writes ./demo anew each time.
+"""python -m jobs.demo: encode a few short videos and read the latents back, in about a minute.
 
-Every step is the command that it prints: the same `main` with the same arguments, called in this process.
+Deletes and rewrites ./demo. Every step prints its command and calls the same `main` with the same arguments in this
+process.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pipeline.output.wording import size
 DEMO = Path("demo")
 
 MARK = DEMO / ".made-by-latentmill-demo"
-"""Only a folder with this file in it is ever deleted."""
+"""The demo deletes a folder only if this file is in it."""
 
 SMALL = ["--vae", "tiny", "--height", "64", "--width", "96"]
 TARS = ["--source", "demo/tars/*.tar", "--output", "demo/latents/tars", *SMALL, "--num-frames", "9", "--clips", "all"]
@@ -49,30 +50,31 @@ Main = Callable[[Sequence[str]], int]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the demo. Exit code 0 if every step did what it shows, else that of the step that did not."""
+    """Run the demo. Exit code 0 if every step succeeded, else the exit code of the step that failed."""
     tyro.cli(Demo, args=argv, prog="latentmill demo", description=__doc__)
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # in order with stderr, in a pipe too
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # keeps the order with stderr in a pipe
     started = time.perf_counter()
-    print("The VAE of this demo, `tiny`, is UNTRAINED: the stream is real, its latents are of no use for training.")
+    print("The VAE of this demo, `tiny`, is UNTRAINED: its latents have real shapes but are useless for training.")
     if DEMO.exists() and not MARK.exists():
-        print(f"{DEMO.resolve()} was not made by this demo: move it away first", file=sys.stderr)
+        print(f"{DEMO.resolve()} was not made by this demo and is not deleted: move or remove it", file=sys.stderr)
         return 2
     shutil.rmtree(DEMO, ignore_errors=True)
-    _heading("Make the sources: two tars, a folder and a table, with a text file and half a file among them")
+    _heading("Make the sources: two tars, a folder and a table; one video is a text file, another is cut in half")
     DEMO.mkdir()
     MARK.touch()
     write_sources(DEMO)
     _tree(DEMO)
     again = ["--reencode", "2"]
     steps: list[tuple[str, str, Main, list[str]]] = [
-        ("Tars: all clips of 9 frames at 8 frames a second", "encode", encode.main, TARS),
-        ("The same again: nothing is left to do", "encode", encode.main, TARS),
-        ("A folder: 49 consecutive frames, which travel as three overlapping chunks", "encode", encode.main, FOLDER),
-        ("A table: its rows' ranges; one names a file that is not there", "encode", encode.main, TABLE),
-        ("What stands there now", "status", status.main, ["--output", "demo/latents/tars"]),
-        ("Read everything back, and encode two clips again", "verify", verify.main,
+        ("Encode tars: all clips of 9 frames at 8 frames per second", "encode", encode.main, TARS),
+        ("Run the same command again: there is nothing left to do", "encode", encode.main, TARS),
+        ("Encode a folder: 49 consecutive frames, as three overlapping chunks", "encode", encode.main, FOLDER),
+        ("Encode a table: the range of each row; one row names a missing file", "encode", encode.main, TABLE),
+        ("Show the status of the first output", "status", status.main, ["--output", "demo/latents/tars"]),
+        ("Check everything, and encode two clips again", "verify", verify.main,
          ["--output", "demo/latents/tars", *again]),
-        ("The same for the clips in chunks", "verify", verify.main, ["--output", "demo/latents/folder", *again]),
+        ("Check the clips that were encoded in chunks", "verify", verify.main,
+         ["--output", "demo/latents/folder", *again]),
     ]  # fmt: skip
     for heading, name, command, argv in steps:
         _heading(heading)
@@ -80,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if code := command(argv):
             print(f"demo: exit code {code}, expected 0", file=sys.stderr)
             return code
-    _heading("What was written")
+    _heading("The files that were written")
     _tree(DEMO / "latents")
     _heading("Read a latent back")
     print(READ_BACK)
@@ -94,7 +96,7 @@ def _heading(text: str) -> None:
 
 
 def _tree(root: Path, indent: str = "") -> None:
-    """Print a folder, files with their sizes. Empty folders are left out: an object store has none."""
+    """Print a folder and the sizes of its files, without empty folders, which an object store does not have."""
     print(f"{indent}{root.name if indent else root}/")
     for path in sorted(root.iterdir()):
         if path.is_file() and path != MARK:

@@ -1,4 +1,4 @@
-"""The demo's sources, made on the spot: two tars, a folder and a table of short videos, two of them broken.
+"""Generate the demo's sources: two tars, a folder and a table of short videos, two of them broken.
 
 tars/000000.tar     drift.mp4, upright.mp4 (rotated by metadata), not-a-video.mp4      captions in .txt and .json
 tars/000001.tar     jitter.mp4 (variable frame rate), truncated.mkv, slow.mkv
@@ -22,7 +22,7 @@ _TIME_BASE = Fraction(1, 90_000)
 
 
 def write_sources(root: Path) -> None:
-    """Write all of the above into the folder `root`. The same bytes every time, but for the encoder's version."""
+    """Write the files listed above into the folder `root`. The bytes depend only on the encoder's version."""
     for folder in ("tars", "folder"):
         (root / folder).mkdir(parents=True)
     drift = make_video(even_times(48, 24), width=192, height=128, seed=1)
@@ -65,7 +65,7 @@ def write_sources(root: Path) -> None:
 
 
 def picture(seconds: float, width: int, height: int, seed: int) -> np.ndarray:
-    """uint8 [height, width, 3]: a disc and a square that move over a drifting weave with grain."""
+    """Draw a disc and a square that move over a drifting weave with grain: uint8 [height, width, 3]."""
     random = np.random.default_rng(seed)
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     image = np.empty((height, width, 3), np.float32)
@@ -87,7 +87,7 @@ def even_times(num_frames: int, fps: Fraction | int) -> list[Fraction]:
 
 
 def _jittered(num_frames: int) -> list[Fraction]:
-    """Times between 20 ms and 100 ms apart."""
+    """Return frame times that are between 20 ms and 100 ms apart."""
     gaps = np.random.default_rng(0).integers(20, 100, num_frames).tolist()
     return [Fraction(sum(gaps[:n]), 1000) for n in range(num_frames)]
 
@@ -95,7 +95,7 @@ def _jittered(num_frames: int) -> list[Fraction]:
 def make_video(
     times: Sequence[Fraction], *, width: int, height: int, seed: int, rotation: int = 0, container: str = "mp4"
 ) -> bytes:
-    """An H.264 file with a frame at each of `times` (seconds)."""
+    """Encode an H.264 file with a frame at each of `times` (seconds)."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container) as out:
         stream = out.add_stream("libx264", rate=30)

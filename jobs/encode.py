@@ -1,7 +1,7 @@
-"""latentmill encode: shards of video in, shards of scaled latents out. Running it again resumes.
+"""latentmill encode: encode shards of video to shards of scaled latents. Run the same command again to resume.
 
-Exit codes: 0 all committed; 1 something is left; 2 configuration; 3 more rejected than --max-rejected (what is
-committed stays); 75 stopped by SIGTERM, 130 by SIGINT: run the same command again to resume.
+Exit codes: 0 all shards are committed; 1 some shards are not committed; 2 wrong configuration; 3 the share of rejected
+clips exceeds --max-rejected (committed shards stay); 75 stopped by SIGTERM; 130 stopped by SIGINT.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ FLAGS = (tyro.conf.OmitArgPrefixes, tyro.conf.UseAppendAction)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, run, print the summary; see the module for the exit codes."""
+    """Run an encode job and print its summary. The module docstring lists the exit codes."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    for library in ("botocore", "aiobotocore"):  # they tell where they found credentials
+    for library in ("botocore", "aiobotocore"):  # at INFO they log where they found credentials
         logging.getLogger(library).setLevel(logging.WARNING)
     try:
         job = parse(argv)
@@ -46,12 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str] | None) -> Job:
-    """The Job that a command line asks for. Wrong syntax prints the usage and exits with code 2."""
+    """Parse a command line into a Job. Wrong syntax prints the usage and exits with code 2."""
     return tyro.cli(Job, args=argv, prog="latentmill encode", description=__doc__, config=FLAGS)
 
 
 def _dry_run(job: Job) -> str:
-    """What a run would do. Nothing is written."""
+    """Return a description of what the run would do, without writing anything."""
     from pipeline.output.spec_file import check
     from pipeline.output.wording import size
     from pipeline.plan.frozen import foresee
@@ -73,7 +73,7 @@ def _dry_run(job: Job) -> str:
 
 
 def exit_code(summary: Summary, job: Job) -> int:
-    """See the module."""
+    """Return the exit code of a finished run, as the module docstring lists them."""
     if summary.stopped and summary.open_shards:
         return STATUS[summary.stopped]
     if summary.open_shards:

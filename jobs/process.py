@@ -1,4 +1,4 @@
-"""A command as a process: what a signal does before a run has begun, and the one way in which every command ends."""
+"""Run a command as a process: signals before a run starts, and the way in which every command exits."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import NoReturn
 from pipeline.control.stop import STATUS, leave
 
 READER_GONE = 141
-"""Exit code of a command whose reader ended in the middle of its output: what a shell shows for SIGPIPE."""
+"""Exit code of a command whose output pipe was closed early: the code that a shell shows for SIGPIPE."""
 
 
 def run_command(main: Callable[[], int]) -> NoReturn:
-    """Call `main` and end the process with its code, or at once by a signal that `main` does not take."""
+    """Call `main` and exit with its code. A signal that `main` does not handle ends the process at once."""
     for name in STATUS:
         signal.signal(signal.Signals[name], _end)
     try:
         status = main()
-    except SystemExit as over:  # of the parser, once it has printed
-        status = over.code if isinstance(over.code, int) else int(over.code is not None)
+    except SystemExit as parser_exit:  # after the parser printed help or an error
+        status = parser_exit.code if isinstance(parser_exit.code, int) else int(parser_exit.code is not None)
     except BrokenPipeError:
         status = READER_GONE
     except Exception:
@@ -33,5 +33,5 @@ def run_command(main: Callable[[], int]) -> NoReturn:
 
 def _end(number: int, _frame: FrameType | None) -> None:
     name = signal.Signals(number).name
-    os.write(2, f"stopped by {name} before anything was begun: run the same command again\n".encode())
+    os.write(2, f"stopped by {name} before the run started: run the same command again\n".encode())
     leave(STATUS[name])

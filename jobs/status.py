@@ -1,4 +1,4 @@
-"""latentmill status: what stands in an output, also while a run is going. Reads only what was derived: no latents."""
+"""latentmill status: show the progress and contents of an output, also during a run. Reads no latents."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from pipeline.storage import Storage
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Status:
-    """What stands in an output."""
+    """Options of `latentmill status`."""
 
     output: str
-    """The output of `latentmill encode`."""
+    """Path or URL that `latentmill encode` wrote to."""
     as_json: Annotated[bool, tyro.conf.arg(name="json", aliases=("--as-json",))] = False
     """Print JSON instead of a table."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the status. Exit code 0; 2 where there is no output; 1 where storage failed."""
+    """Print the status. Exit code 0; 2 if there is no output; 1 if storage failed."""
     args = tyro.cli(Status, args=argv, prog="latentmill status", description=__doc__)
     try:
         facts = status(Storage(args.output)) | {"output": args.output}
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def status(output: Storage) -> dict[str, object]:
-    """Shards, clips, rejections by reason, bytes and Spec of an output, JSON-friendly.
+    """Return shards, clips, rejections by reason, bytes and Spec of an output, as JSON types.
 
     Raises:
         ConfigError: there is no spec.json.
@@ -70,7 +70,7 @@ def status(output: Storage) -> dict[str, object]:
 
 
 def table(facts: dict[str, object]) -> str:
-    """The same, for people."""
+    """Return the facts of `status` as a table of text."""
     rejected: dict[str, int] = facts["rejected"]  # type: ignore[assignment]
     spec: dict[str, dict[str, object]] = facts["spec"]  # type: ignore[assignment]
     vae, clip, latent = spec["vae"], spec["clip"], spec["latent"]
@@ -80,7 +80,7 @@ def table(facts: dict[str, object]) -> str:
         ("clips", f"{facts['clips']} = {facts['latents']} latents + {sum(rejected.values())} rejected"),
         *((f"  {reason}", n) for reason, n in rejected.items()),
         ("bytes", size(facts["latent_bytes"])),  # type: ignore[arg-type]
-        ("staged", f"{facts['staged']} parts of shards under way"),
+        ("staged", f"{facts['staged']} parts of unfinished shards"),
         ("vae", f"{vae['name']}  sha256 {str(vae['weights_sha256'])[:12]}"),
         ("clip", _changed(clip, ClipRule())),
         ("latent", _changed(latent, LatentRule())),
@@ -90,9 +90,9 @@ def table(facts: dict[str, object]) -> str:
 
 
 def _changed(settings: dict[str, object], defaults: ClipRule | LatentRule) -> str:
-    """The settings that differ from the defaults; all of them are in spec.json."""
+    """Return the settings that differ from the defaults; spec.json has all of them."""
     usual = json.loads(json.dumps(asdict(defaults)))
-    return "  ".join(f"{name} {value}" for name, value in settings.items() if value != usual[name]) or "as by default"
+    return "  ".join(f"{name} {value}" for name, value in settings.items() if value != usual[name]) or "all defaults"
 
 
 if __name__ == "__main__":

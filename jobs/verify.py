@@ -1,7 +1,7 @@
-"""latentmill verify: read everything in an output back, and optionally encode some clips again.
+"""latentmill verify: read and check everything in an output, and optionally encode some clips again.
 
-Exit codes: 0 all is well; 1 something is wrong (each line names file, row, what was found and what was expected), or
-storage failed; 2 no output there, or a wrong flag.
+Exit codes: 0 no problems; 1 problems were found (one line each: file, row, what was found and what was expected), or
+storage failed; 2 there is no output, or an option is wrong.
 """
 
 from __future__ import annotations
@@ -28,21 +28,22 @@ COUNTS = ("shards", "remaining", "latents", "latent_bytes", "rejections", "encod
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verify:
-    """What to verify."""
+    """Options of `latentmill verify`."""
 
     output: str
-    """The output of `latentmill encode`."""
+    """Path or URL that `latentmill encode` wrote to."""
     reencode: int = 0
-    """Clips of sound shards to decode and encode again from the source. Equal bytes are demanded where every run of the
-    output had this environment (versions, device, threads), a bound on the difference elsewhere."""
+    """Number of clips to decode and encode again from the source, chosen from shards without problems. Bytes must be
+    equal if every run of the output had this environment (versions, device, threads); otherwise the difference must be
+    below a bound."""
     seed: int = 0
-    """Chooses the clips."""
+    """Random seed for the choice of clips."""
     vae: str = ""
     """With --reencode: the checkpoint, as for encode. Not needed for `tiny`."""
     threads: int | None = None
-    """With --reencode: torch threads on a CPU. Default: as the output's runs recorded."""
+    """With --reencode: torch threads on a CPU. Default: the number recorded in the output."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """With --reencode: auto takes a GPU where there is one, as encode does."""
+    """With --reencode: device of the encoder. auto uses a GPU if there is one, as encode does."""
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
     """Print one JSON object at the end instead of lines: ok, counts, problems, notes, and the clips encoded again."""
 
@@ -54,7 +55,7 @@ class Verify:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Verify and print what is wrong; see the module for the exit codes."""
+    """Verify an output and print every problem. The module docstring lists the exit codes."""
     try:
         args = tyro.cli(Verify, args=argv, prog="latentmill verify", description=__doc__)
         return _verify(args)
@@ -134,7 +135,7 @@ def _verify(args: Verify) -> int:
 
 
 def _reencode(args: Verify, output: Storage, rows: dict[str, int], report: Report) -> None:
-    """Encode some clips of sound shards again, and compare."""
+    """Encode some clips of shards without problems again, and compare."""
     import torch
 
     from pipeline.output import run_records
@@ -149,7 +150,9 @@ def _reencode(args: Verify, output: Storage, rows: dict[str, int], report: Repor
     spec = load_spec(output)
     where = args.vae or ("tiny" if spec.vae["name"] == TINY_NAME else "")
     if not where:
-        raise ConfigError(f"--vae must be given with --reencode: the spec names {spec.vae['name']}, and never a path")
+        raise ConfigError(
+            f"--reencode needs --vae, the checkpoint of {spec.vae['name']}: an output does not record its path"
+        )
     device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
     threads = args.threads or recorded_threads(output)
     encoder = Encoder(where, spec, device=device, threads=threads, largest=largest_clip(spec.clip))

@@ -1,6 +1,6 @@
-"""The models: causal 3D video encoders, the temporal video decoder, their checkpoints, and VideoVAE over them.
+"""The models: causal 3D video encoders, the temporal video decoder, their checkpoints, and VideoVAE on top of them.
 
-Names are imported when they are first asked for, so that `vae.shapes` and `vae.info` cost a decode worker no torch.
+Each name is imported on first use, so that a decode worker can import `vae.shapes` and `vae.info` without torch.
 """
 
 from __future__ import annotations

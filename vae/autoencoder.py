@@ -1,8 +1,8 @@
-"""VideoVAE: pixels to posterior, one window after the other, with everything that a job asks of a VAE.
+"""VideoVAE: pixels to posterior, one window after the other, and everything else that a job needs from a VAE.
 
 vae = load_vae("tiny")
 posterior = vae.encode(pixels)               # uint8 or [-1, 1], (B, 3, T, H, W)
-latent = vae.scale(posterior.mode())         # (B, 16, T', H/8, W/8), as diffusion training wants it
+latent = vae.scale(posterior.mode())         # (B, 16, T', H/8, W/8), scaled for diffusion training
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ class VideoVAE:
 
     @property
     def device(self) -> torch.device:
-        """Where the encoder is."""
+        """The device that the encoder is on."""
         return next(self.encoder.parameters()).device
 
     def encode(self, pixels: Tensor, tiling: Tiling | None = None) -> DiagonalGaussianDistribution:
         """Encode whole clips by the schedule.
 
         Args:
-            pixels: (B, C, T, H, W), uint8 or float in [-1, 1], on any device. A batch changes float rounding: a job
-                that promises equal bytes passes one clip.
+            pixels: (B, C, T, H, W), uint8 or float in [-1, 1], on any device. The batch size changes float rounding,
+                so a job that promises equal bytes passes one clip at a time.
             tiling: encode tile by tile; changes every latent (`vae.tiling`).
 
         Raises:
@@ -64,7 +64,7 @@ class VideoVAE:
         Args:
             pixels: (B, C, T, H, W) as in `encode`; T is the sum of `windows`.
             windows: window lengths, context first.
-            num_context: how many windows only warm the caches.
+            num_context: how many of the first windows only fill the caches.
             tiling: encode tile by tile.
 
         Returns:
@@ -87,8 +87,8 @@ class VideoVAE:
 
         Args:
             pixels: the next frames, as in `encode`.
-            cache: what the call before returned; None at the start of a clip. It is left as it is, so one state can be
-                continued twice.
+            cache: what the previous call returned; None at the start of a clip. It is not changed, so a stream can
+                continue twice from one state.
 
         Returns:
             Moments of the window (B, 2C', T', H', W'), and the state after it.
@@ -100,7 +100,7 @@ class VideoVAE:
             return self.encoder.step(self._to_input(pixels), None if cache is None else copy_cache(cache))
 
     def scale(self, z: Tensor) -> Tensor:
-        """(z - shift) * scale, channels on axis -4: what diffusion training sees."""
+        """Return (z - shift) * scale, the latent for diffusion training. Channels are on axis -4."""
         return (z - self._factors(self.info.shift, z)) * self._factors(self.info.scale, z)
 
     def unscale(self, z: Tensor) -> Tensor:
@@ -111,11 +111,11 @@ class VideoVAE:
         """Encode one window of noise through the fast path and in float32 through the plain path, and compare.
 
         Guards against a broken kernel or library: cuDNN 9.10.2 gave silently wrong bf16 Conv3d at large shapes
-        (pytorch #163539). The shape is the largest that will be encoded, which proves that it fits, too.
+        (pytorch #163539). Pass the largest shape of the job: that also proves that it fits into memory.
 
         Args:
-            shape_THW: frames, height and width of a clip; its first window is used, or the nearest length that the VAE
-                takes where it takes no other.
+            shape_THW: frames, height and width of a clip; its first window is encoded. A VAE that takes certain
+                lengths only gets the nearest of them.
 
         Returns:
             Relative L2 error of the moments. About 1e-6 in float32 and 1e-2 in bfloat16; NaN or inf if either is not
@@ -131,7 +131,7 @@ class VideoVAE:
         pixels = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
         fast = self.encode_windows(pixels, (num_frames,), 0).float()
         exact = VideoVAE(copy.deepcopy(self.encoder).float(), self.info)
-        # Not without cuDNN: torch would unfold every input, 43 GB at 9x480x720 (128 channels, 27 taps, float32).
+        # cuDNN stays on: without it torch unfolds every input, 43 GB at 9x480x720 (128 channels, 27 taps, float32).
         with kernels.plain(), torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
             reference = exact.encode_windows(pixels, (num_frames,), 0)
         return float((fast - reference).norm() / reference.norm())
@@ -154,7 +154,10 @@ class VideoVAE:
         return torch.cat(moments, dim=2).contiguous()
 
     def _to_input(self, pixels: Tensor) -> Tensor:
-        """Move to the device and make uint8 into [-1, 1] there, in float32, then cast: a quarter of the traffic."""
+        """Move pixels to the device, and scale uint8 to [-1, 1] there, in float32, before the cast.
+
+        uint8 is a quarter of the traffic of float32.
+        """
         pixels = pixels.to(self.device, non_blocking=True)
         if pixels.dtype == torch.uint8:
             pixels = pixels.float().div_(127.5).sub_(1.0)
@@ -166,7 +169,7 @@ class VideoVAE:
         if pixels.dtype != torch.uint8 and not pixels.dtype.is_floating_point:
             raise ValueError(f"pixels must be uint8 in [0, 255] or float in [-1, 1], got {pixels.dtype}")
         if pixels.shape[0] < 1:
-            raise ValueError(f"pixels hold no clip, got {tuple(pixels.shape)}")
+            raise ValueError(f"pixels must have at least one clip, got {tuple(pixels.shape)}")
         self.info.check_size(pixels.shape[3], pixels.shape[4])
 
     def _factors(self, value: Scaling, z: Tensor) -> Tensor:
@@ -175,6 +178,6 @@ class VideoVAE:
             return factors.reshape(-1, 1, 1, 1)
         if z.shape[-3] > factors.shape[1]:
             raise ValueError(
-                f"{self.info.name} states the scaling of {factors.shape[1]} latent frames only, got {z.shape[-3]}"
+                f"{self.info.name} defines the scaling of {factors.shape[1]} latent frames only, got {z.shape[-3]}"
             )
         return factors[:, : z.shape[-3], None, None]

@@ -17,9 +17,9 @@ from vae.shapes import PoolRule
 
 
 def get_timestep_embedding(timesteps: Tensor, embedding_dim: int) -> Tensor:
-    """Sinusoidal embedding of the DDPM kind: (N,) to (N, embedding_dim) float32, sines first.
+    """Return the sinusoidal embedding of DDPM: (N,) to (N, embedding_dim) float32, sines first.
 
-    Frequencies are exp(-ln(10000) * i / (half - 1)). VideoBlock uses another one, `timestep_embedding`.
+    Frequencies are exp(-ln(10000) * i / (half - 1)). VideoBlock uses a different one, `timestep_embedding`.
 
     Raises:
         ValueError: rank other than 1, or fewer than 4 dimensions, for which the frequencies are undefined.
@@ -28,13 +28,13 @@ def get_timestep_embedding(timesteps: Tensor, embedding_dim: int) -> Tensor:
         raise ValueError(f"need timesteps of rank 1 and embedding_dim >= 4, got {timesteps.shape = }, {embedding_dim}")
     half = embedding_dim // 2
     exponent = torch.arange(half, dtype=torch.float32, device=timesteps.device) * (-math.log(10000.0) / (half - 1))
-    # exp in float64: float32's differs by a bit between vector units, which is 3e-5 of a sine at timestep 1000.
+    # exp in float64: in float32 it differs by a bit between vector units, which is 3e-5 of a sine at timestep 1000.
     angles = timesteps.float()[:, None] * exponent.double().exp().float()[None]
     return F.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, embedding_dim % 2))
 
 
 class Normalize3D(nn.GroupNorm):
-    """GroupNorm over 32 groups, eps 1e-6. On a clip its statistics run over T, H and W: they see every frame."""
+    """GroupNorm over 32 groups, eps 1e-6. The statistics of a clip run over T, H and W, so over all of its frames."""
 
     def __init__(self, in_channels: int) -> None:
         if in_channels % 32:
@@ -43,7 +43,7 @@ class Normalize3D(nn.GroupNorm):
 
 
 class DownSample3D(nn.Module):
-    """Halve height and width, and with `compress_time` the frames before that."""
+    """Halve height and width; with `compress_time`, first halve the number of frames."""
 
     def __init__(
         self, in_channels: int, with_conv: bool, compress_time: bool = False, out_channels: int | None = None
@@ -57,12 +57,12 @@ class DownSample3D(nn.Module):
             self.conv = nn.Conv2d(in_channels, out_channels or in_channels, kernel_size=3, stride=2, padding=0)
 
     def forward(self, x: Tensor, rule: PoolRule = "first") -> Tensor:
-        """(B, C, T, H, W) to (B, C', T', H // 2, W // 2); T' by `vae.shapes.PoolRule`.
+        """(B, C, T, H, W) to (B, C', T', H // 2, W // 2); `vae.shapes.PoolRule` gives T'.
 
         Raises:
             ValueError: rule `first` and T = 2.
         """
-        # The zero row and column at the bottom and right, where the strided kernel reaches over the edge.
+        # The kernel with stride 2 reaches one row and one column over the bottom and right edge: zeros.
         edge = 1 if self.with_conv else 0
         x = kernels.pool_time(x, rule, edge) if self.compress_time else F.pad(x, (0, edge, 0, edge))
         batch, channels, num_frames, height, width = x.shape
@@ -72,7 +72,7 @@ class DownSample3D(nn.Module):
 
 
 class Upsample3D(nn.Module):
-    """Double height and width, and with `compress_time` all frames but the first, by repetition."""
+    """Double height and width by repetition; with `compress_time`, also repeat every frame but the first."""
 
     def __init__(self, in_channels: int, with_conv: bool, compress_time: bool = False) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ class ResnetBlock3D(nn.Module):
             x: the input.
             temb: (B, temb_channels), the same for all frames.
             cache: state of a stream, updated in place; None for a whole clip.
-            overwrite: nobody needs x any more, so the result may take its memory.
+            overwrite: the caller no longer needs x, so the result may be written into its memory.
         """
         if temb is not None and self.temb_channels <= 0:
             raise ValueError("temb was given, but the block was built with temb_channels=0")

@@ -1,4 +1,4 @@
-"""CausalConv3d: the only place that knows about padding in time and about the cache of a stream.
+"""CausalConv3d: the only module that pads in time and defines the cache of a stream.
 
 Layout of every tensor: (B, C, T, H, W).
 """
@@ -14,25 +14,25 @@ from torch import Tensor, nn
 from vae import kernels
 
 PadMode = Literal["constant", "first", "reflect"]
-"""What stands before a clip's first frame. constant: zeros. first: copies of frame 0. reflect: frames 1, 2, ...
-mirrored; where the clip is too short, zeros, furthest in the past."""
+"""The padding before a clip's first frame. constant: zeros. first: copies of frame 0. reflect: frames 1, 2, ...
+mirrored; if the clip is too short, the frames furthest in the past are zeros."""
 
 
 Cache = dict[str, Tensor]
-"""Caches of several convolutions by name, for `CausalConv3d.through`. {} is the start of a stream."""
+"""Caches of several convolutions by name, for `CausalConv3d.through`. A stream starts with {}."""
 
 
 class CausalConv3d(nn.Module):
-    """Convolution whose output frame t sees no input frame after t (after s*t + s - 1 with stride s).
+    """A convolution whose output frame t depends on no input frame after t (after s*t + s - 1 with stride s).
 
     `forward` takes a whole clip. `step` takes a clip in pieces and carries the last frames of its padded input from one
-    piece to the next, so that the pieces' outputs joined are the whole clip's output:
+    piece to the next, so that the joined outputs of the pieces are the output of the whole clip:
 
         kernel 3, pad "first":  [a a|a b c d e] -> 5 outputs
         the same as             [a a|a b c] -> 3, cache [b c];  [b c|d e] -> 2, cache [d e]
 
-    Height and width are padded with zeros on both sides. `norm`, where given, means that the convolution reads
-    silu(norm(x)) instead of x: the activation is written straight into the padded buffer, which saves a copy.
+    Height and width are padded with zeros on both sides. With `norm`, the convolution reads silu(norm(x)) instead of x;
+    the activation is written directly into the padded buffer, which saves a copy.
     """
 
     def __init__(
@@ -98,15 +98,16 @@ class CausalConv3d(nn.Module):
 
         Args:
             x: the next frames.
-            cache: what the step before returned; None at the start of the clip.
+            cache: what the previous step returned; None at the start of the clip.
             norm: if given, the convolution reads silu(norm(x)).
-            residual: added to the output; without gradients its memory may be taken for the sum.
+            residual: added to the output; without gradients the sum may be written into its memory.
 
         Returns:
             The output frames, and the cache for the next step (a copy that shares no memory with x).
 
         Raises:
-            ValueError: as `forward`, or a kernel shorter than its stride and a piece that is no multiple of the stride.
+            ValueError: as `forward`, or the kernel is shorter than its stride and the piece is not a multiple of the
+                stride.
         """
         padded = self._padded(x, cache, norm)
         num_outputs = (padded.shape[2] - self.reach - 1) // self.stride + 1
@@ -127,9 +128,10 @@ class CausalConv3d(nn.Module):
         norm: nn.GroupNorm | None = None,
         residual: Tensor | None = None,
     ) -> Tensor:
-        """`step` with its state under `name` in `cache`, or `forward` where `cache` is None.
+        """Call `step` with its state under `name` in `cache`, or `forward` if `cache` is None.
 
-        The entry is taken out before the convolution runs and the next one is put in after: at no time are both alive.
+        The old entry is removed before the convolution runs and the new one is stored after it, so that the two never
+        take memory at the same time.
         """
         if cache is None:
             return self.forward(x, norm=norm, residual=residual)
@@ -137,7 +139,7 @@ class CausalConv3d(nn.Module):
         return y
 
     def _padded(self, x: Tensor, past: Tensor | None, norm: nn.GroupNorm | None) -> Tensor:
-        """The convolution's input: the past, then x or silu(norm(x))."""
+        """Return the convolution's input: the past frames, then x or silu(norm(x))."""
         if x.ndim != 5 or x.shape[1] != self.conv.in_channels:
             raise ValueError(f"input must be (B, {self.conv.in_channels}, T, H, W), got {tuple(x.shape)}")
         num_past = self.time_pad if past is None else past.shape[2]
@@ -161,7 +163,7 @@ class CausalConv3d(nn.Module):
         return padded
 
     def _start(self, body: Tensor) -> Tensor:
-        """What stands before the first frame of a clip: `time_pad` frames."""
+        """Return the `time_pad` frames of padding before the first frame of a clip."""
         if self.pad_mode == "first":
             return body[:, :, :1].expand(-1, -1, self.time_pad, -1, -1)
         batch, channels, _, height, width = body.shape

@@ -2,13 +2,15 @@
 
     conv_in -> level 0 -> ... -> level L-1 -> mid (two residual blocks, no attention) -> norm, silu, conv_out
 
-A level is `num_res_blocks` residual blocks, each followed by attention where the nominal resolution asks for it. All
-but the last end with a downsampling by 2 in space and, in the first log2(temporal_compress_times) levels, in time.
+A level is `num_res_blocks` residual blocks, each followed by attention if the nominal resolution is in
+`attn_resolutions`. All levels but the last end with a downsampling by 2 in space and, in the first
+log2(temporal_compress_times) levels, in time.
 
-One class serves three checkpoints, which differ in how a clip goes through it (measured: the same output bit for bit):
+One class serves three kinds of checkpoint. They differ in how a clip passes through it (measured: the same output bit
+for bit as the original code):
 
     forward     the whole clip at once, pooling rule "first"            MoVQ, SAT
-    step        window by window, caches threaded, rule "parity"        diffusers
+    step        window by window with caches, rule "parity"             diffusers
 """
 
 from __future__ import annotations
@@ -23,14 +25,14 @@ from vae.causal import Cache, CausalConv3d, PadMode
 from vae.shapes import PoolRule, pooled_frames
 
 EncoderCache = dict[str, Cache]
-"""State of a stream between two windows: caches of every causal convolution, by block. A plain dict of tensors."""
+"""State of a stream between two windows: the caches of every causal convolution, by block. Plain dicts of tensors."""
 
 _WITHOUT_EFFECT = frozenset({"gather_norm", "cp_size", "attn_type", "use_linear_attn"})
-"""Arguments in shipped configs that say how the reference runs in several processes, or that it never reads."""
+"""Arguments in shipped configs without effect: they are for the reference in several processes, or never read there."""
 
 
 class Level(nn.Module):
-    """One resolution: residual blocks, attention (none, or one per block), then perhaps a downsampling."""
+    """One resolution: residual blocks, attention (none, or one per block), then an optional downsampling."""
 
     def __init__(self, block: list[ResnetBlock3D], attn: list[AttnBlock2D], downsample: DownSample3D | None) -> None:
         super().__init__()
@@ -80,10 +82,10 @@ class Encoder3D(nn.Module):
             dropout: in the residual blocks, when training.
             resamp_with_conv: downsample by a strided convolution instead of by averaging.
             in_channels: channels of the input.
-            resolution: nominal size that decides where attention stands; inputs may have any size.
+            resolution: nominal size that decides which levels have attention; inputs may have any size.
             z_channels: latent channels.
             double_z: output mean and logvar instead of the latent alone.
-            pad_mode: of every causal convolution.
+            pad_mode: padding in time of every causal convolution.
             temporal_compress_times: a power of two, at most 2 ** (levels - 1).
             without_effect: arguments of shipped configs that change nothing here (`gather_norm`, `cp_size`, ...).
 
@@ -135,12 +137,12 @@ class Encoder3D(nn.Module):
     def step(self, x: Tensor, cache: EncoderCache | None = None) -> tuple[Tensor, EncoderCache]:
         """Encode the next window of a clip.
 
-        The cache is consumed: each convolution frees its part while it runs, which keeps a long clip as small as a
-        short one. To go on twice from one state, pass a copy made with `copy_cache`.
+        The cache is consumed: each convolution frees its part while it runs, so that a long clip needs no more memory
+        than a short one. To continue twice from one state, pass a copy made with `copy_cache`.
 
         Args:
             x: the next frames.
-            cache: what the step before returned; None at the start of a clip.
+            cache: what the previous step returned; None at the start of a clip.
 
         Returns:
             The window's moments, and the cache for the next step.
@@ -173,7 +175,7 @@ class Encoder3D(nn.Module):
 
 
 def copy_cache(cache: EncoderCache) -> EncoderCache:
-    """Copy the dicts of a cache, not its tensors: a step consumes dicts and never writes into tensors."""
+    """Copy the dicts of a cache but not its tensors: a step changes the dicts and never the tensors."""
     return {name: dict(part) for name, part in cache.items()}
 
 

@@ -1,7 +1,7 @@
-"""The one error of this package that is more than a ValueError."""
+"""CheckpointError, the only error class of this package. Wrong arguments raise ValueError."""
 
 from __future__ import annotations
 
 
 class CheckpointError(ValueError):
-    """Not a checkpoint that can be loaded. The message names the place, what was found and what was expected."""
+    """The checkpoint cannot be loaded. The message names the path, what was found and what was expected."""

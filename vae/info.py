@@ -1,4 +1,4 @@
-"""VAEInfo: all that a job must know of a VAE without running it. No torch."""
+"""VAEInfo: everything that a job must know about a VAE without running it. No torch."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ Scaling = float | tuple[float, ...] | tuple[tuple[float, ...], ...]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VAEInfo:
-    """What a VAE is and what it makes of a clip. JSON-friendly: see `to_json`."""
+    """The description of a VAE and of the latents that it makes. `to_json` gives it as JSON types."""
 
     name: str
-    """Class of the VAE as its checkpoint names it; `tiny-untrained` says what it is."""
+    """Class of the VAE as its checkpoint names it, or `tiny-untrained`."""
     config: dict[str, Any]
     """Arguments that rebuild the network."""
     weights_sha256: str
-    """Digest of the encoder's tensors (name, dtype, shape, bytes), the same wherever and however they are stored."""
+    """Digest of the encoder's tensors (name, dtype, shape, bytes); it does not depend on file format or path."""
     in_channels: int
     """Channels of the pixels."""
     latent_channels: int
     """Channels of the latent."""
     time_compression: int
-    """Frames per latent frame after the first, which stands for one frame."""
+    """Frames per latent frame, except the first latent frame, which represents one frame."""
     space_compression: int
     """Pixels per latent cell in height and in width."""
     scale: Scaling
@@ -38,11 +38,11 @@ class VAEInfo:
     windowed: bool
     """Whether a long clip may be cut into chunks on the window grid."""
     only_accepted_lengths: bool = False
-    """Whether lengths that `accepts` refuses cannot be encoded at all."""
+    """Whether the VAE can encode only the lengths that `accepts` allows."""
 
     @property
     def frame_rule(self) -> str:
-        """Accepted frame counts as text, k = 0, 1, 2, ..."""
+        """The accepted frame counts as text, for k = 0, 1, 2, ..."""
         return f"1 + {self.time_compression}k"
 
     def accepts(self, num_frames: int) -> bool:
@@ -54,10 +54,10 @@ class VAEInfo:
         return shapes.nearest_frames(num_frames, self.time_compression)
 
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """(C, T', H', W') of a clip's latent; nothing is run.
+        """Return the shape (C, T', H', W') of a clip's latent, without running the VAE.
 
         Raises:
-            ValueError: a size that is no multiple of the compression, or a T that cannot be encoded.
+            ValueError: a size that is not a multiple of the compression, or a T that cannot be encoded.
         """
         self.check_size(height, width)
         if self.only_accepted_lengths:
@@ -69,7 +69,7 @@ class VAEInfo:
         return self.latent_channels, num_latent, height // self.space_compression, width // self.space_compression
 
     def check_size(self, height: int, width: int) -> None:
-        """Refuse sizes whose last rows or columns would be dropped silently.
+        """Reject sizes whose last rows or columns would be dropped silently.
 
         Raises:
             ValueError: height or width is not a positive multiple of `space_compression`.
@@ -79,7 +79,7 @@ class VAEInfo:
             raise ValueError(f"height and width must be positive multiples of {step}, got {height}x{width}")
 
     def to_json(self) -> dict[str, Any]:
-        """All fields as JSON types, in field order."""
+        """Return all fields as JSON types, in field order."""
         return {name: _lists(value) for name, value in asdict(self).items()}
 
 

@@ -1,4 +1,4 @@
-"""The Gaussian posterior that an encoder's moments describe."""
+"""The Gaussian posterior that the moments of an encoder describe."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ class DiagonalGaussianDistribution:
         return self.mean + self.std * noise.to(self.mean.device)
 
     def kl(self, other: DiagonalGaussianDistribution | None = None, dims: Sequence[int] | None = None) -> Tensor:
-        """KL divergence from `other`, or from N(0, 1): nats, summed over `dims`, or all but the batch.
+        """Return the KL divergence from `other`, or from N(0, 1), in nats: summed over `dims`, or all but the batch.
 
-        The reference sums dims 1, 2, 3 whatever the rank, which leaves W unsummed for video; pass them to get that.
+        The reference sums dims 1, 2, 3 for any rank, so it does not sum W of a video; pass these dims to get the same.
         """
         if self.deterministic:
             return self.mean.new_zeros(1)
@@ -59,7 +59,7 @@ class DiagonalGaussianDistribution:
         return 0.5 * terms.sum(dim=self._dims(dims))
 
     def nll(self, sample: Tensor, dims: Sequence[int] | None = None) -> Tensor:
-        """Negative log likelihood of `sample`: nats, summed over `dims`, or all but the batch."""
+        """Return the negative log likelihood of `sample` in nats, summed over `dims`, or all but the batch."""
         if self.deterministic:
             return self.mean.new_zeros(1)
         terms = math.log(2.0 * math.pi) + self.logvar + (sample - self.mean).square() / self.var

@@ -5,11 +5,12 @@ AutoencoderKLCogVideoX.encode does: windows of 8 frames, the first one takes the
 
     T = 21:  [0 .. 13)  [13 .. 21)         windows (13, 8), latents 4 + 2 = 6 = 1 + 20 / 4
 
-A clip with more than `chunk_windows` windows travels as several chunks, cut on that grid:
+A clip with more than `chunk_windows` windows is cut on that grid into several chunks, which pass through the stages
+one by one:
 
     T = 33, chunk_windows 2, context 1:    windows (9, 8, 8, 8)
     chunk 0   body    [0 .. 17)            windows (9, 8)
-    chunk 1   context [9 .. 17)  body [17 .. 33)   windows (8, 8, 8), the first one only warms the caches
+    chunk 1   context [9 .. 17)  body [17 .. 33)   windows (8, 8, 8), the first one only fills the caches
 
 Every range is half-open.
 """
@@ -24,11 +25,11 @@ Schedule = Literal["batched8", "whole"]
 """batched8: windows of 8 frames (diffusers parity, constant memory). whole: one pass over the clip (SAT parity)."""
 
 PoolRule = Literal["first", "parity"]
-"""How a temporal pool treats its frames. first: frame 0 alone, the rest in pairs, an odd one dropped (MoVQ, SAT).
-parity: frame 0 alone iff the number of frames is odd, so that nothing is dropped (diffusers)."""
+"""How temporal pooling groups frames. first: frame 0 alone, the rest in pairs, a last one without a pair is dropped
+(MoVQ, SAT). parity: frame 0 alone if and only if the number of frames is odd, so nothing is dropped (diffusers)."""
 
 WINDOW = 8
-"""Frames of a steady window in `batched8` (`num_sample_frames_batch_size` of diffusers' AutoencoderKLCogVideoX)."""
+"""Frames of every window but the first in `batched8` (`num_sample_frames_batch_size` of AutoencoderKLCogVideoX)."""
 
 
 def window_lengths(num_frames: int, schedule: Schedule = "batched8") -> tuple[int, ...]:
@@ -46,7 +47,7 @@ class ChunkSpan:
     """The frames of one chunk, as indices into the clip."""
 
     start: int
-    """First frame that travels."""
+    """First frame of the chunk, context included."""
     body: int
     """First frame whose latents are kept; [start, body) is context."""
     stop: int
@@ -54,7 +55,7 @@ class ChunkSpan:
     windows: tuple[int, ...]
     """Lengths of all windows from `start` to `stop`, context first."""
     num_context_windows: int
-    """How many of `windows` only warm the caches."""
+    """How many of `windows` are context, which only fills the caches."""
 
 
 def chunk_spans(
@@ -65,9 +66,9 @@ def chunk_spans(
     Args:
         num_frames: frames of the clip.
         chunk_windows: body windows per chunk; a clip with no more than this is one chunk, which is exact.
-        context: windows before the body that each later chunk encodes again to warm the caches. Enough of them to
-            reach the clip's first frame is exact. None never cuts, which is exact too.
-        schedule: `whole` is never cut, for its normalisation sees the whole clip.
+        context: windows before the body that each later chunk encodes again to fill the caches. The result is exact
+            if they reach back to the clip's first frame. None never cuts, which is exact too.
+        schedule: `whole` is never cut, because its normalisation uses all frames of the clip.
     """
     if chunk_windows < 1:
         raise ValueError(f"chunk_windows must be at least 1, got {chunk_windows}")
@@ -94,10 +95,10 @@ def chunk_spans(
 
 
 def pooled_frames(num_frames: int, time_compression: int, rule: PoolRule) -> int:
-    """Number of latent frames that one forward makes of `num_frames` frames.
+    """Return the number of latent frames that one forward pass makes of `num_frames` frames.
 
     Raises:
-        ValueError: rule `first` meets exactly two frames at some level, of which the second has no pair.
+        ValueError: with rule `first`, a level gets exactly two frames, and the second of them has no pair.
     """
     if num_frames < 1:
         raise ValueError(f"num_frames must be at least 1, got {num_frames}")
@@ -113,19 +114,19 @@ def pooled_frames(num_frames: int, time_compression: int, rule: PoolRule) -> int
 
 
 def latent_frames(num_frames: int, *, time_compression: int = 4, schedule: Schedule = "batched8") -> int:
-    """Number of latent frames of a clip: 1 + (T-1)/c for T = 1 + c*k, and what the reference makes of any other T."""
+    """Return the number of latent frames of a clip: 1 + (T-1)/c for T = 1 + c*k, else the reference's number."""
     if schedule == "whole":
         return pooled_frames(num_frames, time_compression, "first")
     return sum(pooled_frames(n, time_compression, "parity") for n in window_lengths(num_frames, schedule))
 
 
 def accepts_frames(num_frames: int, time_compression: int) -> bool:
-    """Whether a job takes clips of this length: T = 1 + c*k, so that every frame weighs the same in its latent."""
+    """Return whether a job takes clips of this length: T = 1 + c*k, so that all frames of a latent weigh the same."""
     return num_frames >= 1 and (num_frames - 1) % time_compression == 0
 
 
 def nearest_frames(num_frames: int, time_compression: int) -> tuple[int | None, int]:
-    """Nearest accepted frame counts (at or below, at or above); below is None when there is none."""
+    """Return the nearest accepted frame counts (at or below, at or above); below is None if there is none."""
     if num_frames < 1:
         return None, 1
     below = num_frames - (num_frames - 1) % time_compression
@@ -133,7 +134,7 @@ def nearest_frames(num_frames: int, time_compression: int) -> tuple[int | None, 
 
 
 def check_schedule(schedule: str) -> None:
-    """Raise ValueError for anything but a Schedule."""
+    """Raise ValueError if `schedule` is not a Schedule."""
     if schedule not in get_args(Schedule):
         raise ValueError(f"schedule must be one of {', '.join(get_args(Schedule))}, got {schedule!r}")
 

@@ -1,7 +1,8 @@
-"""Spatial tiling as diffusers' AutoencoderKLCogVideoX does it: overlapping tiles, latents blended by linear ramps.
+"""Spatial tiling as in diffusers' AutoencoderKLCogVideoX: overlapping tiles, latents blended by linear ramps.
 
-Tiling bounds the memory of a window by the tile, and it changes EVERY latent, not only those at seams (by 0.8 relative,
-with random weights): each tile is normalised by itself. Latents that CogVideo's own fine-tuning code caches are tiled.
+Tiling bounds the memory of a window by the tile size. It changes EVERY latent, not only those at seams (by 0.8
+relative, with random weights), because each tile is normalised by itself. The latents that CogVideo's own fine-tuning
+code caches are tiled.
 """
 
 from __future__ import annotations
@@ -18,32 +19,32 @@ class Tiling:
     """Size and overlap of tiles."""
 
     height: int
-    """Of a tile, in pixels."""
+    """Height of a tile, in pixels."""
     width: int
-    """Of a tile, in pixels."""
+    """Width of a tile, in pixels."""
     overlap_height: float = 1 / 6
-    """Share of a tile that its neighbour below covers, too (diffusers' default)."""
+    """Share of a tile's height that the tile below covers too (diffusers' default)."""
     overlap_width: float = 1 / 5
-    """Share of a tile that its right neighbour covers, too (diffusers' default)."""
+    """Share of a tile's width that the tile to the right covers too (diffusers' default)."""
 
     def __post_init__(self) -> None:
         if self.height < 1 or self.width < 1:
-            raise ValueError(f"tiles must have a size, got {self.height}x{self.width}")
+            raise ValueError(f"tile height and width must be at least 1, got {self.height}x{self.width}")
         if not (0 <= self.overlap_height < 1 and 0 <= self.overlap_width < 1):
             raise ValueError(f"overlaps must be in [0, 1), got {self.overlap_height} and {self.overlap_width}")
 
 
 def encode_tiles(encode: Callable[[Tensor], Tensor], pixels: Tensor, tiling: Tiling, space_compression: int) -> Tensor:
-    """Encode (..., H, W) tile by tile; a picture that fits into one tile is encoded as it is.
+    """Encode (..., H, W) tile by tile; pixels that fit into one tile are encoded as they are.
 
     Args:
-        encode: pixels of a tile to moments; each tile is a clip of its own, with its own caches.
+        encode: turns the pixels of a tile into moments; each tile is encoded as a separate clip, with its own caches.
         pixels: (B, C, T, H, W).
-        tiling: size and overlap.
+        tiling: size and overlap of the tiles.
         space_compression: pixels per latent cell.
 
     Raises:
-        ValueError: tiles, or steps between them, that are no multiple of the compression.
+        ValueError: tiles, or steps between them, that are not multiples of the compression.
     """
     height, width = pixels.shape[-2:]
     if height <= tiling.height and width <= tiling.width:
@@ -73,7 +74,7 @@ def encode_tiles(encode: Callable[[Tensor], Tensor], pixels: Tensor, tiling: Til
 
 
 def _blend(before: Tensor, tile: Tensor, extent: int, axis: int) -> None:
-    """Fade from the end of `before` into the start of `tile`, in place: the next tiles blend with the result."""
+    """Fade from the end of `before` into the start of `tile`, in place, because later tiles blend with the result."""
     extent = min(before.shape[axis], tile.shape[axis], extent)
     shape = [1] * tile.ndim
     shape[axis] = extent

@@ -1,4 +1,4 @@
-"""python -m jobs.bench BENCH: figures are ratios, interleaved, medians of rounds. `BENCH --help` tells the options."""
+"""latentmill bench NAME: print ratios, as medians of interleaved rounds. `NAME --help` lists the options."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from collections.abc import Sequence
 from importlib import import_module
 
 BENCHES = {
-    "stream": "the job against a bare loop over the same functions; the object store's peak",
-    "encoder": "the encoder against diffusers",
-    "chunking": "the error of a clip in chunks against the uncut clip",
-    "decode": "decoding against the ffmpeg command line and others",
-    "plan": "planning and resuming 100,000 shards",
-    "reader": "reading latents back, against raw reads and other readers",
+    "stream": "compare the job with a plain loop over the same functions; show the peak of the object store",
+    "encoder": "compare the encoder with diffusers",
+    "chunking": "measure the error of a clip in chunks, compared with the uncut clip",
+    "decode": "compare decoding with the ffmpeg command line and other decoders",
+    "plan": "measure planning and resuming 100,000 shards",
+    "reader": "compare reading latents back with raw reads and with other readers",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a bench, whose options follow its name, or all as they are."""
+    """Run one benchmark with its options, or all of them without options."""
     argv = list(sys.argv[1:] if argv is None else argv)
     name, options = (argv[0], argv[1:]) if argv else ("--help", [])
     if name not in (*BENCHES, "all") or (name == "all" and options):
         print(__doc__)
-        print("\n".join(f"  {name:<10}{what}" for name, what in {**BENCHES, "all": "all of them"}.items()))
+        print("\n".join(f"  {name:<10}{what}" for name, what in {**BENCHES, "all": "run all of them"}.items()))
         return 0 if name in ("-h", "--help") else 2
     codes = [import_module(f"jobs.bench.{bench}").main(options) for bench in (BENCHES if name == "all" else [name])]
     return max(code or 0 for code in codes)

@@ -1,4 +1,4 @@
-"""python -m jobs.bench: see the package."""
+"""python -m jobs.bench: the same as `latentmill bench`."""
 
 from jobs.bench import main
 from jobs.process import run_command

@@ -1,4 +1,4 @@
-"""python -m jobs.bench chunking: what cutting a clip into chunks costs in accuracy. The table of docs/latents.md."""
+"""python -m jobs.bench chunking: measure how accurate clips in chunks are. Prints the table of docs/latents.md."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ CONTEXTS = range(8)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Args:
-    """What to run."""
+    """Options of the benchmark."""
 
     vae: str | None = None
-    """A checkpoint of your own, instead of random weights."""
+    """Checkpoint to use instead of random weights."""
     size: int = 48
     """Height and width of the clips."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print, for kinds of weights and of clips, the error of a chunk's latents by its number of context windows."""
+    """Print the error of a chunk's latents by number of context windows, for several weights and clips."""
     args = tyro.cli(Args, args=argv, prog="python -m jobs.bench chunking", description=__doc__)
     torch.set_num_threads(1)
     models = {"its own": vae.load_vae(args.vae)} if args.vae else random_vaes()
@@ -47,16 +47,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def random_vaes() -> dict[str, VideoVAE]:
-    """By the kind of their temporal taps."""
+    """Return VAEs with random weights, by the kind of their temporal taps."""
     with tempfile.TemporaryDirectory() as folder:
         return {taps: full_depth_vae(Path(folder), image_like=taps == "image-like") for taps in ("image-like", "alike")}
 
 
 def full_depth_vae(folder: Path, *, image_like: bool) -> VideoVAE:
-    """CogVideoX's depth with a quarter of its width, random weights.
+    """Build a VAE with CogVideoX's depth, a quarter of its width, and random weights.
 
-    `image_like` scales the temporal taps to 0.09, 0.3 and 1 (the frame itself last), as in encoders that were grown out
-    of image encoders; otherwise the three are alike, which is the worst case for a cut.
+    `image_like` scales the temporal taps to 0.09, 0.3 and 1 (the current frame last), as in encoders that were
+    initialised from image encoders. Otherwise the three have equal scale, which is the worst case for a cut.
     """
     torch.manual_seed(0)
     encoder = vae.Encoder3D(
@@ -73,7 +73,7 @@ def full_depth_vae(folder: Path, *, image_like: bool) -> VideoVAE:
 
 
 def steady_clip(num_frames: int, size: int) -> Tensor:
-    """A smooth pattern that drifts slowly: (1, 3, T, size, size) in [-1, 1]."""
+    """Return a smooth pattern that drifts slowly: (1, 3, T, size, size) in [-1, 1]."""
     t = torch.arange(num_frames).view(-1, 1, 1)
     y = torch.linspace(0, 6.28, size).view(1, -1, 1)
     x = torch.linspace(0, 6.28, size).view(1, 1, -1)
@@ -82,7 +82,7 @@ def steady_clip(num_frames: int, size: int) -> Tensor:
 
 
 def chunk_error(model: VideoVAE, pixels: Tensor, context: int) -> float:
-    """Relative L2 error of the last chunk's mean (2 windows) against the uncut clip, over the reference's spread."""
+    """Return the L2 error of the last chunk's mean (2 windows) against the uncut clip, over the reference's spread."""
     num_windows = len(vae.window_lengths(pixels.shape[2]))
     span = vae.chunk_spans(pixels.shape[2], chunk_windows=num_windows - 2, context=context)[-1]
     actual = model.encode_windows(pixels[:, :, span.start : span.stop], span.windows, span.num_context_windows)

@@ -1,8 +1,9 @@
-"""python -m jobs.bench decode: decoding against the ffmpeg command line and others, as ratios of CPU time.
+"""python -m jobs.bench decode: compare decoding with the ffmpeg command line and other decoders, by CPU time.
 
-CPU time (user + system, children included) on one thread, methods interleaved, medians: a busy machine moves wall time,
-and this hardly. A ratio above 1 means that this program needs less. The videos are made: textured moving pictures with
-grain, H.264 at the bit rates of camera footage. `torchcodec` takes part where it is installed.
+CPU time is user + system, children included, on one thread; the methods are interleaved and figures are medians. Other
+work on the machine changes wall time, but CPU time very little. A ratio above 1 means that latentmill needs less. The
+videos are generated: textured moving pictures with grain, H.264 at the bit rates of camera footage. `torchcodec` is
+measured if it is installed.
 """
 
 from __future__ import annotations
@@ -40,29 +41,29 @@ TARGETS = {
     ("1080p", "PyAV + torch resize"): 1.6,
     ("49 of 60 s", "torchcodec"): 1.2,
 }
-"""What the others' CPU time must at least be, in multiples of ours."""
+"""Smallest allowed CPU time of the other methods, in multiples of ours."""
 
 MEGABITS = {720: 5, 1080: 9}
-"""Bit rate of the made videos by height."""
+"""Bit rate of the generated videos by height."""
 
 Method = Callable[[], int]
-"""Does the work once; returns the number of frames."""
+"""A function that decodes once and returns the number of frames."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Args:
-    """What to run."""
+    """Options of the benchmark."""
 
     rounds: int = 3
-    """Of every method in turn; one more before them warms up."""
+    """Number of rounds over all methods, after one warm-up round."""
     seconds: int = 5
-    """Of video in the full decodes."""
+    """Length of the video in the full decodes, in seconds."""
     cases: tuple[Literal["720p", "1080p", "49 of 60 s"], ...] = ("720p", "1080p", "49 of 60 s")
-    """What to decode."""
+    """What to decode: every frame of a video, or 49 frames of a video of 60 seconds."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print a table for each case; 1 if a target was missed."""
+    """Print a table for each case. Return 1 if a target was missed."""
     args = tyro.cli(Args, args=argv, prog="python -m jobs.bench decode", description=__doc__)
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -75,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _timed(methods: dict[str, Method], rounds: int) -> dict[str, float]:
-    """Median CPU milliseconds a frame of each method, interleaved; the first round warms up and is not counted."""
+    """Return the median CPU milliseconds per frame of each method. The first of the interleaved rounds warms up."""
     seconds: dict[str, list[float]] = {name: [] for name in methods}
     for number in range(rounds + 1):
         for name, method in methods.items():
@@ -94,7 +95,7 @@ def _cpu_seconds() -> float:
 def _report(case: str, medians: dict[str, float]) -> bool:
     ours = medians["latentmill"]
     missed = False
-    print(f"{case}: decode, crop and scale to {OUT_WIDTH}x{OUT_HEIGHT} RGB; CPU ms a frame, and as a multiple of ours")
+    print(f"{case}: decode, crop and scale to {OUT_WIDTH}x{OUT_HEIGHT} RGB; CPU ms per frame, and in multiples of ours")
     for name, value in medians.items():
         target = TARGETS.get((case, name))
         verdict = "" if target is None else f"  target {target:.2f}: {'met' if value / ours >= target else 'MISSED'}"
@@ -104,7 +105,7 @@ def _report(case: str, medians: dict[str, float]) -> bool:
 
 
 def _full(folder: Path, case: str, seconds: int) -> dict[str, Method]:
-    """Every frame of a 30 fps video."""
+    """Return the methods that decode every frame of a 30 fps video."""
     height = int(case.removesuffix("p"))
     path = folder / f"{case}.mp4"
     num_frames = _make_footage(path, height=height, fps=30, seconds=seconds, gop=60, preset="medium")
@@ -131,7 +132,7 @@ def _full(folder: Path, case: str, seconds: int) -> dict[str, Method]:
 
 
 def _sparse(folder: Path) -> dict[str, Method]:
-    """49 frames at 8 fps from the middle of a minute at 60 fps, keyframes 250 frames apart."""
+    """Return the methods that decode 49 frames at 8 fps from the middle of a minute at 60 fps, with a GOP of 250."""
     path = folder / "minute.mp4"
     _make_footage(path, height=720, fps=60, seconds=60, gop=250, preset="veryfast")  # medium would take minutes
     data = path.read_bytes()
@@ -159,7 +160,7 @@ def _ours(data: bytes, specs: list[DecodeSpec]) -> int:
 
 
 def _ffmpeg(path: Path, chain: str | None, *before: str) -> int:
-    """The command line with one thread, its raw frames read from a pipe."""
+    """Run the ffmpeg command line with one thread and read its raw frames from a pipe."""
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-threads", "1", "-filter_threads", "1", *before]
     command += ["-i", str(path), "-an", "-sn"]
     if chain is None:
@@ -177,7 +178,7 @@ def _ffmpeg(path: Path, chain: str | None, *before: str) -> int:
 
 
 def _pyav(path: Path, *, convert: bool) -> int:
-    """The loop that people write: every frame to RGB, then torch's antialiased bicubic resize, then the crop."""
+    """Decode with a common PyAV loop: every frame to RGB, then torch's antialiased bicubic resize, then the crop."""
     num_frames = 0
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
@@ -195,7 +196,7 @@ def _pyav(path: Path, *, convert: bool) -> int:
 
 
 def _torchcodec(path: Path, frames: Callable[[Any], Iterator[Any]]) -> dict[str, Method]:
-    """torchcodec with its own resize and crop, if it is there and finds its libraries."""
+    """Return torchcodec with its own resize and crop, if it is installed and finds its libraries."""
     try:
         decoders = importlib.import_module("torchcodec.decoders")
         transforms = importlib.import_module("torchcodec.transforms")
@@ -214,7 +215,7 @@ def _torchcodec(path: Path, frames: Callable[[Any], Iterator[Any]]) -> dict[str,
 
 
 def _chain(data: bytes, spec: DecodeSpec) -> str:
-    """The spec's filter graph as an argument of `ffmpeg -vf`."""
+    """Return the filter graph of a DecodeSpec as an argument of `ffmpeg -vf`."""
     info = probe(data)
     kind = FrameKind(
         width=info.width,
@@ -238,7 +239,7 @@ def _num_frames(path: Path) -> int:
 
 
 def _make_footage(path: Path, *, height: int, fps: int, seconds: int, gop: int, preset: str) -> int:
-    """A textured picture, 16:9, that drifts and pulses, with grain. Returns the number of frames."""
+    """Write a video of a textured 16:9 picture with grain that drifts and pulses. Return the number of frames."""
     width = height * 16 // 9
     rng = np.random.default_rng(0)
     y, x = np.mgrid[0 : height + 64, 0 : width + 64]

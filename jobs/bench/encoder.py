@@ -1,8 +1,8 @@
-"""python -m jobs.bench encoder: against diffusers' AutoencoderKLCogVideoX, the real architecture with random weights.
+"""python -m jobs.bench encoder: compare the encoder with diffusers' AutoencoderKLCogVideoX, with random weights.
 
-Rounds alternate between the two in one process, and the ratio is the median of the rounds' ratios: a neighbour's load
-hits both. Read the ratio; absolute times mean little on a shared machine. The matmul rate is that of a large matrix
-product in the same run: what convolutions can reach at best, or about it (oneDNN's exceed it on a CPU).
+Rounds alternate between the two in one process, and the ratio is the median of the rounds' ratios, so that other load
+on the machine affects both. Read the ratio; absolute times mean little on a shared machine. The matmul rate is the rate
+of a large matrix product in the same run: about the limit for convolutions (oneDNN's exceed it on a CPU).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ REAL_CHANNELS = (128, 256, 256, 512)
 """block_out_channels of every published CogVideoX VAE."""
 
 FLOP_PER_PIXEL = 9.26e6
-"""Of this encoder per input pixel and frame, counted with torch's FlopCounterMode on 9x128x192."""
+"""Floating-point operations per input pixel and frame, counted with torch's FlopCounterMode on 9x128x192."""
 
 OPERATORS_SHOWN = 5
 
@@ -34,13 +34,13 @@ Dtype = Literal["bfloat16", "float16", "float32"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Case:
-    """One kind of load."""
+    """One clip shape to measure, with its dtype and threads."""
 
     shape: tuple[int, int, int]
     """Frames, height, width."""
     dtype: Dtype = "bfloat16"
     threads: int = 1
-    """On a CPU."""
+    """Torch threads on a CPU."""
 
 
 CASES = {
@@ -51,26 +51,26 @@ CASES = {
     ),
     "cuda": (Case(shape=(49, 480, 720)),),
 }
-"""By device: what runs unless a shape is given."""
+"""The default cases of each device, used if no shape is given."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Args:
-    """What to run."""
+    """Options of the benchmark."""
 
     rounds: int = 3
-    """Of diffusers and ours in turn; one more before them warms up."""
+    """Number of rounds, each of diffusers and ours, after one warm-up round."""
     device: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() else "cpu"
     shape: tuple[int, int, int] | None = None
-    """Frames, height and width of one case of your own, instead of the usual ones."""
+    """Frames, height and width of a single case that replaces the default cases."""
     dtype: Dtype = "bfloat16"
-    """Of that case."""
+    """With --shape: the compute dtype."""
     threads: int = 1
-    """Of that case, on a CPU."""
+    """With --shape: torch threads on a CPU."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the cases and print two lines each: the ratio, and where our time goes."""
+    """Run the cases and print two lines each: the ratio, and the operators that take most of our time."""
     args = tyro.cli(Args, args=argv, prog="python -m jobs.bench encoder", description=__doc__)
     own = args.shape and Case(shape=args.shape, dtype=args.dtype, threads=args.threads)
     for case in (own,) if own else CASES[args.device]:
@@ -118,7 +118,7 @@ def _memory(run_theirs: Callable[[], object], run_ours: Callable[[], object], de
 
 
 def _profile(run: Callable[[], object], device: torch.device) -> str:
-    """Which operators our time goes to."""
+    """Return the operators that take most of our time, as text."""
     with torch.profiler.profile() as profiler:
         run()
     name = f"self_{'cpu' if device.type == 'cpu' else 'device'}_time_total"
@@ -157,7 +157,7 @@ def _seconds(run: Callable[[], object]) -> float:
 
 
 def _matmul_rate(like: Tensor) -> float:
-    """Floating-point operations per second of a large matrix product: the machine's limit for convolutions."""
+    """Measure the floating-point operations per second of a large matrix product: about the limit for convolutions."""
     size = 8192 if like.is_cuda else 2048
     a, b = (torch.randn(size, size, device=like.device, dtype=like.dtype) for _ in range(2))
     a @ b

@@ -1,11 +1,11 @@
-"""python -m jobs.bench plan: how long planning and resuming take, how much memory, and how both grow.
+"""python -m jobs.bench plan: measure time and memory of planning and resuming, and how both grow.
 
-The listings are made up, so what is measured is this program and not a store: an object store adds its own time, about
-0.1 s for each 1,000 objects. Each case runs in a process of its own, so that its peak memory is its own.
+The listings are synthetic, so the figures are of this program only: an object store adds its own time, about 0.1 s for
+each 1,000 objects. Each case runs in a separate process, which gives its peak memory.
 
     tars     every shard is a tar
     files    every shard is a group of 100 loose videos: 100,000 shards are 10 million listed files
-    seal     the indexes of as many shards of 100 clips become one: `index.parquet` of 10 million rows
+    seal     join the indexes of as many shards of 100 clips: `index.parquet` of 10 million rows
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ Kind = Literal["tars", "files"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """One case: planning a new source, resuming it half done and grown by 1 %, and the peak memory of both."""
+    """One case: planning a new source, resuming it when half is done and 1 % is new, and the peak memory of both."""
 
     plan_seconds: float
     plan_cpu_seconds: float
-    """Of this process: what the wall clock would show on an idle machine."""
+    """CPU time of this process, which is the wall time on an idle machine."""
     resume_seconds: float
     resume_cpu_seconds: float
     peak_bytes: int
@@ -57,16 +57,16 @@ class Measured:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Args:
-    """What to run."""
+    """Options of the benchmark."""
 
     shards: int = 100_000
-    """Of the largest case; a quarter and a half run too."""
+    """Number of shards of the largest case; a quarter and a half of it run too."""
     kinds: tuple[Literal["tars", "files", "seal"], ...] = ("tars", "files", "seal")
     """What to measure."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print a line for each case; 1 if the largest missed its targets."""
+    """Print a line for each case. Return 1 if the largest missed its targets."""
     args = tyro.cli(Args, args=argv, prog="python -m jobs.bench plan", description=__doc__)
     print(f"{'source':8}{'shards':>9}{'clips':>10}{'plan s':>8}{'(cpu)':>7}{'resume s':>10}{'(cpu)':>7}{'peak MB':>9}")
     failed = False
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{got.plan_cpu_seconds:7.1f}{got.resume_seconds:10.1f}{got.resume_cpu_seconds:7.1f}"
                 f"{got.peak_bytes / 1e6:9.0f}"
             )
-        # By CPU seconds: nothing here waits, and other work on the machine does not change them.
+        # CPU seconds: this code never waits, and other work on the machine does not change them.
         slowest = max(got.plan_cpu_seconds, got.resume_cpu_seconds)
         failed |= slowest > TARGET_SECONDS or got.peak_bytes > TARGET_BYTES
     verdict = "missed" if failed else "met"
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure(kind: Kind, num_shards: int) -> Measured:
-    """Plan a source of `num_shards` shards, then plan it again with half of them done and 1 % more to list."""
+    """Plan a source of `num_shards` shards, then plan it again with half of them done and 1 % new shards."""
     with tempfile.TemporaryDirectory() as folder:
         output = Storage(folder)
         started, cpu = time.perf_counter(), time.process_time()
@@ -115,7 +115,7 @@ def measure(kind: Kind, num_shards: int) -> Measured:
 
 
 def _seal(num_shards: int) -> bool:
-    """Print what sealing the indexes of so many shards takes; True if that is too much memory."""
+    """Print time and memory of sealing the indexes of `num_shards` shards. Return True if it takes too much memory."""
     names = [f"{number:012x}" for number in range(num_shards)]
     with tempfile.TemporaryDirectory() as folder, multiprocessing.get_context("spawn").Pool(1) as pool:
         index = pool.apply(_index_of_one_shard, (folder,))
@@ -134,14 +134,14 @@ def _seal(num_shards: int) -> bool:
 
 
 def measure_seal(folder: str, names: list[str]) -> tuple[int, float, int]:
-    """(rows, CPU seconds, peak bytes) of sealing these shards."""
+    """Return (rows, CPU seconds, peak bytes) of sealing these shards."""
     cpu = time.process_time()
     rows = seal(Storage(folder), names)
     return rows, time.process_time() - cpu, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _index_of_one_shard(folder: str) -> bytes:
-    """The index of a shard of real rows: one video's, as often as there are clips in a shard."""
+    """Return the index of a shard of real rows: the row of one video, repeated for every clip of a shard."""
     info, rule = vae.load_vae("tiny").info, ClipRule(num_frames=49, height=64, width=96)
     decoder = Decoder(clip=rule, latent=LatentRule(), info=info, deadline=600)
     data = make_video(even_times(150, 24), width=96, height=64, seed=0)
@@ -169,7 +169,7 @@ def _index_of_one_shard(folder: str) -> bytes:
 
 
 def _renamed(index: bytes, name: str) -> bytes:
-    """The index with strings of its own in every row, since equal ones would compress to nothing."""
+    """Return the index with different strings in every row, because equal strings compress to almost nothing."""
     table = pq.read_table(io.BytesIO(index))
     for index_of_column, field in enumerate(table.schema):
         if field.type == pa.string():

@@ -1,12 +1,12 @@
-"""python -m jobs.bench reader: how fast latents come back, against raw reads of the same bytes and other readers.
+"""python -m jobs.bench reader: compare reading latents back with raw reads of the same bytes and with other readers.
 
     local    random clips on a local disk (page cache warm), against preadv of the same ranges
-    s3       the same from a server on loopback, against bare ranged GETs with as many connections
+    s3       the same from a server on loopback, against plain ranged GETs with the same number of connections
     open     an index of ten million rows: opening, memory of a trainer with four workers, first batch, resume
 
-Each reader delivers the clips of one epoch in its order, in fresh batches. Rounds are interleaved, figures are medians.
+Each reader delivers the clips of one epoch in its order, in new batches. Rounds are interleaved, figures are medians.
 A ratio is the time of the raw reads over the time of the reader: 1.00 is as fast as raw, 0.50 takes twice as long.
-Other readers are measured where they are installed: `datasets`, `lance`, `webdataset`, `streaming`.
+Other readers are measured if they are installed: `datasets`, `lance`, `webdataset`, `streaming`.
 """
 
 from __future__ import annotations
@@ -37,29 +37,29 @@ LOCAL_TARGET = S3_TARGET = 0.95
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Args:
-    """What to run."""
+    """Options of the benchmark."""
 
     cases: tuple[Literal["local", "s3", "open"], ...] = ("local", "s3", "open")
-    """Which of them."""
+    """The cases to run."""
     clips: int = 192
-    """In three data files; 2.2 MB each."""
+    """Number of clips in the three data files; a clip has 2.2 MB."""
     batch_size: int = 4
-    """Clips."""
+    """Clips per batch."""
     connections: int = 16
-    """To the server of the case s3."""
+    """Connections to the server in case s3."""
     rows: int = 10_000_000
-    """Of the case open."""
+    """Rows of the index in case open."""
     rounds: int = 5
-    """Of local and s3; figures are medians."""
+    """Number of rounds in cases local and s3."""
     with_peers: bool = True
-    """Measure other readers, too."""
+    """Measure other readers too."""
 
 
 Epoch = Callable[[], Iterator[torch.Tensor]]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the figures; 1 if our reader missed a target."""
+    """Print the figures. Return 1 if our reader missed a target."""
     args = tyro.cli(Args, args=argv, prog="python -m jobs.bench reader", description=__doc__)
     missed = False
     with tempfile.TemporaryDirectory() as folder:
@@ -110,7 +110,7 @@ def _s3(args: Args, output: Path) -> bool:
         batches = _order(latents, args.batch_size)
 
         def raw() -> Iterator[torch.Tensor]:
-            """As many connections as ours, each with the next range as soon as it is done, into the batches."""
+            """Read ranges into batches with as many connections as ours; each takes the next range when it is free."""
             free: SimpleQueue[HTTPConnection] = SimpleQueue()
             for _ in range(args.connections):
                 free.put(HTTPConnection("127.0.0.1", port))
@@ -139,7 +139,7 @@ def _s3(args: Args, output: Path) -> bool:
         prefetch = args.connections // args.batch_size
         plain = latentmill.open(place, storage_options=endpoint, concurrency=args.connections, verify=False)
         readers: dict[str, Epoch] = {
-            "bare ranged GETs": raw,
+            "plain ranged GETs": raw,
             "latentmill": _ours(latents, args.batch_size, prefetch=prefetch),
             "latentmill, no checksums": _ours(plain, args.batch_size, prefetch=prefetch),
             "s3fs cat_ranges": _s3fs(endpoint, place, batches),
@@ -185,7 +185,7 @@ def _ours(latents: latentmill.LatentDataset, batch_size: int, **options: Any) ->
 
 
 def _measure(case: str, readers: dict[str, Epoch], rounds: int, clips: int, clip_bytes: int) -> dict[str, float]:
-    """Interleaved rounds after one to warm up; the ratio of each reader to the first."""
+    """Time interleaved rounds after a warm-up round. Return the ratio of each reader to the first one."""
     seconds: dict[str, list[float]] = {name: [] for name in readers}
     for round_ in range(rounds + 1):
         for name, epoch in readers.items():

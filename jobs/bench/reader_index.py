@@ -1,4 +1,4 @@
-"""The case `open` of `bench reader`: an index of many rows, its memory, the first batch and the resume."""
+"""The case `open` of `bench reader`: an index of many rows, its memory, the first batch and resuming."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PRIVATE_BYTES = 200e6
 
 
 def measure_open(folder: Path, num_rows: int) -> bool:
-    """Print the figures; True if a target was missed."""
+    """Print the figures. Return True if a target was missed."""
     output = folder / "many"
     size = write_index(output, num_rows)
     print(f"open: {num_rows} rows of {num_rows // ROWS_PER_SHARD} shards, index.parquet {size / 1e6:.0f} MB")
@@ -60,7 +60,7 @@ def measure_open(folder: Path, num_rows: int) -> bool:
 
 
 def write_index(output: Path, num_rows: int) -> int:
-    """Write the index of an output whose data files are holes; return its size in bytes."""
+    """Write the index of an output with sparse data files. Return its size in bytes."""
     few = output.with_name("template")
     write_latents(few, 3)
     (output / "data").mkdir(parents=True)
@@ -85,12 +85,12 @@ def write_index(output: Path, num_rows: int) -> int:
             writer.write_table(pa.table([columns[name] for name in row.column_names], schema=row.schema))
     for name in names:
         with (output / format.data_path(name)).open("wb") as file:
-            file.truncate(length * ROWS_PER_SHARD)  # a hole: nothing on the disk
+            file.truncate(length * ROWS_PER_SHARD)  # a sparse file: no bytes on the disk
     return (output / format.SEAL_PATH).stat().st_size
 
 
 def _memory(output: Path) -> float:
-    """Bytes that belong to a trainer and its workers alone in the middle of an epoch: not those of mapped files."""
+    """Return the private memory of a trainer and its workers in the middle of an epoch, in bytes: no mapped files."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_train, str(output)).result()
 

@@ -1,4 +1,4 @@
-"""Other readers on the same latents, for `bench reader`: each where it is installed. None of them is a dependency."""
+"""Other readers of the same latents, for `bench reader`. They are used if installed; none of them is a dependency."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Epoch = Callable[[], Iterator[torch.Tensor]]
 
 
 def peers(output: Path, folder: Path, batches: list[list[str]]) -> dict[str, Epoch]:
-    """Readers of the same rows in the same order, given as ids; those that need another container convert once."""
+    """Return readers of the rows with these ids, in this order. Readers of other formats convert the data first."""
     files = sorted((output / "data").glob("*.parquet"))
     found: dict[str, Epoch] = {"Parquet, whole row groups": _row_groups(files, batches)}
     known: list[tuple[str, str, Callable[[], Epoch]]] = [
@@ -43,13 +43,13 @@ def _tensor(payloads: list[bytes]) -> torch.Tensor:
 
 
 def _places(files: list[Path]) -> dict[str, tuple[int, int]]:
-    """(file, row) of each id."""
+    """Return (file, row) of each id."""
     ids = [pq.read_table(file, columns=["id"])["id"].to_pylist() for file in files]
     return {id_: (i, row) for i, of_file in enumerate(ids) for row, id_ in enumerate(of_file)}
 
 
 def _row_groups(files: list[Path], batches: list[list[str]]) -> Epoch:
-    """As a reader does that knows Parquet only: the row group of 64 rows, the usual size, for each clip."""
+    """Read a whole row group of 64 rows, the usual size, for each clip, as a plain Parquet reader does."""
     folder = files[0].parents[1] / "regrouped"
     folder.mkdir(exist_ok=True)
     places = _places(files)
@@ -58,7 +58,7 @@ def _row_groups(files: list[Path], batches: list[list[str]]) -> Epoch:
 
     def epoch() -> Iterator[torch.Tensor]:
         opened = [pq.ParquetFile(folder / file.name, memory_map=True) for file in files]
-        for batch in batches[: max(2, len(batches) // 16)]:  # it is slow: a part of the epoch tells
+        for batch in batches[: max(2, len(batches) // 16)]:  # slow, so only a part of the epoch is read
             payloads = []
             for id_ in batch:
                 file, row = places[id_]

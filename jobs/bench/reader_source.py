@@ -1,4 +1,4 @@
-"""What `bench reader` reads: an output of made-up latents of a real size, and a server that speaks enough of S3."""
+"""The input of `bench reader`: an output of random latents of a real size, and a small S3 server."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _latents(shard: str, count: int) -> Iterator[Latent]:
 
 @contextlib.contextmanager
 def serve(folder: Path) -> Iterator[int]:
-    """Serve the files of a folder as a bucket, from a process of its own; yields the port."""
+    """Serve the files of a folder as a bucket, in a separate process. Yield the port."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     server = context.Process(target=_serve, args=(str(folder), theirs), daemon=True)
@@ -92,7 +92,7 @@ def serve(folder: Path) -> Iterator[int]:
 
 
 def _serve(folder: str, ready: Connection) -> None:
-    """ListObjectsV2, HEAD and GET with a range, by sendfile; no authentication."""
+    """Answer ListObjectsV2, HEAD and GET with a range, by sendfile, without authentication."""
     import asyncio
 
     from aiohttp import web

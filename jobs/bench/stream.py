@@ -1,17 +1,18 @@
-"""python -m jobs.bench stream: the job against a bare loop that calls the same functions on the same clips.
+"""python -m jobs.bench stream: compare the job with a plain loop that calls the same functions on the same clips.
 
-    encode-bound   bare loop, one process with a torch thread for each core / job with an encoder for each
+    encode-bound   plain loop, one process with a torch thread per core / job with one encoder per core
     balanced       ideal overlap of the two stages (the larger of their sums) / job
-    decode-bound   bare loop, one process, as if it scaled to all cores / job
+    decode-bound   plain loop, one process, scaled to all cores / job
 
 on the same 2 cores.
 
-The job is timed after start-up: from the latent that completes the first quarter, by when every kind of worker has
-started, to the last one. The bare loop does the first of the four shards, before the job and after it, since the speed
-of a shared machine drifts; its mean seconds per decode and encode count for those that fall into the job's time. 1.0 is
-a stream that costs nothing; what a short one loses, it loses at its end.
-Printed beside it: the CPU time of the processes that decode, as a multiple of the bare loop's; what it exceeds 1 by is
-the stage's own (tables, object store, guard, and the small tasks in the same process).
+The job is timed after start-up: from the latent that completes the first quarter, when every kind of worker has
+started, to the last one. The plain loop processes the first of the four shards, before and after the job, because the
+speed of a shared machine drifts. Its mean seconds per decode and per encode are multiplied by the numbers of decodes
+and encodes in the job's time. A ratio of 1.0 means that the stream has no overhead; a short stream loses most at its
+end.
+Also printed: the CPU time of the decode processes, as a multiple of the plain loop's. The excess over 1 is the overhead
+of the stage (tables, object store, guard, and the small tasks in the same process).
 `memory` runs one shard of many clips in a small object store and prints the store's peak.
 """
 
@@ -53,7 +54,7 @@ STORE_GB = 0.4
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Case:
-    """One kind of load."""
+    """One case: the source, the clips and the workers."""
 
     size: tuple[int, int]
     """Width and height of the source."""
@@ -61,15 +62,15 @@ class Case:
     num_clips: int
     encoders: str
     threads: int = 1
-    """Of torch, in the bare loop."""
+    """Torch threads in the plain loop."""
     is_balanced: bool = False
-    """Whether the two stages are to hide each other."""
+    """Whether to compare with the ideal overlap of the two stages."""
 
 
 CORES = 2
 NUM_SHARDS = 4
 MEMORY_CLIPS = 500
-"""Of 17x128x192, in one shard."""
+"""Number of clips of 17x128x192 in the one shard of case memory."""
 
 SMALL, LARGE = (192, 128), (1280, 720)
 CASES = {
@@ -89,22 +90,22 @@ CASES = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Args:
-    """What to run."""
+    """Options of the benchmark."""
 
     rounds: int = 3
-    """Bare loop and job in turn, so often; medians are printed."""
+    """Number of rounds, each of plain loop and job; medians are printed."""
     cases: tuple[Literal["encode-bound", "balanced", "decode-bound", "memory"], ...] = (
         "encode-bound",
         "balanced",
         "decode-bound",
     )
-    """What to run, in this order."""
+    """The cases to run, in this order."""
     clips: int | None = None
-    """How many, instead of each case's own number."""
+    """Number of clips. Default: each case has its number."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the cases and print one line each."""
+    """Run the cases and print one line for each."""
     args = tyro.cli(Args, args=argv, prog="python -m jobs.bench stream", description=__doc__)
     for name in args.cases:
         with tempfile.TemporaryDirectory(prefix="lm") as folder:
@@ -137,16 +138,16 @@ def _ratio(folder: Path, name: str, case: Case, rounds: int) -> str:
     finally:
         os.sched_setaffinity(0, cores)
     ratios = [ideal / job for ideal, job in zip(ideals, jobs, strict=True)]
-    against = "ideal overlap" if case.is_balanced else "bare loop"
+    against = "ideal overlap" if case.is_balanced else "plain loop"
     return (
         f"{name:<14}{median(ratios):.2f}  of {against}  ({', '.join(f'{ratio:.2f}' for ratio in ratios)})  "
         f"{case.num_clips} clips: {against} {median(ideals):.1f} s, job {median(jobs):.1f} s; "
-        f"a clip: decode {decode:.3f} s, encode {encode:.3f} s; CPU of the decode stage {median(stages):.2f}x"
+        f"per clip: decode {decode:.3f} s, encode {encode:.3f} s; CPU of the decode stage {median(stages):.2f}x"
     )
 
 
 def _bare(source: str, case: Case, output: Path) -> tuple[float, float, float]:
-    """Seconds per clip of (read and decode, encode and stage, CPU time of the former), calling the stages in turn."""
+    """Call the stages in turn. Return seconds per clip: (read and decode, encode and stage, CPU of the former)."""
     spec, info = _spec(case)
     encoder = load_encoder("tiny", spec, threads=case.threads)
     decoder = Decoder(clip=case.clip, latent=spec.latent, info=info, deadline=600)
@@ -169,13 +170,13 @@ def _bare(source: str, case: Case, output: Path) -> tuple[float, float, float]:
 
 
 class _Done(NamedTuple):
-    """What the job did from a quarter of its latents to the last."""
+    """Figures of the job from the first quarter of its latents to the last latent."""
 
     seconds: float
     decodes: int
     encodes: int
     decode_cpu: float
-    """CPU seconds a clip of the processes that decode, between their first clip and their last."""
+    """CPU seconds per clip of the decode processes, between their first and last clip."""
 
 
 def _job(source: str, case: Case, output: Path, stamps: Path) -> _Done:
@@ -258,7 +259,7 @@ def _spec(case: Case) -> tuple[Spec, vae.VAEInfo]:
 
 
 def _make_tars(folder: Path, case: Case, *, shards: int) -> str:
-    """Tars of equal videos, a clip each; returns the glob."""
+    """Write tars of equal videos with one clip each. Return their glob."""
     width, height = case.size
     data = make_video(even_times(54, 24), width=width, height=height, seed=0)
     for shard in range(shards):

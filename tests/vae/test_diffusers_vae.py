@@ -161,7 +161,7 @@ def wan(tmp_path: Path) -> Path:
     [
         ({"_class_name": "AutoencoderKLNobody"}, "has no class 'AutoencoderKLNobody'"),
         ({"_class_name": "UNet2DModel"}, "not a VAE"),
-        ({"scale_factor_temporal": 8}, "not latents of"),
+        ({"scale_factor_temporal": 8}, "expected latents"),
         ({"latents_mean": [0.0] * 3}, "3 values for 4 latent channels"),
         ({"base_dim": 16}, "of another shape"),
     ],

@@ -62,7 +62,7 @@ def test_encode_in_tiles(golden: list[Case], folder: Path) -> None:
 @pytest.mark.parametrize(
     ("tiling", "message"),
     [
-        ({"height": 0, "width": 8}, "must have a size, got 0x8"),
+        ({"height": 0, "width": 8}, "tile height and width must be at least 1, got 0x8"),
         ({"height": 8, "width": 8, "overlap_width": 1.0}, "must be in .0, 1., got .* and 1.0"),
     ],
 )

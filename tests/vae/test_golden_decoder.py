@@ -77,7 +77,7 @@ def test_decoder_weights_that_do_not_fit_are_refused(shared: Path, tmp_path: Pat
     params = next(cases(shared, DECODERS[0])).params
     path = tmp_path / "w"
     torch.save({"lm_head.weight": torch.zeros(1)}, path)
-    with pytest.raises(vae.CheckpointError, match=r"holds no video decoder.*lm_head"):
+    with pytest.raises(vae.CheckpointError, match=r"has no video decoder.*lm_head"):
         vae.load_video_decoder(str(path))
     torch.save({name: t for name, t in params.items() if name != "mid.block_1.mix_factor"}, path)
     with pytest.raises(vae.CheckpointError, match=r"missing: mid\.block_1\.mix_factor"):

@@ -108,4 +108,4 @@ def test_a_repository_is_fetched_and_nothing_but_its_vae(hub: Any, tmp_path: Pat
     assert not any("transformer/" in path for path in asked)
     none = load(hub, "somebody/nothing", tmp_path / "home")
     assert none.returncode == 1
-    assert "CheckpointError: no path 'somebody/nothing', and no Hugging Face repository of that id" in none.stderr
+    assert "CheckpointError: no path 'somebody/nothing', and no Hugging Face repository with this id" in none.stderr

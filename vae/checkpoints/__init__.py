@@ -1,1 +1,1 @@
-"""Find the format of a checkpoint by its content, and load it strictly."""
+"""Detect the format of a checkpoint from its content, and load it strictly."""

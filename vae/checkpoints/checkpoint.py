@@ -1,7 +1,7 @@
-"""Read a checkpoint strictly, whatever its format, which is told by content and never by name.
+"""Read a checkpoint strictly, in any of these formats. The content decides the format, never the file name.
 
 a folder with config.json      diffusers (also <folder>/vae of a pipeline): AutoencoderKLCogVideoX
-a safetensors file             ours if its metadata has a `latentmill` entry, else names decide
+a safetensors file             ours if its metadata has a `latentmill` entry, else decided by the tensor names
 a torch file                   SAT's 3d-vae.pt, also inside a full checkpoint, or MoVQ's; `weights_only` always
 """
 
@@ -35,7 +35,7 @@ _WEIGHTS = "diffusion_pytorch_model"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncoderCheckpoint:
-    """What a file says about an encoder."""
+    """An encoder as read from a checkpoint: configuration, scaling and tensors."""
 
     name: str
     """Class of the VAE."""
@@ -44,14 +44,15 @@ class EncoderCheckpoint:
     scale: Scaling
     shift: Scaling
     tensors: dict[str, Tensor]
-    """In MoVQ naming, dtypes as stored."""
+    """Tensors under their MoVQ names, with their stored dtypes."""
 
 
 def read_encoder(path: Path) -> EncoderCheckpoint:
     """Read the encoder of a checkpoint file or folder.
 
     Raises:
-        CheckpointError: not readable, truncated, holds code, another model, or a configuration we do not implement.
+        CheckpointError: the file is unreadable or truncated, contains code, or has another model or a configuration
+            that Encoder3D does not implement.
     """
     config = diffusers_config(path)
     if config is not None:
@@ -60,24 +61,25 @@ def read_encoder(path: Path) -> EncoderCheckpoint:
     tensors = encoder_part(raw)
     if _METADATA in metadata:
         return _read_ours(metadata[_METADATA], tensors, path)
-    log.warning("scale=1.0 shift=0.0 path=%s: this format carries no scaling factor", path)
+    log.warning("scale=1.0 shift=0.0 path=%s: this format has no scaling factor, so latents are not scaled", path)
     return EncoderCheckpoint(
         name="Encoder3D", config=config_from_tensors(tensors, path), scale=1.0, shift=0.0, tensors=tensors
     )
 
 
 def write_encoder(path: Path, checkpoint: EncoderCheckpoint) -> None:
-    """Write our own format: one safetensors file, MoVQ names, everything else in its metadata."""
+    """Write our own format: one safetensors file with MoVQ names, and everything else in its metadata."""
     about = {key: getattr(checkpoint, key) for key in ("name", "config", "scale", "shift")}
     tensors = {name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}
     save_file(tensors, path, metadata={_METADATA: json.dumps(about, sort_keys=True)})
 
 
 def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], path: Path | str) -> None:
-    """Load every tensor, no more, no less, all finite. The module may be on the meta device.
+    """Load exactly the tensors that the module has, all of them finite. The module may be on the meta device.
 
     Raises:
-        CheckpointError: lists the first five missing, unexpected and misshapen names, or names the tensor with NaN.
+        CheckpointError: the message lists the first five missing, unexpected and wrongly shaped tensors, or names the
+            tensor with NaN or infinity.
     """
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -94,15 +96,15 @@ def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], path: Path | s
         raise CheckpointError(f"{path} does not fit {type(module).__name__}; {'; '.join(complaints)}")
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{path} holds NaN or infinity in {name}")
+            raise CheckpointError(f"{path} has NaN or infinity in {name}")
     module.load_state_dict(dict(tensors), strict=True, assign=True)
 
 
 def weights_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """Digest names, dtypes, shapes and little-endian bytes, in the order of names.
+    """Return the digest of names, dtypes, shapes and little-endian bytes, in the order of names.
 
-    Given encoder tensors in MoVQ naming as stored (before any cast), it is the same for one set of weights whatever
-    the file format, the place and the device.
+    For encoder tensors under their MoVQ names and with their stored dtypes (before any cast), the digest of the same
+    weights does not depend on the file format, the path or the device.
     """
     digest = hashlib.sha256()
     for name in sorted(tensors):
@@ -113,19 +115,19 @@ def weights_sha256(tensors: Mapping[str, Tensor]) -> str:
 
 
 def model_folder(folder: Path) -> Path:
-    """The folder itself, or its `vae` where a whole pipeline is stored."""
+    """Return the folder itself, or its `vae` if it stores a whole pipeline."""
     inner = folder / "vae"
     return inner if inner.is_dir() and not (folder / "config.json").is_file() else folder
 
 
 def diffusers_config(path: Path) -> dict[str, Any] | None:
-    """The config of a diffusers folder (or of the `vae` of a pipeline's), None for anything else."""
+    """Return the config of a diffusers folder (or of a pipeline's `vae`), or None for anything else."""
     config_path = model_folder(path) / "config.json"
     return read_json(config_path) if config_path.is_file() else None
 
 
 def read_folder(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a diffusers folder, from one file or from the shards that an index names."""
+    """Return all tensors of a diffusers folder, from one file or from the shards that an index lists."""
     tensors: dict[str, Tensor] = {}
     for path in _weight_files(folder):
         tensors |= read_tensors(path)[1]
@@ -133,10 +135,10 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
 
 
 def model_file(path: Path) -> Path:
-    """The file itself, or the only weights file of a folder.
+    """Return the file itself, or the only weights file of a folder.
 
     Raises:
-        CheckpointError: the folder holds none, or several.
+        CheckpointError: the folder has no weights file, or several.
     """
     if path.is_file():
         return path
@@ -144,32 +146,32 @@ def model_file(path: Path) -> Path:
     found = sorted(inner for inner in folder.iterdir() if inner.is_file() and _is_weights(inner))
     if len(found) != 1:
         raise CheckpointError(
-            f"{folder} must hold one weights file (or a config.json of a VAE); found {len(found)}: "
+            f"{folder} must contain one weights file (or a config.json of a VAE); found {len(found)}: "
             f"{', '.join(inner.name for inner in found[:5])}"
         )
     return found[0]
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
+    """Return the JSON object in a file.
 
     Raises:
-        CheckpointError: not JSON, or not an object.
+        CheckpointError: the file is not JSON, or not an object.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is not readable JSON: {error}") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, expected an object")
+        raise CheckpointError(f"{path} contains a {type(content).__name__}, expected a JSON object")
     return content
 
 
 def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Metadata (safetensors only) and tensors of one file, unwrapped from `state_dict`, `model` and `module`.
+    """Return metadata (safetensors only) and tensors of one file, unwrapped from `state_dict`, `model` and `module`.
 
     Raises:
-        CheckpointError: truncated, of unknown format, or a pickle that asks for more than tensors.
+        CheckpointError: the file is truncated, of an unknown format, or a pickle with anything but tensors.
     """
     with path.open("rb") as file:
         head = file.read(9)
@@ -184,7 +186,9 @@ def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{path} holds more than tensors, or is damaged; refused: {error}") from error
+        raise CheckpointError(
+            f"{path} is damaged, or contains objects other than tensors, which are not loaded: {error}"
+        ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path} is a damaged torch file: {error}") from error
     return {}, _unwrap(content, path)
@@ -198,7 +202,7 @@ def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
         if inner is None:
             return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
         content = inner
-    raise CheckpointError(f"{path} holds a {type(content).__name__}, expected a dict of tensors")
+    raise CheckpointError(f"{path} contains a {type(content).__name__}, expected a dict of tensors")
 
 
 def _read_diffusers(folder: Path, config: dict[str, Any]) -> EncoderCheckpoint:
@@ -218,20 +222,22 @@ def _read_ours(metadata: str, tensors: dict[str, Tensor], path: Path) -> Encoder
     except CheckpointError:
         raise
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
-        raise CheckpointError(f"{path}: its metadata under {_METADATA!r} lacks or misstates {error!r}") from error
+        raise CheckpointError(f"{path}: metadata {_METADATA!r}: a value is missing or invalid: {error!r}") from error
     return EncoderCheckpoint(name=name, config=config, scale=scale, shift=shift, tensors=tensors)
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The shards that an index names, else the one weights file; safetensors before torch files, variants last."""
+    """List the shards in the index, or else the one weights file; safetensors before torch files, variants last."""
     indexes = sorted(folder.glob("*.safetensors.index.json"))
     if indexes:
         try:
             names = sorted(Path(name).name for name in set(read_json(indexes[0])["weight_map"].values()))
         except (KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{indexes[0]} lacks or misstates weight_map, the file of each tensor") from error
+            raise CheckpointError(
+                f"{indexes[0]}: weight_map (the file of each tensor) is missing or invalid"
+            ) from error
         if missing := [name for name in names if not (folder / name).is_file()]:
-            raise CheckpointError(f"{folder} lacks {', '.join(missing[:5])}, which {indexes[0].name} names")
+            raise CheckpointError(f"{folder} lacks {', '.join(missing[:5])}, listed in {indexes[0].name}")
         return [folder / name for name in names]
     for pattern in (f"{_WEIGHTS}.safetensors", "*.safetensors", f"{_WEIGHTS}.bin", "*.bin"):
         found = sorted(folder.glob(pattern))

@@ -1,4 +1,4 @@
-"""Arguments of Encoder3D out of a diffusers config, or out of the shapes of bare weights."""
+"""Derive the arguments of Encoder3D from a diffusers config, or from the tensor shapes of weights without a config."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ _REQUIRED: dict[str, Any] = {
     "act_fn": "silu",
     "use_quant_conv": False,
 }
-"""What Encoder3D has built in; the values are those of every published CogVideoX VAE."""
+"""Settings that are fixed in Encoder3D; every published CogVideoX VAE has these values."""
 
 _NOMINAL_RESOLUTION = 256
-"""`resolution` of every shipped SAT config. Bare weights show where attention stands; this number names the place."""
+"""`resolution` of every shipped SAT config. Weights show which levels have attention; `attn_resolutions` names these
+levels by their nominal resolutions, so it needs this number."""
 
 
 def config_from_diffusers(config: Mapping[str, Any], path: Path) -> tuple[dict[str, Any], Scaling, Scaling]:
-    """Encoder3D's arguments, scale and shift of an AutoencoderKLCogVideoX config.
+    """Return Encoder3D's arguments, scale and shift from an AutoencoderKLCogVideoX config.
 
     Raises:
-        CheckpointError: another class, or a setting that our encoder does not implement.
+        CheckpointError: another class, or a setting that Encoder3D does not implement.
     """
     if config.get("_class_name") != "AutoencoderKLCogVideoX":
         raise CheckpointError(f"{path}: class {config.get('_class_name')!r} is not AutoencoderKLCogVideoX")
@@ -52,14 +53,14 @@ def config_from_diffusers(config: Mapping[str, Any], path: Path) -> tuple[dict[s
         }
         scale, shift = float(config["scaling_factor"]), float(config.get("shift_factor") or 0.0)
     except (KeyError, TypeError, IndexError, ZeroDivisionError, ValueError, OverflowError) as error:
-        raise CheckpointError(f"{path}: config.json lacks or misstates {error}") from error
+        raise CheckpointError(f"{path}: a value in config.json is missing or invalid: {error}") from error
     if any(n % channels[0] for n in channels):
         raise CheckpointError(f"{path}: block_out_channels must be multiples of the first, got {channels}")
     return encoder_config, check_scaling(scale, path), check_scaling(shift, path, may_be_zero=True)
 
 
 def check_scaling(value: Scaling, path: Path, *, may_be_zero: bool = False) -> Scaling:
-    """A scale or shift, unless it would make every latent useless."""
+    """Return a scale or shift, or raise if it would make every latent useless (not finite, or a scale of 0)."""
     numbers = torch.tensor(value, dtype=torch.float64)
     if not torch.isfinite(numbers).all() or not (may_be_zero or (numbers != 0).all()):
         raise CheckpointError(f"{path}: scale and shift must be finite numbers, and scale not 0, got {value}")
@@ -67,29 +68,31 @@ def check_scaling(value: Scaling, path: Path, *, may_be_zero: bool = False) -> S
 
 
 def check_depth(config: Mapping[str, Any], num_tensors: int, path: Path | str) -> None:
-    """Refuse an encoder with more blocks than there are tensors, before it is built: a number may be 1,000,000,000.
+    """Reject a configuration with more blocks than the file has tensors, before anything is built.
+
+    A damaged or hostile file may ask for 1,000,000,000 blocks.
 
     Raises:
-        CheckpointError: so many, or numbers that are none.
+        CheckpointError: too many blocks, or values that are not numbers.
     """
     try:
         num_blocks = len(config["ch_mult"]) * int(config["num_res_blocks"])
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise CheckpointError(f"{path}: the configuration lacks or misstates {error}: {config}") from error
+        raise CheckpointError(f"{path}: a configuration value is missing or invalid: {error}: {config}") from error
     if num_blocks > num_tensors:
         raise CheckpointError(
-            f"{path}: the configuration has {num_blocks} residual blocks, the file {num_tensors} tensors"
+            f"{path}: the configuration has {num_blocks} residual blocks, but the file only {num_tensors} tensors"
         )
 
 
 def config_from_tensors(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
-    """Encoder3D's arguments out of the shapes of an encoder's tensors in MoVQ naming.
+    """Return Encoder3D's arguments, derived from the shapes of an encoder's tensors under their MoVQ names.
 
-    Shapes do not tell the compression in time, the padding and whether the output is mean and logvar; these are taken
-    as in every published checkpoint: 4 (or all that the levels allow), "first", and yes.
+    Shapes do not show the compression in time, the padding, or whether the output is mean and logvar. These are taken
+    from the published checkpoints, which all agree: 4 (or less if there are too few levels), "first", and yes.
 
     Raises:
-        CheckpointError: not an encoder of this family.
+        CheckpointError: the tensors are not an encoder of this family.
     """
     try:
         out_channels = {name: tensor.shape[0] for name, tensor in tensors.items() if name.endswith(".weight")}
@@ -100,10 +103,11 @@ def config_from_tensors(tensors: Mapping[str, Tensor], path: Path) -> dict[str, 
         num_moments = out_channels["conv_out.conv.weight"]
     except (KeyError, ValueError, IndexError) as error:
         raise CheckpointError(
-            f"{path} holds no causal 3D encoder: no {error}; it has {', '.join(sorted(tensors)[:5]) or 'no tensors'}"
+            f"{path} has no causal 3D encoder: {error} is missing; "
+            f"it has {', '.join(sorted(tensors)[:5]) or 'no tensors'}"
         ) from error
     if num_moments % 2 or not ch or any(width % ch for width in widths):
-        raise CheckpointError(f"{path}: cannot tell a configuration from {ch = }, {widths = }, {num_moments = }")
+        raise CheckpointError(f"{path}: cannot derive a configuration from {ch = }, {widths = }, {num_moments = }")
     return {
         "ch": ch,
         "ch_mult": [width // ch for width in widths],

@@ -1,8 +1,8 @@
 """Other video VAEs behind the interface of VideoVAE: any diffusers class with the usual `encode(pixels).latent_dist`.
 
-Tried: AutoencoderKLWan, AutoencoderKLHunyuanVideo, AutoencoderKLLTXVideo, AutoencoderKLMochi, AutoencoderKLCosmos.
-Compression, latent channels and normalisation are read from the model and its config, then checked by encoding one tiny
-clip. Such a VAE encodes whole clips in its own way; it is never cut into chunks.
+Tested with AutoencoderKLWan, AutoencoderKLHunyuanVideo, AutoencoderKLLTXVideo, AutoencoderKLMochi and
+AutoencoderKLCosmos. Compression, latent channels and normalisation are read from the model and its config, then checked
+by encoding one tiny clip. Such a VAE encodes whole clips with its own code; clips are never cut into chunks.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vae.errors import CheckpointError
 from vae.info import Scaling, VAEInfo
 
 _NO_SPREAD = -30.0
-"""Log variance of a posterior that has none: the lower clamp of every Gaussian posterior of this family."""
+"""Log variance of a posterior without a variance: the lower clamp of every Gaussian posterior of this family."""
 
 _TIME = ("temporal_compression_ratio", "scale_factor_temporal", "time_compression_ratio")
 _SPACE = ("spatial_compression_ratio", "scale_factor_spatial")
@@ -34,7 +34,7 @@ class DiffusersEncoder(nn.Module):
         self.model = model
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(B, 3, T, H, W) in [-1, 1] to moments (B, 2C, T', H', W'); without a variance, its log is -30."""
+        """(B, 3, T, H, W) in [-1, 1] to moments (B, 2C, T', H', W'). The log variance is -30 if the VAE gives none."""
         posterior = self.model.encode(pixels).latent_dist  # type: ignore[operator]
         if hasattr(posterior, "logvar"):
             return torch.cat([posterior.mean, posterior.logvar], dim=1)
@@ -46,8 +46,8 @@ def read_diffusers_vae(folder: Path, config: dict[str, Any]) -> tuple[DiffusersE
     """Load a diffusers VAE strictly, without its decoder.
 
     Raises:
-        CheckpointError: diffusers is missing or does not know the class, weights that do not fit, or a config that does
-            not say what we must know.
+        CheckpointError: diffusers is missing or does not know the class, the weights do not fit, or the config lacks a
+            required value.
     """
     name = config.get("_class_name", "")
     tensors = read_folder(folder)
@@ -95,28 +95,28 @@ def _build(name: str, config: dict[str, Any], folder: Path) -> Any:
         raise CheckpointError(f"{folder}: {name} is not a VAE (no encode method)")
     try:
         return model_class.from_config(config)  # type: ignore[attr-defined]
-    except Exception as error:  # Whatever a foreign class raises at numbers that it does not expect.
+    except Exception as error:  # A foreign class may raise anything if it gets unexpected numbers.
         raise CheckpointError(f"{folder}: {name} cannot be built from config.json: {error!r}") from error
 
 
 def _check_depth(config: dict[str, Any], num_tensors: int, folder: Path) -> None:
-    """Refuse a config with more layers than there are tensors, before anything is built."""
+    """Reject a config with more layers than the files have tensors, before anything is built."""
     for key, value in config.items():
         numbers = [n for n in (value if isinstance(value, list | tuple) else [value]) if isinstance(n, int | float)]
         if ("layers" in key or "blocks" in key) and not key.endswith("channels") and sum(numbers) > num_tensors:
             raise CheckpointError(
-                f"{folder}: config.json states {key} = {value!r}, the files hold {num_tensors} tensors"
+                f"{folder}: config.json has {key} = {value!r}, but the files only {num_tensors} tensors"
             )
 
 
 def _first(model: Any, names: tuple[str, ...], folder: Path) -> int:
-    """The first of these that the model has as an attribute or in its config."""
+    """Return the first of these values that the model has as an attribute or in its config."""
     for name in names:
-        # Not getattr: on a diffusers model that warns about every name that stands in the config only.
+        # Not getattr: a diffusers model warns about every name that is in its config only.
         value = vars(model).get(name) or model.config.get(name)
         if isinstance(value, int):
             return value
-    raise CheckpointError(f"{folder}: {type(model).__name__} states none of {', '.join(names)}")
+    raise CheckpointError(f"{folder}: {type(model).__name__} has none of {', '.join(names)}")
 
 
 def _scale(model: Any, channels: int, folder: Path) -> Scaling:
@@ -132,7 +132,7 @@ def _shift(model: Any, channels: int, folder: Path) -> Scaling:
 
 
 def _statistics(model: Any, name: str, channels: int, folder: Path) -> Tensor | None:
-    """Per channel, (C,), or per channel and latent frame, (C, n), in float64: from config or buffer."""
+    """Return float64 values from config or buffer: per channel, (C,), or per channel and latent frame, (C, n)."""
     stated = model.config.get(name)
     buffer = dict(model.named_buffers(recurse=False)).get(name)
     if stated is None and buffer is None:
@@ -150,16 +150,16 @@ def _as_scaling(values: Tensor) -> Scaling:
 
 
 def _check(encoder: DiffusersEncoder, info: VAEInfo, folder: Path) -> None:
-    """Encode a clip of two latent frames and compare its shape with what `info` promises."""
+    """Encode a clip of two latent frames and compare the latent's shape with the one that `info` gives."""
     size = 2 * info.space_compression
     shape = (1, info.in_channels, 1 + info.time_compression, size, size)
     expected = info.latent_shape(*shape[2:])
     try:
         with torch.inference_mode():
             moments = encoder(torch.zeros(shape, dtype=next(encoder.parameters()).dtype))
-    except Exception as error:  # Whatever a foreign class raises here, it cannot encode what its config says it does.
+    except Exception as error:  # A foreign class may raise anything; it cannot encode what its config promises.
         raise CheckpointError(f"{folder}: {info.name} cannot encode {shape}: {error}") from error
     if tuple(moments.shape[1:]) != (2 * expected[0], *expected[1:]):
         raise CheckpointError(
-            f"{folder}: {info.name} makes {tuple(moments.shape)} of {shape}, not latents of {expected}"
+            f"{folder}: {info.name} turns {shape} into moments {tuple(moments.shape)}, expected latents {expected}"
         )

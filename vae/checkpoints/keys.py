@@ -1,4 +1,4 @@
-"""Names of tensors: MoVQ, SAT and diffusers call the same weights differently. Both ways, one to one.
+"""Translate tensor names between MoVQ, SAT and diffusers, which name the same weights differently. One to one.
 
     MoVQ, SAT                             diffusers
     down.{i}.block.{j}.*                  down_blocks.{i}.resnets.{j}.*
@@ -7,7 +7,7 @@
     up.{i}.block.{j}.*                    up_blocks.{L-1-i}.resnets.{j}.*       decoder; up.0 is the finest level
     up.{i}.upsample.conv.*                up_blocks.{L-1-i}.upsamplers.0.conv.*
     *.nin_shortcut.weight                 *.conv_shortcut.weight                a plain 1x1x1 convolution
-    *.conv_shortcut.conv.weight           *.conv_shortcut.conv.weight           a causal 3x3x3 one: another thing
+    *.conv_shortcut.conv.weight           *.conv_shortcut.conv.weight           a causal 3x3x3 convolution
     conv_in.*, norm_out.*, conv_out.*     the same
 
 SAT writes `encoder.` and `decoder.` before MoVQ's names, and `first_stage_model.` before that inside a full checkpoint.
@@ -39,10 +39,10 @@ _THEIRS = (
 
 
 def to_diffusers(name: str, num_levels: int = 4) -> str:
-    """MoVQ's name of an encoder or decoder tensor as diffusers calls it; an `encoder.` or `decoder.` before it stays.
+    """Return diffusers' name for MoVQ's name of an encoder or decoder tensor; a prefix `encoder.` or `decoder.` stays.
 
     Raises:
-        KeyError: diffusers has no such tensor (attention in the encoder, say).
+        KeyError: diffusers has no such tensor (for example attention in the encoder).
     """
     renamed = _rename(name, _OURS, num_levels)
     return re.sub(r"\bnin_shortcut\b", "conv_shortcut", renamed)
@@ -52,23 +52,23 @@ def from_diffusers(name: str, num_levels: int = 4) -> str:
     """Undo `to_diffusers`.
 
     Raises:
-        KeyError: no such tensor on our side.
+        KeyError: MoVQ has no such tensor.
     """
     renamed = _rename(name, _THEIRS, num_levels)
     return re.sub(r"\bconv_shortcut\.(?=weight$|bias$)", "nin_shortcut.", renamed)
 
 
 def encoder_part(tensors: Mapping[str, Value]) -> dict[str, Value]:
-    """The encoder's tensors of a checkpoint, in MoVQ naming.
+    """Return the encoder's tensors of a checkpoint under their MoVQ names.
 
-    Takes MoVQ's, SAT's and diffusers' names, with or without `first_stage_model.`; drops the decoder and the loss. What
-    it does not know stays, under its own name, for the strict load to refuse.
+    Takes MoVQ's, SAT's and diffusers' names, with or without `first_stage_model.`; drops the decoder and the loss.
+    Unknown tensors keep their names, so that the strict load rejects them.
     """
     return _renamed_part(_inside(tensors, "first_stage_model."), "encoder.")
 
 
 def decoder_part(tensors: Mapping[str, Value]) -> dict[str, Value]:
-    """The decoder's tensors of a checkpoint, as `encoder_part`."""
+    """Return the decoder's tensors of a checkpoint, as `encoder_part` does for the encoder."""
     return _inside(_inside(tensors, "first_stage_model."), "decoder.")
 
 
@@ -90,7 +90,7 @@ def _from_diffusers_or_as_is(name: str) -> str:
 
 
 def _inside(tensors: Mapping[str, Value], prefix: str) -> dict[str, Value]:
-    """Only what stands under `prefix`, without it, if anything does."""
+    """Return only the tensors under `prefix`, without the prefix, or all of them if there are none under it."""
     found = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     return found or dict(tensors)
 

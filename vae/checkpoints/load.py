@@ -1,4 +1,4 @@
-"""load_vae: one name for every form in which an encoder is stored."""
+"""load_vae and save_vae: load an encoder from any supported format, and save one in our own."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ def load_vae(
     """Load a VAE's encoder.
 
     Args:
-        where: `tiny`, a local path, an fsspec URL or a Hugging Face repository id. What stands there is told by its
-            content: a diffusers folder (of any class that diffusers_vae.py takes), SAT's `3d-vae.pt` or a full SAT
-            checkpoint, MoVQ weights, a file by `save_vae`.
+        where: `tiny`, a local path, an fsspec URL or a Hugging Face repository id. Its content decides the format: a
+            diffusers folder (of any class that diffusers_vae.py takes), SAT's `3d-vae.pt` or a full SAT checkpoint,
+            MoVQ weights, or a file written by `save_vae`.
         dtype: compute dtype; None keeps the checkpoint's.
-        device: where to put it.
-        schedule: `batched8` (diffusers parity) or `whole` (SAT parity); other classes than CogVideoX's have their own
-            way, and `info.schedule` says `whole`.
+        device: device of the encoder.
+        schedule: `batched8` (diffusers parity) or `whole` (SAT parity). Ignored by classes other than CogVideoX's,
+            which encode clips with their own code; their `info.schedule` is `whole`.
 
     Raises:
-        CheckpointError: nothing loadable there, or names, shapes or values that do not fit.
+        CheckpointError: nothing there can be loaded, or names, shapes or values do not fit.
         ValueError: an unknown schedule.
     """
     check_schedule(schedule)
@@ -84,7 +84,7 @@ def _build(
     try:
         with torch.device("meta"):
             encoder = Encoder3D(**checkpoint.config)
-    except (ValueError, TypeError, RuntimeError, OverflowError) as error:  # of sizes that no tensor can have, too
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:  # also from impossible tensor sizes
         raise CheckpointError(f"{where}: {error}") from error
     load_strict(encoder, checkpoint.tensors, where)
     if not encoder.double_z:
@@ -106,7 +106,10 @@ def _build(
 
 
 def _ready(encoder: Encoder3D, dtype: torch.dtype | None, device: str | torch.device) -> Encoder3D:
-    """Cast, move, freeze, and give convolution weights the layout of the activations (a copy: no mapped file stays)."""
+    """Cast, move and freeze the encoder, and give convolution weights the memory layout of the activations.
+
+    The weights are copied, so that no memory-mapped file stays open.
+    """
     encoder = encoder.to(device=device, dtype=dtype).eval().requires_grad_(False)
     if torch.device(device).type == "cuda":
         _warn_of_cudnn()
@@ -117,9 +120,9 @@ def _ready(encoder: Encoder3D, dtype: torch.dtype | None, device: str | torch.de
 
 
 def _warn_of_cudnn() -> None:
-    """Name the two releases whose bfloat16 Conv3d is known to be bad; hours of a user's time hang on it."""
+    """Warn about the two library releases whose bfloat16 Conv3d is known to be slow or wrong."""
     version: int = torch.backends.cudnn.version() or 0  # type: ignore[no-untyped-call]
     if torch.__version__.startswith("2.9.") and version < 91500:
-        log.warning("torch=%s cudnn=%s: bf16 Conv3d is 3-17x slow (pytorch #166643)", torch.__version__, version)
+        log.warning("torch=%s cudnn=%s: bf16 Conv3d is 3-17x slower (pytorch #166643)", torch.__version__, version)
     if version == 91002:
         log.warning("cudnn=%s: bf16 Conv3d may be wrong at large shapes (pytorch #163539); run selfcheck", version)

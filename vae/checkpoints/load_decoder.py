@@ -1,4 +1,4 @@
-"""load_video_decoder: VideoDecoder weights, bare or inside a full checkpoint, with a configuration read off them."""
+"""load_video_decoder: load VideoDecoder weights, alone or inside a full checkpoint, and derive their configuration."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def load_video_decoder(
     """Load a VideoDecoder, strictly.
 
     Args:
-        where: a local path, an fsspec URL or a Hugging Face repository id of a safetensors or torch file, whose decoder
-            stands bare, under `decoder.` or under `first_stage_model.decoder.`.
-        config: arguments of VideoDecoder over those that the shapes tell. Shapes do not tell `merge_strategy` (taken as
-            "learned", as Stable Video Diffusion's), `tanh_out`, `give_pre_end` and `alpha`.
+        where: a local path, an fsspec URL or a Hugging Face repository id of a safetensors or torch file. Its decoder
+            tensors have no prefix, or `decoder.`, or `first_stage_model.decoder.`.
+        config: arguments of VideoDecoder that replace those derived from the tensor shapes. Shapes do not show
+            `merge_strategy` (taken as "learned", as in Stable Video Diffusion), `tanh_out`, `give_pre_end` and `alpha`.
         dtype: None keeps the checkpoint's.
-        device: where to put it.
+        device: device of the decoder.
 
     Raises:
-        CheckpointError: nothing loadable there, or names, shapes or values that do not fit.
+        CheckpointError: nothing there can be loaded, or names, shapes or values do not fit.
     """
     with local_checkpoint(where) as path:
         tensors = decoder_part(read_tensors(model_file(path))[1])
@@ -57,14 +57,14 @@ def _config_from_tensors(tensors: Mapping[str, Tensor], where: str) -> dict[str,
         num_res_blocks = max(_numbers(r"up\.0\.block\.(\d+)\.conv1\.weight", tensors))
     except (KeyError, ValueError, IndexError) as error:
         raise CheckpointError(
-            f"{where} holds no video decoder: no {error}; it has {', '.join(sorted(tensors)[:5]) or 'no tensors'}"
+            f"{where} has no video decoder: {error} is missing; it has {', '.join(sorted(tensors)[:5]) or 'no tensors'}"
         ) from error
     mixes_conv = "conv_out.time_mix_conv.weight" in tensors
     mixes_attn = "mid.attn_1.time_mix_block.norm1.weight" in tensors
     kernel = tensors["conv_out.time_mix_conv.weight"].shape[2:] if mixes_conv else (3, 1, 1)
     ch = min(widths)
     if not ch or any(width % ch for width in widths) or num_res_blocks > len(tensors):
-        raise CheckpointError(f"{where}: cannot tell a configuration from {widths = }, {num_res_blocks = }")
+        raise CheckpointError(f"{where}: cannot derive a configuration from {widths = }, {num_res_blocks = }")
     resolution = 256
     return {
         "ch": ch,

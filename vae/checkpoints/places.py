@@ -1,4 +1,4 @@
-"""Bring a checkpoint to the local disk: a path as it is, an fsspec URL or a Hugging Face repository as a copy."""
+"""Make a checkpoint available on the local disk; an fsspec URL or a Hugging Face repository is copied."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 @contextmanager
 def local_checkpoint(where: str) -> Iterator[Path]:
-    """Yield a local file or folder with the checkpoint; a temporary one lives as long as the context.
+    """Yield a local file or folder with the checkpoint; a temporary copy is deleted at the end of the context.
 
     Raises:
-        CheckpointError: nothing there.
+        CheckpointError: there is no checkpoint.
     """
     if "://" in where:
         with tempfile.TemporaryDirectory(prefix="latentmill-") as folder:
@@ -29,7 +29,7 @@ def local_checkpoint(where: str) -> Iterator[Path]:
     elif _REPO_ID.fullmatch(where):
         yield _fetch_repository(where)
     else:
-        raise CheckpointError(f"nothing at {where!r}: expected 'tiny', a path, an fsspec URL or a repository id (a/b)")
+        raise CheckpointError(f"{where!r} not found; expected 'tiny', a path, an fsspec URL or a repository id (a/b)")
 
 
 def _fetch(url: str, folder: Path) -> Path:
@@ -41,7 +41,7 @@ def _fetch(url: str, folder: Path) -> Path:
         fs.get_file(root, str(target))
         return target
     if not fs.isdir(root):
-        raise CheckpointError(f"nothing at {url!r}")
+        raise CheckpointError(f"{url!r} not found")
     for source in (root, f"{root.rstrip('/')}/vae"):
         if not fs.isdir(source):
             continue
@@ -64,5 +64,5 @@ def _fetch_repository(repo_id: str) -> Path:
     patterns = ["config.json", "model_index.json", "diffusion_pytorch_model*.safetensors*", "vae/*"]
     try:
         return Path(snapshot_download(repo_id, allow_patterns=patterns))
-    except Exception as error:  # Every failure of the hub client means the same here, and it has many classes.
-        raise CheckpointError(f"no path {repo_id!r}, and no Hugging Face repository of that id: {error}") from error
+    except Exception as error:  # The hub client has many error classes; each of them means that the load failed.
+        raise CheckpointError(f"no path {repo_id!r}, and no Hugging Face repository with this id: {error}") from error

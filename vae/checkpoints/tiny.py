@@ -1,8 +1,8 @@
 """`tiny`: a small UNTRAINED encoder for tests, demos and dry runs. Its latents mean nothing; their shapes are real.
 
-The CogVideoX compressions (8x in space, 4x in time, 16 latent channels) with 0.4 million parameters. The weights come
-from a fixed seed by way of integers, so they are the same bits on every machine, and are sized so that latents of
-ordinary video have a spread near 1 and a posterior deviation near 0.05. Its scale is 1.0, its shift 0.0.
+It has CogVideoX's compression (8x in space, 4x in time, 16 latent channels) and 0.4 million parameters. The weights are
+made from integers with a fixed seed, so they are the same bits on every machine. Their size is chosen so that latents
+of ordinary video have a standard deviation near 1, and their posterior one near 0.05. Scale is 1.0, shift is 0.0.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def tiny_encoder() -> Encoder3D:
 
 
 def _uniform(shape: torch.Size, generator: torch.Generator) -> Tensor:
-    """Uniform weights of variance 1 / fan_in. Integers, since the bits of `randn` depend on the CPU's vector unit."""
+    """Draw uniform weights of variance 1 / fan_in from integers; the bits of `randn` depend on the CPU."""
     fan_in = math.prod(shape[1:])
     integers = torch.randint(-(2**20), 2**20 + 1, shape, generator=generator)
     return integers.float() * (math.sqrt(3.0 / fan_in) / 2**20)

@@ -1,13 +1,13 @@
-"""The fast kernels behind one seam: what a block asks for, done the best way that the situation allows.
+"""The operations of the blocks, each with a fast kernel and a plain torch version.
 
-Two paths give the same result up to rounding, and the tests hold them against each other:
+Two paths give the same result up to rounding, and the tests compare them:
 
-    plain   ordinary differentiable torch operations. Taken when gradients are recorded and inside `with plain():`
-    fast    no copies: activations are written straight into the convolution's input buffer, sums happen in place, and
-            inside `with workspace():` the two big buffers of a block are the same memory for all blocks
+    plain   ordinary differentiable torch operations, used while gradients are recorded and inside `with plain():`
+    fast    no copies: activations are written directly into the convolution's input buffer, sums are in place, and
+            inside `with workspace():` all blocks share the same two big buffers
 
-Blocks call these functions and never ask which path is taken. Layout of every tensor: (B, C, T, H, W), in memory
-channels last on the fast path.
+Blocks call these functions without knowing which path is used. Layout of every tensor: (B, C, T, H, W), channels last
+in memory on the fast path.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _PLAIN: ContextVar[bool] = ContextVar("latentmill_plain_kernels", default=False)
 _WORKSPACE: ContextVar[dict[str, Tensor] | None] = ContextVar("latentmill_workspace", default=None)
 
 Slot = Literal["padded", "hidden"]
-"""Buffers of a workspace. padded: a convolution's input with its past. hidden: what its first convolution puts out."""
+"""Buffers of a workspace. padded: a convolution's input with its past. hidden: the output of a first convolution."""
 
 
 @contextmanager
 def plain() -> Iterator[None]:
-    """Take the plain path inside this block: the yardstick of the self-check and of the tests."""
+    """Use the plain path inside this context: the reference of the self-check and of the tests."""
     token = _PLAIN.set(True)
     try:
         yield
@@ -49,9 +49,9 @@ def plain() -> Iterator[None]:
 
 @contextmanager
 def workspace() -> Iterator[None]:
-    """Share the big buffers between all blocks inside this block, and free them at its end.
+    """Share the big buffers between all blocks inside this context, and free them at its end.
 
-    On a CPU every fresh buffer costs page faults: 24 ms for 57 MB where the normalisation that fills it takes 10 ms.
+    On a CPU every new buffer costs page faults: 24 ms for 57 MB, while the normalisation that fills it takes 10 ms.
     """
     token = _WORKSPACE.set({})
     try:
@@ -61,12 +61,12 @@ def workspace() -> Iterator[None]:
 
 
 def is_fast() -> bool:
-    """Whether the fast path may be taken: nobody asked for the plain one, and no gradient is recorded."""
+    """Return whether the fast path may be used: outside of `plain()`, and while no gradient is recorded."""
     return not _PLAIN.get() and not torch.is_grad_enabled()
 
 
 def buffer(slot: Slot, shape: Sequence[int], like: Tensor) -> Tensor:
-    """An uninitialised channels-last tensor: the workspace's, valid until the slot is asked for again, or a new one."""
+    """Return an uninitialised channels-last tensor: a new one, or the workspace's, valid until the slot's next use."""
     batch, channels, num_frames, height, width = shape
     slots = _WORKSPACE.get()
     if slots is None:
@@ -80,7 +80,7 @@ def buffer(slot: Slot, shape: Sequence[int], like: Tensor) -> Tensor:
 
 
 def norm_silu(x: Tensor, norm: nn.GroupNorm, out: Tensor | None = None) -> Tensor:
-    """silu(norm(x)), into `out` if given: a tensor of x's shape, any strides (fast path only)."""
+    """Return silu(norm(x)), written into `out` if given: a tensor of x's shape with any strides (fast path only)."""
     if out is None:
         return F.silu(group_norm(x, norm), inplace=is_fast())
     if x.device.type == "cpu" and _can_norm(x, norm, out):
@@ -95,9 +95,9 @@ def norm_silu(x: Tensor, norm: nn.GroupNorm, out: Tensor | None = None) -> Tenso
 
 
 def accumulator(x: Tensor, channels: int) -> Tensor | None:
-    """Zeros for a convolution of x to add its output to, where that beats a fresh tensor: on a CPU, in a workspace.
+    """Return zeros for a convolution of x to add its output to, or None where a new output tensor is as fast.
 
-    The memory is the slot "hidden": the next call takes it again.
+    Zeros are faster on a CPU in a workspace. Their memory is the slot "hidden", which the next call uses again.
     """
     if not is_fast() or _WORKSPACE.get() is None or x.device.type != "cpu":
         return None
@@ -105,12 +105,15 @@ def accumulator(x: Tensor, channels: int) -> Tensor | None:
 
 
 def group_norm(x: Tensor, norm: nn.GroupNorm) -> Tensor:
-    """norm(x), in NCDHW order: ATen's channels-last kernel is off by 2e-4 in float32 (32 channels of 9x240x360)."""
+    """Return norm(x), computed in NCDHW order.
+
+    ATen's channels-last kernel is wrong by 2e-4 in float32 (32 channels of 9x240x360).
+    """
     return norm(x.contiguous())  # type: ignore[no-any-return]
 
 
 def conv3d(x: Tensor, conv: nn.Conv3d, residual: Tensor | None = None) -> Tensor:
-    """conv(x), plus `residual` if given; on the fast path the sum may take residual's memory."""
+    """Return conv(x), plus `residual` if given; on the fast path the sum may be written into residual's memory."""
     if not is_fast():
         y: Tensor = conv(x)
         return y if residual is None else residual + y
@@ -148,7 +151,7 @@ def pool_time(x: Tensor, rule: PoolRule, edge: int) -> Tensor:
 
 
 def _can_norm(x: Tensor, norm: nn.GroupNorm, out: Tensor) -> bool:
-    """Whether the fast kernels take these: a known dtype, samples dense in channels-last order, an ordinary norm."""
+    """Return whether the fast kernels apply: a known dtype, samples dense in channels-last order, an ordinary norm."""
     return (
         x.dtype in (torch.float32, torch.bfloat16)
         and x.dtype == out.dtype
@@ -162,7 +165,10 @@ def _can_norm(x: Tensor, norm: nn.GroupNorm, out: Tensor) -> bool:
 
 
 def _is_ordinary(module: nn.Module, forward: object) -> bool:
-    """Whether nobody put their own computation here (frozen statistics, an adapter): that is called, not imitated."""
+    """Return whether the module computes what its class does.
+
+    A module with its own computation (frozen statistics, an adapter) is called, never replaced by a kernel.
+    """
     return (
         getattr(module.forward, "__func__", None) is forward
         and not module._forward_hooks

@@ -1,7 +1,8 @@
-"""What ATen and oneDNN on a CPU can do without a copy, if asked the right way. Used through `vae.kernels` only.
+"""CPU operations of ATen and oneDNN that need no copies. Used through `vae.kernels` only.
 
-ATen's group_norm cannot write into a given tensor; its batch norm in inference mode can, takes float32 statistics for
-bfloat16 data, and keeps channels last. With each channel given its group's statistics they are the same function.
+ATen's group_norm cannot write into a given tensor. Its batch norm in inference mode can; it also takes float32
+statistics for bfloat16 data and keeps channels last. If each channel gets the statistics of its group, it computes the
+group norm.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from torch import Tensor, nn
 from vae.kernels.statistics import join_blocks
 
 _BLOCK_ROWS = 16384
-"""Pixels whose statistics ATen sums up in float32 in one go. The rounding of a running sum grows with the root of its
-length: 3e-6 of a variance here, 4e-5 over a whole 9x480x720 window. Blocks are joined in float64."""
+"""Pixels whose statistics ATen sums in float32 at once. The rounding error of a running sum grows with the square root
+of its length: 3e-6 of a variance with this number, 4e-5 over a whole 9x480x720 window. Blocks are joined in float64."""
 
 
 def norm_silu(x: Tensor, norm: nn.GroupNorm, out: Tensor) -> None:
-    """silu(norm(x)) into `out`."""
+    """Write silu(norm(x)) into `out`."""
     assert norm.weight is not None
     weight, bias = norm.weight.float(), norm.bias.float()
     unused = torch.empty(0)
@@ -44,7 +45,7 @@ def norm_silu(x: Tensor, norm: nn.GroupNorm, out: Tensor) -> None:
 
 
 def can_convolve(x: Tensor, conv: nn.Conv3d, residual: Tensor | None) -> bool:
-    """Whether `conv3d` takes this: on a CPU with oneDNN, a known dtype, channels last."""
+    """Return whether `conv3d` applies: on a CPU with oneDNN, a known dtype, channels last."""
     return bool(
         x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.bfloat16)
@@ -58,18 +59,18 @@ def can_convolve(x: Tensor, conv: nn.Conv3d, residual: Tensor | None) -> bool:
 
 @cache
 def takes_bfloat16() -> bool:
-    """Whether oneDNN convolves bfloat16 here. It refuses on CPUs without AVX-512 or AVX-NE-CONVERT."""
+    """Return whether oneDNN has a bfloat16 convolution on this CPU. It needs AVX-512 or AVX-NE-CONVERT."""
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def conv3d(x: Tensor, conv: nn.Conv3d, residual: Tensor | None) -> Tensor:
-    """conv(x), or residual += conv(x), summed in float32 before the one rounding, by the operators that Inductor emits.
+    """Return conv(x), or residual += conv(x), summed in float32 and rounded once, with the operators of Inductor.
 
-    Asked the ordinary way, ATen takes a slower convolution with an unfolded input for small or three-channel float32
-    inputs on one thread, whose output is not channels last.
+    The ordinary call uses a slower convolution with an unfolded input for small or three-channel float32 inputs on one
+    thread, and its output is not channels last.
 
-    Where oneDNN refuses bfloat16, the operands become float32 and the sum is rounded once: the same arithmetic. ATen's
-    own bfloat16 convolution is no way out there (measured: `tiny`, 9x64x96, AVX2: 16 s; this way 0.2 s).
+    If oneDNN has no bfloat16 convolution, the operands are converted to float32 and the sum is rounded once: the same
+    arithmetic. ATen's own bfloat16 convolution is too slow (measured: `tiny`, 9x64x96, AVX2: 16 s instead of 0.2 s).
     """
     assert conv.bias is not None
     weight, bias = conv.weight, conv.bias
@@ -91,13 +92,13 @@ def conv3d(x: Tensor, conv: nn.Conv3d, residual: Tensor | None) -> Tensor:
 
 
 def _group_statistics(image: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of each group, repeated for its channels: two (C,) float32 tensors."""
+    """Return mean and biased variance of each group, repeated for its channels: two (C,) float32 tensors."""
     _, channels, num_rows, width = image.shape
     rows_per_block = max(_BLOCK_ROWS // width, 1)
     sizes, means, variances = [], [], []
     for start in range(0, num_rows, rows_per_block):
         block = image[:, :, start : start + rows_per_block]
-        # Float32 running statistics, though unused, make the results float32 for bfloat16 data.
+        # Float32 running statistics are not used, but make the results float32 for bfloat16 data.
         mean, variance = torch.batch_norm_update_stats(block, torch.zeros(channels), torch.zeros(channels), 0.0)
         sizes.append(float(block.shape[2]))
         means.append(mean)
@@ -110,7 +111,7 @@ def _is_dense(x: Tensor) -> bool:
 
 
 def _as_image(sample: Tensor) -> Tensor:
-    """One sample (C, T, H, W), channels last, as (1, C, T*H, W), channels last: a view."""
+    """View one sample (C, T, H, W), channels last, as (1, C, T*H, W), channels last."""
     channels, num_frames, height, width = sample.shape
     rows = sample.permute(1, 2, 3, 0).view(1, num_frames * height, width, channels)
     return rows.permute(0, 3, 1, 2)

@@ -1,9 +1,9 @@
 """GroupNorm and SiLU in two passes over channels-last memory, for CUDA. Used through `vae.kernels` only.
 
-ATen's group_norm on CUDA copies a channels-last tensor into another layout and back. Here one kernel reads the tensor
-and writes each block's statistics per channel, torch joins the blocks (no atomics: the order is fixed), and a second
-kernel reads, normalises, activates and writes into the convolution's buffer. Block sizes are constants, never timed, so
-the same input gives the same bits everywhere. Checked with Triton's interpreter; see the module's test.
+ATen's group_norm on CUDA copies a channels-last tensor into another layout and back. This module uses two kernels: the
+first reads the tensor and writes each block's statistics per channel; torch joins the blocks (no atomics, so the order
+is fixed); the second reads, normalises, activates and writes into the convolution's buffer. Block sizes are constants
+and not autotuned, so the same input gives the same bits everywhere. The module's test uses Triton's interpreter.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _BLOCK_ROWS = 1024
 """Pixels per program of the first pass."""
 
 _TILE_ELEMENTS = 8192
-"""Elements that a program holds at a time: 64 per thread with 4 warps."""
+"""Elements that a program processes at a time: 64 per thread with 4 warps."""
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _statistics(  # type: ignore[no-untyped-def]
     x, means, variances, num_rows, channels, COLS: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Mean and biased variance of BLOCK rows, per channel: tiles merged by Chan's formula in float32."""
+    """Compute mean and biased variance of BLOCK rows, per channel: tiles merged by Chan's formula in float32."""
     block = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, COLS)
     in_cols = cols < channels
@@ -54,7 +54,7 @@ def _statistics(  # type: ignore[no-untyped-def]
 def _scale_shift_silu(  # type: ignore[no-untyped-def]
     x, out, scale, shift, num_rows, channels, COLS: tl.constexpr, TILE: tl.constexpr
 ):
-    """silu(x * scale + shift) of TILE rows, in float32, rounded once."""
+    """Compute silu(x * scale + shift) of TILE rows, in float32, rounded once."""
     rows = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
     cols = tl.arange(0, COLS)
     inside = (rows < num_rows)[:, None] & (cols < channels)[None, :]
@@ -67,7 +67,7 @@ def _scale_shift_silu(  # type: ignore[no-untyped-def]
 
 
 def norm_silu(x: Tensor, norm: nn.GroupNorm, out: Tensor) -> None:
-    """silu(norm(x)) into `out`; every sample of both is dense in channels-last order."""
+    """Write silu(norm(x)) into `out`; every sample of both is dense in channels-last order."""
     assert norm.weight is not None
     weight, bias = norm.weight.float(), norm.bias.float()
     channels = x.shape[1]

@@ -1,4 +1,4 @@
-"""Group statistics out of those of blocks: exact joining, in float64."""
+"""Join the statistics of blocks into those of groups, exactly, in float64."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def join_blocks(means: Tensor, variances: Tensor, sizes: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of each group, repeated for its channels.
+    """Return mean and biased variance of each group, repeated for its channels.
 
     Args:
         means: (blocks, C), per channel.

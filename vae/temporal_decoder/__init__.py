@@ -1,1 +1,1 @@
-"""The temporal VideoDecoder family of image-to-video autoencoders of the SVD kind."""
+"""The temporal VideoDecoder of image-to-video autoencoders such as Stable Video Diffusion's."""

@@ -1,10 +1,10 @@
-"""Decoder: the image decoder of the latent diffusion family. VideoDecoder: the same with frames mixed.
+"""Decoder: the image decoder of the latent diffusion family. VideoDecoder: the same with blocks that mix frames.
 
     conv_in -> mid (block, attention, block) -> level L-1 -> ... -> level 0 -> norm, silu, conv_out
 
-A level is num_res_blocks + 1 residual blocks, each followed by attention where the nominal resolution asks for it. All
-but level 0, the finest, end with an upsampling by 2. VideoDecoder is for image-to-video autoencoders of the kind of
-Stable Video Diffusion's; it does not decode CogVideoX latents.
+A level is num_res_blocks + 1 residual blocks, each followed by attention if the nominal resolution is in
+`attn_resolutions`. All levels but level 0, the finest, end with an upsampling by 2. VideoDecoder is for image-to-video
+autoencoders such as Stable Video Diffusion's; it does not decode CogVideoX latents.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TimeMode = Literal["all", "conv-only", "attn-only"]
 
 
 class DecoderLevel(nn.Module):
-    """One resolution: residual blocks, attention (none, or one per block), then perhaps an upsampling."""
+    """One resolution: residual blocks, attention (none, or one per block), then an optional upsampling."""
 
     def __init__(self, block: list[nn.Module], attn: list[nn.Module], upsample: Upsample | None) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class DecoderMid(nn.Module):
 
 
 class Decoder(nn.Module):
-    """(N, z_channels, h, w) to (N, out_ch, h * 2**(L-1), w * 2**(L-1)), each frame by itself."""
+    """(N, z_channels, h, w) to (N, out_ch, h * 2**(L-1), w * 2**(L-1)), each frame separately."""
 
     def __init__(
         self,
@@ -72,18 +72,18 @@ class Decoder(nn.Module):
             ch: channels of level 0 before its multiplier.
             out_ch: channels of the output.
             ch_mult: channel multiplier of each level.
-            num_res_blocks: residual blocks per level, less one.
+            num_res_blocks: residual blocks per level, minus one.
             attn_resolutions: nominal resolutions whose blocks are followed by attention.
             dropout: in the residual blocks, when training.
             resamp_with_conv: a convolution after each upsampling.
             in_channels: channels of the encoder's input; kept as an attribute.
-            resolution: nominal size of the output; decides where attention stands.
+            resolution: nominal size of the output; decides which levels have attention.
             z_channels: latent channels.
-            give_pre_end: return what would go into the last norm.
+            give_pre_end: return the input of the last norm instead of the output.
             tanh_out: apply tanh at the end.
             use_linear_attn: not implemented; must be False.
             attn_type: see AttnType.
-            double_z: the encoder's; no effect.
+            double_z: an argument of the encoder; no effect.
 
         Raises:
             ValueError: an argument is out of its range.
@@ -145,7 +145,7 @@ class Decoder(nn.Module):
         Args:
             z: (B*T, z_channels, h, w), frames fastest.
             timesteps: T; the blocks that mix frames need it.
-            skip_video: leave those blocks' temporal part out.
+            skip_video: skip the temporal part of these blocks.
         """
         if z.ndim != 4 or z.shape[1] != self.z_shape[1]:
             raise ValueError(f"z must be (B*T, {self.z_shape[1]}, h, w), got {tuple(z.shape)}")
@@ -175,7 +175,7 @@ class VideoDecoder(Decoder):
     | conv-only | VideoResBlock   | AttnBlock  | AE3DConv         |
     | attn-only | ResnetBlock     | VideoBlock | plain            |
 
-    `alpha` goes to both kinds of block although they read it in opposite senses: see `vae.temporal_decoder.temporal`.
+    `alpha` goes to both kinds of block, although it has opposite meanings in them: see `vae.temporal_decoder.temporal`.
     """
 
     def __init__(
@@ -191,12 +191,12 @@ class VideoDecoder(Decoder):
         """Build a Decoder with temporal blocks.
 
         Args:
-            video_kernel_size: of the 3-D convolutions.
-            alpha: first blend factor of every block.
+            video_kernel_size: kernel size of the 3-D convolutions.
+            alpha: initial blend factor of every block.
             merge_strategy: `fixed` or `learned`, see `vae.temporal_decoder.temporal`.
             time_mode: see TimeMode.
             timesteps: forward's default.
-            image_arguments: those of Decoder.
+            image_arguments: the arguments of Decoder.
         """
         if time_mode not in get_args(TimeMode):
             raise ValueError(f"time_mode must be one of {', '.join(get_args(TimeMode))}, got {time_mode!r}")
@@ -228,7 +228,7 @@ class VideoDecoder(Decoder):
         return partial(AE3DConv, video_kernel_size=self.video_kernel_size)
 
     def get_last_layer(self, skip_time_mix: bool = False) -> Tensor:
-        """Weight of the last layer: the 3-D convolution's, or the 2-D one's where there is no other."""
+        """Return the weight of the last layer: of the 3-D convolution, or of the 2-D one if there is no other."""
         if skip_time_mix or not isinstance(self.conv_out, AE3DConv):
             return super().get_last_layer()
         return self.conv_out.time_mix_conv.weight
@@ -237,6 +237,6 @@ class VideoDecoder(Decoder):
         """Decode whole clips; see Decoder.forward.
 
         Raises:
-            ValueError: no timesteps, neither here nor in the constructor, and no skip_video.
+            ValueError: neither this call nor the constructor gives timesteps, and skip_video is False.
         """
         return super().forward(z, self.timesteps if timesteps is None else timesteps, skip_video)

@@ -1,4 +1,4 @@
-"""The 2-D blocks under the temporal decoder: each frame by itself. Layout (N, C, H, W), N = B*T with frames fastest.
+"""The 2-D blocks of the temporal decoder, which process each frame separately. Layout (N, C, H, W), N = B*T, T fastest.
 
 Every forward takes `timesteps` and `skip_video` and ignores them, so that a decoder can mix these with temporal blocks.
 """
@@ -18,7 +18,7 @@ def normalize(channels: int) -> nn.GroupNorm:
     """GroupNorm with 32 groups, eps 1e-6; statistics per frame.
 
     Raises:
-        ValueError: channels are no multiple of 32.
+        ValueError: channels are not a multiple of 32.
     """
     if channels % 32:
         raise ValueError(f"channels must be a multiple of 32 (GroupNorm has 32 groups), got {channels}")
@@ -103,7 +103,7 @@ class AttnBlock(nn.Module):
 
 
 class NoAttention(nn.Module):
-    """What stands where attention would, for attn_type "none"."""
+    """The identity, in place of attention, for attn_type "none"."""
 
     def forward(self, x: Tensor, timesteps: int | None = None, skip_video: bool = False) -> Tensor:
         del timesteps, skip_video
@@ -119,7 +119,7 @@ class FrameConv2d(nn.Conv2d):
 
 
 class Upsample(nn.Module):
-    """Double height and width by repetition, then perhaps a 3x3 convolution."""
+    """Double height and width by repetition, then an optional 3x3 convolution."""
 
     def __init__(self, in_channels: int, with_conv: bool) -> None:
         super().__init__()
@@ -133,10 +133,10 @@ class Upsample(nn.Module):
 
 
 def make_attn(in_channels: int, attn_type: AttnType = "vanilla") -> AttnBlock | NoAttention:
-    """Attention within frames.
+    """Build attention within frames.
 
     Raises:
-        ValueError: a type that is not implemented (linear and cross attention fail at forward in the reference too).
+        ValueError: a type that is not implemented (linear and cross attention fail in the reference's forward too).
     """
     if attn_type in ("vanilla", "vanilla-xformers"):
         return AttnBlock(in_channels)

@@ -1,15 +1,15 @@
-"""Blocks that mix frames, for decoders of the image-to-video kind (Stable Video Diffusion).
+"""Blocks that mix frames, for decoders of image-to-video models (Stable Video Diffusion).
 
-Tensors are (B*T, C, H, W), frames fastest; `timesteps` is T, one for the whole batch. Nothing here is causal: a clip is
-decoded whole. `skip_video=True` leaves the image part alone and needs no timesteps.
+Tensors are (B*T, C, H, W), frames fastest; `timesteps` is T, one for the whole batch. These blocks are not causal: a
+clip is decoded whole. `skip_video=True` runs only the image part and needs no timesteps.
 
-Two blocks blend an image branch and a video branch by a factor `alpha`, in OPPOSITE senses, as their checkpoints need:
+Two blocks blend an image branch and a video branch by a factor `alpha`, in OPPOSITE ways, as their checkpoints need:
 
     VideoResBlock    alpha * temporal + (1 - alpha) * spatial
     VideoBlock       alpha * spatial  + (1 - alpha) * temporal
 
-so both offer `spatial_weight()`. With merge_strategy "learned" alpha is sigmoid(mix_factor), 0.5 for mix_factor 0; with
-"fixed" it is mix_factor itself, a buffer that is saved. One checkpoint means another alpha under the other strategy.
+so both have `spatial_weight()`. With merge_strategy "learned" alpha is sigmoid(mix_factor), 0.5 for mix_factor 0; with
+"fixed" it is mix_factor itself, a saved buffer. The same checkpoint gives a different alpha with the other strategy.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ KernelSize = int | Sequence[int]
 class TimeStack(nn.Module):
     """x + conv(silu(norm(conv(silu(norm(x)))))) over time and space; starts as the identity (last layer zero).
 
-    Layout (B, C, T, H, W). Its norms have eps 1e-5, unlike the image part's 1e-6.
+    Layout (B, C, T, H, W). Its norms have eps 1e-5, those of the image part 1e-6.
     """
 
     def __init__(self, channels: int, kernel_size: KernelSize, dropout: float) -> None:
@@ -98,7 +98,7 @@ class VideoResBlock(ResnetBlock):
         """(B*T, C, H, W) to (B*T, C', H, W); `temb` is (B*T, temb_channels).
 
         Raises:
-            ValueError: no timesteps, neither here nor in the constructor, or rows that they do not divide.
+            ValueError: neither this call nor the constructor gives timesteps, or they do not divide the rows.
         """
         spatial = self.spatial(x, temb)
         if skip_video:
@@ -109,12 +109,12 @@ class VideoResBlock(ResnetBlock):
 
 
 class AE3DConv(nn.Conv2d):
-    """A 2-D convolution on each frame, then a 3-D one over the clip, with no residual: a fresh one is not neutral."""
+    """A 2-D convolution on each frame, then a 3-D one over the clip. No residual: a new one is not the identity."""
 
     def __init__(
         self, in_channels: int, out_channels: int, video_kernel_size: KernelSize = 3, *args: Any, **kwargs: Any
     ) -> None:
-        """Further arguments are those of Conv2d, from kernel_size on."""
+        """Build both convolutions; `args` and `kwargs` are the arguments of Conv2d from kernel_size on."""
         super().__init__(in_channels, out_channels, *args, **kwargs)
         kernel, padding = _kernel(video_kernel_size)
         self.time_mix_conv = nn.Conv3d(out_channels, out_channels, kernel, padding=padding)
@@ -153,10 +153,10 @@ class VideoBlock(AttnBlock):
     def forward(
         self, x: Tensor, timesteps: int | None = None, skip_video: bool = False, skip_time_block: bool = False
     ) -> Tensor:
-        """(B*T, C, H, W) to the same. `skip_time_block` is the memory-efficient class's name for `skip_video`.
+        """(B*T, C, H, W) to the same. `skip_time_block` is the name of `skip_video` in the memory-efficient class.
 
         Raises:
-            ValueError: no timesteps, or rows that they do not divide.
+            ValueError: timesteps are not given, or do not divide the rows.
         """
         if skip_video or skip_time_block:
             return self.spatial(x)
@@ -172,7 +172,7 @@ class VideoBlock(AttnBlock):
 
 
 class MemoryEfficientVideoBlock(VideoBlock):
-    """VideoBlock under the name that xformers configs ask for; scaled_dot_product_attention needs no other code."""
+    """VideoBlock under the name in xformers configs; scaled_dot_product_attention makes separate code unnecessary."""
 
 
 def make_time_attn(
@@ -185,7 +185,7 @@ def make_time_attn(
     """Build attention within and across frames.
 
     Raises:
-        ValueError: another type than vanilla and vanilla-xformers, or attn_kwargs, which neither takes.
+        ValueError: a type other than vanilla and vanilla-xformers, or attn_kwargs, which have no effect on these.
     """
     classes = {"vanilla": VideoBlock, "vanilla-xformers": MemoryEfficientVideoBlock}
     if attn_type not in classes:

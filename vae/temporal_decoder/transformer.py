@@ -1,4 +1,4 @@
-"""The transformer across frames that VideoBlock holds, its embedding of the frame index, and rows to clips and back.
+"""VideoBlock's transformer across frames, its embedding of the frame index, and the reshape of rows to clips and back.
 
 Rows are B*T, frames fastest.
 """
@@ -14,19 +14,20 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 
 def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
-    """Sinusoidal embedding of VideoBlock: (N,) to (N, dim) float32, cosines first, a zero column where dim is odd.
+    """Return the sinusoidal embedding of VideoBlock: (N,) to (N, dim) float32, cosines first.
 
-    Frequencies are exp(-ln(max_period) * i / half). `get_timestep_embedding` is another one.
+    Frequencies are exp(-ln(max_period) * i / half); an odd dim ends with a column of zeros. `get_timestep_embedding` is
+    a different embedding.
     """
     half = dim // 2
     exponent = -math.log(max_period) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
-    # exp in float64: float32's differs by a bit between vector units, which is 3e-5 of a sine at timestep 1000.
+    # exp in float64: in float32 it differs by a bit between vector units, which is 3e-5 of a sine at timestep 1000.
     angles = timesteps.float()[:, None] * exponent.double().exp().float()[None]
     return F.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, dim % 2))
 
 
 class GEGLU(nn.Module):
-    """value * gelu(gate), both from one projection; gelu by erf."""
+    """value * gelu(gate), both from one projection; gelu is exact (erf)."""
 
     def __init__(self, dim: int, inner_dim: int) -> None:
         super().__init__()
@@ -38,7 +39,7 @@ class GEGLU(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """GEGLU with four times the width, then back."""
+    """GEGLU with four times the width, then a projection back to the width."""
 
     def __init__(self, dim: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -68,9 +69,9 @@ class SelfAttention(nn.Module):
 
 
 class VideoTransformerBlock(nn.Module):
-    """Attention across frames for every position by itself.
+    """Attention across frames, separately for every position.
 
-    `attn2` is a second self-attention: the class it comes from attends to a context there, and here is none.
+    `attn2` is a second self-attention. In the original class it is cross-attention to a context; this model has none.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class VideoTransformerBlock(nn.Module):
         checkpoint: bool = False,
         ff_in: bool = True,
     ) -> None:
-        """Build it; `checkpoint` computes activations again in the backward pass instead of keeping them."""
+        """Build the block; with `checkpoint` the backward pass recomputes activations, which saves memory."""
         super().__init__()
         d_head = dim // n_heads if d_head is None else d_head
         self.checkpoint = checkpoint
@@ -131,7 +132,7 @@ def to_frames(x: Tensor) -> Tensor:
 
 
 def check_rows(num_rows: int, timesteps: int | None) -> int:
-    """Frames per clip, if there are any and they divide the rows."""
+    """Return the frames per clip, or raise ValueError if they are missing or do not divide the rows."""
     if timesteps is None:
         raise ValueError("timesteps (frames per clip) must be given, or skip_video=True")
     if timesteps < 1 or num_rows % timesteps:
