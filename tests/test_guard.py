@@ -63,7 +63,7 @@ def test_who_is_excused_again_and_again_becomes_a_suspect_in_the_end() -> None:
 
 
 def test_a_child_that_cannot_load_its_call_is_no_verdict_on_the_clip() -> None:
-    with pytest.raises(RuntimeError, match="could not begin"):
+    with pytest.raises(RuntimeError, match="could not load"):
         alone(60, Unloadable())
 
 

@@ -1,1 +1,1 @@
-"""Protect a run from a clip that kills or hangs its worker: strikes, deadlines, and trying a suspect alone."""
+"""Protect a run from a clip that kills or hangs its worker: strikes, deadlines, and a run alone in a child process."""

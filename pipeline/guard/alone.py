@@ -1,6 +1,6 @@
-"""Try a suspect alone: call a function in a child process, under a deadline and a memory limit.
+"""Run a suspect alone: call a function in a child process, under a deadline and a memory limit.
 
-`python -m pipeline.guard.alone` is the child. Only a death in the child convicts the clip that it was given.
+`python -m pipeline.guard.alone` is the child. A clip is rejected only if this child process dies.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from pipeline.guard.deadline import _STDERR, die
 from pipeline.guard.strikes import T
 
 MEMORY_SHARE = 0.5
-"""Of the memory of this machine, or of its container: what a call `within_memory` may take."""
+"""Share of the memory of this machine, or of its container, that a call `within_memory` may use."""
 
 
 ORPHAN_SECONDS = 10.0
-"""How long a child may outlast the deadline of a parent that is gone."""
+"""Seconds after the deadline at which a child ends itself if its parent is dead."""
 
 
 _NOT_BEGUN = 70
-"""Exit code of a child that could not even load its call: an installation at fault, not the clip."""
+"""Exit code of a child that could not load its call: the installation is broken, not the clip."""
 
 
 class DiedAloneError(Exception):
-    """The call killed its own child process, or outlasted the deadline there. `timed_out` tells which."""
+    """The call killed its child process, or exceeded the deadline (`timed_out`)."""
 
     def __init__(self, message: str, timed_out: bool) -> None:
         super().__init__(message, timed_out)
@@ -44,12 +44,12 @@ class DiedAloneError(Exception):
 
 
 def alone(seconds: float, function: Callable[..., T], *args: Any) -> T:
-    """Call `function(*args)` in a fresh child process and return its result. Function and arguments must pickle.
+    """Call `function(*args)` in a new child process and return its result. Function and arguments must pickle.
 
     Raises:
-        DiedAloneError: the child died or outlasted `seconds`.
+        DiedAloneError: the child died or took longer than `seconds`.
         RuntimeError: the child could not load the call.
-        Exception: whatever the function raised there.
+        Exception: any exception of the function.
     """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     command = [
@@ -57,7 +57,7 @@ def alone(seconds: float, function: Callable[..., T], *args: Any) -> T:
         "-P",
         "-m",
         "pipeline.guard.alone",
-    ]  # -P: not the `pipeline` of the working folder, if any
+    ]  # -P: never import a `pipeline` in the working folder
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as child:
         try:
             answer, _ = child.communicate(pickle.dumps((seconds, function, args)), timeout=seconds)
@@ -65,7 +65,7 @@ def alone(seconds: float, function: Callable[..., T], *args: Any) -> T:
             child.kill()
             raise DiedAloneError(f"did not finish in {seconds:g} s, tried alone", timed_out=True) from None
     if child.returncode == _NOT_BEGUN:
-        raise RuntimeError(f"a child process could not begin {function!r}: see its traceback on stderr")
+        raise RuntimeError(f"a child process could not load {function!r}: see its traceback on stderr")
     if child.returncode != 0:
         how = f"signal {-child.returncode}" if child.returncode < 0 else f"exit code {child.returncode}"
         raise DiedAloneError(f"killed its process ({how}), tried alone", timed_out=False)
@@ -76,8 +76,11 @@ def alone(seconds: float, function: Callable[..., T], *args: Any) -> T:
 
 
 def within_memory(function: Callable[..., T], *args: Any) -> T:
-    """Call `function(*args)` with MEMORY_SHARE as a limit for this process, for good: one that eats all memory dies of
-    that. Otherwise Ray's memory monitor would end the worker that waits for it, again and again, without a verdict."""
+    """Call `function(*args)` after limiting the memory of this process to MEMORY_SHARE, for the rest of its life.
+
+    A call that needs more kills its own process. Without the limit, Ray's memory monitor would end the worker that
+    waits for it, again and again, and the clip would never be rejected.
+    """
     limits = resource.getrlimit(resource.RLIMIT_DATA)
     share = min([int(_memory() * MEMORY_SHARE), *(limit for limit in limits if limit != resource.RLIM_INFINITY)])
     resource.setrlimit(resource.RLIMIT_DATA, (share, limits[1]))
@@ -85,16 +88,16 @@ def within_memory(function: Callable[..., T], *args: Any) -> T:
 
 
 def _memory() -> int:
-    """Bytes of this machine, or of the control group that it runs in."""
+    """Return the memory of this machine, or of the control group of this process, in bytes."""
     sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     for limit in ("memory.max", "memory/memory.limit_in_bytes"):  # version 2, version 1
-        with contextlib.suppress(OSError, ValueError):  # "max" is no number
+        with contextlib.suppress(OSError, ValueError):  # "max" is not a number
             sizes.append(int(Path("/sys/fs/cgroup", limit).read_text()))
     return min(sizes)
 
 
 def _child() -> None:
-    """The other end of `alone`: a call on stdin, its result on what was stdout; prints go to stderr."""
+    """Run in the child: read a call from stdin, write its result to the original stdout. Prints go to stderr."""
     answer = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(_STDERR, sys.stdout.fileno())
     try:
@@ -102,7 +105,7 @@ def _child() -> None:
     except Exception:
         traceback.print_exc()
         sys.exit(_NOT_BEGUN)
-    # The parent keeps the deadline; this one ends a child that hangs after its parent was killed.
+    # The parent enforces the deadline; this timer ends a child that hangs after its parent was killed.
     faulthandler.dump_traceback_later(seconds + ORPHAN_SECONDS, exit=True, file=_STDERR)
     try:
         result = (True, function(*args))

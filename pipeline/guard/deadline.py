@@ -1,4 +1,4 @@
-"""End this process when a call takes too long, or when it cannot go on."""
+"""End this process if a call takes too long, or if it cannot continue."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _STDERR = 2
 
 @contextlib.contextmanager
 def deadline(seconds: float) -> Iterator[None]:
-    """End this process, with all its stacks on stderr, if the body takes longer. Not nestable: one timer a process."""
+    """End this process, with all stacks on stderr, if the body takes longer. Not nestable: one timer per process."""
     faulthandler.dump_traceback_later(seconds, exit=True, file=_STDERR)
     try:
         yield
@@ -23,9 +23,9 @@ def deadline(seconds: float) -> Iterator[None]:
 
 
 def die() -> NoReturn:
-    """End this process so that its attempt stays a strike.
+    """End this process so that its attempt remains a strike.
 
-    By SIGKILL, because Ray takes an exit for an intended one and does not retry (measured: the pool hangs).
+    It uses SIGKILL, because Ray treats an exit as intended and does not retry (measured: the pool hangs).
     """
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError("unreachable")

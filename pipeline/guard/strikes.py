@@ -1,15 +1,15 @@
-"""Strikes and deadlines: a clip that kills its worker costs that clip and nothing else.
+"""Strikes: count the attempts that killed their worker, so that only the clip that kills is rejected.
 
-Bad content raises and becomes a Rejection by itself. What is left is a clip whose decoding or encoding kills the
-process (a segfault, memory) or never returns. Ray would retry it for ever, so:
+Bad content raises an exception and becomes a Rejection. But decoding or encoding a clip may also kill the process (a
+segfault, out of memory) or never return. Ray would retry such a clip for ever. So:
 
 1. A hang becomes a crash: `deadline` ends the process from a C thread that needs no GIL.
-2. Every attempt at a video begins with a strike, taken back when the attempt ends; where one is left standing, every
-   clip of that video is an attempt of its own (only then: the counter is in another process). Strikes only raise
-   suspicion, since a lost machine strikes healthy clips too. What Ray's memory monitor ended is no strike, up
-   to MAX_EXCUSED times.
-3. After MAX_STRIKES of its own that one clip runs `alone` in a child process under the same deadline. Only its own
-   death there rejects it, and that verdict is kept in staging, so that a rerun does not start over.
+2. Every attempt at a video begins with a strike, which is removed when the attempt ends. If a strike remains, every
+   clip of that video becomes a separate attempt (only then, because the counter is in another process). Strikes only
+   raise suspicion: if a machine is lost, healthy clips get strikes too. A worker that Ray's memory monitor ended leaves
+   no strike, up to MAX_EXCUSED times.
+3. After MAX_STRIKES of its own, a clip runs `alone` in a child process under the same deadline. It is rejected only if
+   this process dies. The Rejection is kept in staging, so that a rerun does not repeat all this.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from pipeline.guard.deadline import die
 T = TypeVar("T")
 
 MAX_STRIKES = 3
-"""Unfinished attempts after which a clip is tried alone."""
+"""Unfinished attempts after which a clip runs alone."""
 
 MAX_EXCUSED = 9
-"""Excused attempts after which the next ones count: it may be this very clip that eats the memory."""
+"""Excused attempts after which further ones count as strikes: this clip may be the one that uses up the memory."""
 
 
 class Guard(Protocol):
-    """What a stage asks of the strike counter: the actor behind `run`, or a Strikes of its own in a unit test."""
+    """The strike counter as seen by a stage: the actor of `run`, or a local Strikes in a unit test."""
 
     def begin(self, key: str) -> int: ...
     def end(self, key: str) -> None: ...
@@ -41,18 +41,20 @@ class Guard(Protocol):
 
 
 class Strikes:
-    """Counts unfinished attempts by key. Pure; `run` makes it an actor beside the driver."""
+    """Count unfinished attempts by key. No I/O; `run` makes it an actor on the driver's machine."""
 
     def __init__(self, excused: Callable[[str], bool] = lambda _: False) -> None:
-        """`excused`: whether that process was ended for no doing of its own."""
+        """`excused(process)` returns whether a process was ended for a reason other than its clip."""
         self._excused = excused
         self._unfinished: dict[str, list[str]] = {}
         self._num_excused: Counter[str] = Counter()
         self._starts = 0
 
     def begin(self, key: str, process: str = "") -> int:
-        """An attempt begins: a strike, until it ends. Returns the strikes that stand at the key or below it (keys that
-        start with it), without those of excused processes."""
+        """Add a strike for an attempt that begins; `end` removes it.
+
+        Returns the number of earlier strikes of all keys that start with `key`, without those of excused processes.
+        """
         below = [other for other in self._unfinished if other.startswith(key)]
         for other in below:
             self._excuse(other)
@@ -67,13 +69,16 @@ class Strikes:
             self._num_excused[key] += len(processes) - len(self._unfinished[key])
 
     def end(self, key: str) -> None:
-        """The attempt ended, well or with an exception. A suspect stays one: a retry must decide the same way."""
+        """Remove the strikes of an attempt that ended, with or without an exception.
+
+        A key with MAX_STRIKES keeps them, so that a retry decides in the same way.
+        """
         if len(self._unfinished.get(key, ())) < MAX_STRIKES:
             self._unfinished.pop(key, None)
             self._num_excused.pop(key, None)
 
     def suspects(self, prefix: str) -> frozenset[str]:
-        """Keys with the prefix that have MAX_STRIKES unfinished attempts."""
+        """Return the keys with this prefix that have MAX_STRIKES unfinished attempts."""
         return frozenset(
             key
             for key, processes in self._unfinished.items()
@@ -81,22 +86,22 @@ class Strikes:
         )
 
     def starting(self) -> int:
-        """An encoder begins to start. Returns how many did since the last that succeeded, this one included."""
+        """Count an encoder that begins to start. Return the starts since the last success, this one included."""
         self._starts += 1
         return self._starts
 
     def started(self) -> None:
-        """An encoder stands."""
+        """Reset the count of starts, because an encoder has started."""
         self._starts = 0
 
 
 @contextlib.contextmanager
 def attempt(guard: Guard, key: str) -> Iterator[int]:
-    """Run the body as one attempt at `key`: a strike if this process dies inside. Gives the strikes that stand."""
+    """Run the body as one attempt at `key`: a strike remains if this process dies. Yield the earlier strikes."""
     strikes = guard.begin(key)
     try:
         yield strikes
-    except MemoryError:  # says nothing of the content, and an exception would leave the whole shard undone
+    except MemoryError:  # not evidence against the content, and an exception would leave the whole shard undone
         die()
-    finally:  # an exception is an answer; only a dead process leaves the strike standing
+    finally:  # an exception is a result; only a dead process leaves its strike
         guard.end(key)

@@ -1,12 +1,12 @@
-"""Storage for everybody else: the only module that knows which kind of store an address means.
+"""Storage: read, list and write objects at any URI. Only this module knows which kind of store serves a URI.
 
     Storage(uri)        one root, e.g. the output: list, read, put, create, delete
-    stream(uri)         one object, sequentially, in one GET that resumes where it broke off
-    read_object(uri)    the same, whole
+    stream(uri)         read one object sequentially, in one GET that resumes after a broken connection
+    read_object(uri)    read one whole object
 
-Promises: an object appears whole or not at all; `create` never replaces; what may pass by itself is tried again
-(retry.py); "not found" is said only when the store says so. Everything here pickles, and builds its clients in the
-process that uses them.
+Promises: an object appears whole or not at all; `create` never replaces an object; temporary faults are retried
+(retry.py); NotFoundError is raised only if the store reports it. All of these objects pickle, and create their clients
+in the process that uses them.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ log = logging.getLogger(__name__)
 class Storage:
     """One root: a local folder, `s3://bucket/prefix`, or any fsspec URL.
 
-    Paths are relative, with "/" between folders; ".." and a leading "/" are refused (ValueError). Raises NotFoundError,
-    AccessError, ChangedError, or a plain StorageError when the tries ran out.
+    Paths are relative, with "/" between folders; ".." and a leading "/" raise ValueError. Methods raise NotFoundError,
+    AccessError, ChangedError, or a plain StorageError after the last retry.
     """
 
     def __init__(self, uri: str, *, public_only: bool = False) -> None:
-        """`public_only`: of web addresses, reach only those outside of the local network (UnsafeAddressError)."""
+        """Open a root. With `public_only`, web addresses inside the local network raise UnsafeAddressError."""
         self.uri = normal_uri(uri)
         self._public_only = public_only
         self._create_only: bool | None = None
 
     def list(self, path: str = "") -> Iterator[Entry]:
-        """The object at `path` and all below it, sorted by code points, page by page. Nothing there is nothing."""
+        """List the object at `path` and all objects below it, page by page, sorted by code points. May be empty."""
         return self._store().entries(_checked(path) if path else "")
 
     def read(self, path: str, start: int = 0, stop: int | None = None, *, etag: str = "") -> bytes:
-        """Bytes [start, stop) of an object; a negative `start` counts from its end."""
+        """Read bytes [start, stop) of an object; a negative `start` counts from its end."""
         if start < 0:
             start = max(0, self.size(path) + start)
         if stop is not None and stop <= start:
@@ -62,20 +62,20 @@ class Storage:
     def stream(
         self, path: str, *, start: int = 0, stop: int | None = None, size: int | None = None, etag: str = ""
     ) -> Stream:
-        """A sequential reader of bytes [start, stop). See Stream."""
+        """Return a sequential reader of bytes [start, stop). See Stream."""
         return Stream(self._store(), _checked(path), start=start, stop=stop, size=size, etag=etag)
 
     def put(self, path: str, data: bytes | Path) -> None:
-        """Publish `data` (bytes, or a local file's) at `path`, whole; what was there is replaced."""
+        """Write `data` (bytes, or the content of a local file) to `path` atomically, replacing any object there."""
         store = self._store()
         retried(lambda: store.write(_checked(path), data, create=False))
 
     def create(self, path: str, data: bytes | Path) -> bool:
-        """Publish `data` where nothing is yet.
+        """Write `data` to `path` only if there is no object at `path`.
 
         Returns:
-            True if exactly these bytes are there now: ours, also when the answer to our write got lost. False if
-            another object is there. Without create-only (see there) that is a look just before a plain put.
+            True if the object has exactly these bytes now, also if the response to the write was lost. False if it has
+            other bytes. On a store without `create_only`, this checks for an object and then does a plain put.
         """
         store, path = self._store(), _checked(path)
         if not self.create_only and self.exists(path):
@@ -84,18 +84,18 @@ class Storage:
 
     @property
     def create_only(self) -> bool:
-        """Whether the store itself refuses the second of two creators. Tried out once; the answer travels along."""
+        """Whether the store itself rejects the second of two creates. Tested once; the result is pickled too."""
         if self._create_only is None:
             self._create_only = retried(self._store().honours_create)
             if not self._create_only:
                 log.warning(
-                    "output=%s has no atomic create (If-None-Match or hard links): one run at a time",
+                    "output=%s has no atomic create (If-None-Match or hard links): start only one run at a time",
                     redacted(self.uri),
                 )
         return self._create_only
 
     def delete(self, path: str) -> None:
-        """Remove one object, or with a trailing "/" everything below that folder. Missing is fine."""
+        """Delete one object, or with a trailing "/" everything below that folder. A missing object is no error."""
         store = self._store()
         if not path.strip("/"):
             raise ValueError("delete needs a path: a whole root is never deleted")
@@ -122,20 +122,20 @@ class Storage:
         return retried(lambda: store.head(_checked(path)))
 
     def now(self) -> float:
-        """The store's own clock, in seconds since the epoch: what `Entry.mtime` is measured by."""
+        """Return the time of the store's clock, in seconds since the epoch. `Entry.mtime` uses the same clock."""
         return retried(self._store().now)
 
     def address(self, path: str) -> str:
-        """The full URI of an object."""
+        """Return the full URI of an object."""
         return self._store().address(path)
 
     def _holds(self, path: str, data: bytes | Path) -> bool:
-        """Whether exactly `data` is at `path`, by reading it back."""
+        """Return whether the object at `path` has exactly the bytes of `data`, by reading it back."""
         size = len(data) if isinstance(data, bytes) else data.stat().st_size
         if self.size(path) != size:
             return False
-        with self.stream(path) as there, io.BytesIO(data) if isinstance(data, bytes) else data.open("rb") as ours:
-            while piece := there.read(READ_BYTES):
+        with self.stream(path) as stored, io.BytesIO(data) if isinstance(data, bytes) else data.open("rb") as ours:
+            while piece := stored.read(READ_BYTES):
                 if piece != ours.read(len(piece)):
                     return False
         return True
@@ -156,7 +156,7 @@ class Storage:
 
 
 def open_uri(uri: str, *, public_only: bool = False) -> tuple[Storage, str]:
-    """The storage that holds the object at `uri`, and the object's path in it."""
+    """Return the Storage that contains the object at `uri`, and the path of the object in it."""
     uri = normal_uri(uri)
     head, slash, name = uri.rpartition("/")
     if not name or not slash or head.endswith(":/"):
@@ -165,7 +165,7 @@ def open_uri(uri: str, *, public_only: bool = False) -> tuple[Storage, str]:
 
 
 def stream(uri: str, *, size: int | None = None, etag: str | None = None) -> Stream:
-    """One object's bytes in order. With `size` or `etag`, another object under the address is a ChangedError."""
+    """Return the sequential reader of an object. ChangedError if its size or ETag is not the given one."""
     storage, path = open_uri(uri)
     return storage.stream(path, size=size, etag=etag or "")
 
@@ -178,12 +178,12 @@ def read_object(
     max_bytes: int | None = None,
     public_only: bool = False,
 ) -> bytes:
-    """One whole object.
+    """Read one whole object.
 
     Raises:
-        LimitExceededError: it is larger than `max_bytes`; little more than that was read.
-        UnsafeAddressError: `public_only`, and it leads into the local network, itself or by a redirect.
-        StorageError: as `stream`.
+        LimitExceededError: it is larger than `max_bytes`; reading stops soon after that many bytes.
+        UnsafeAddressError: with `public_only`, the address or a redirect leads into the local network.
+        StorageError: as for `stream`.
     """
     data = bytearray()
     storage, path = open_uri(uri, public_only=public_only)

@@ -1,4 +1,4 @@
-"""URIs as strings: normal form, joining, what may be shown, and which of them a table may name."""
+"""URIs as strings: normalize, join, redact for display, and check which of them a table may name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from pipeline.errors import ConfigError
 
 TABLE_SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "file", "local", "memory", "http", "https")
-"""What a table row may name. Not fsspec's chains ("zip::...") nor schemes that reach programs or other machines."""
+"""URI schemes that a table row may use. fsspec's chains ("zip::...") and schemes that start programs are excluded."""
 
 _Number = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -22,16 +22,16 @@ _IPV6_HOST = re.compile(r"\[[0-9A-Fa-f:.]*\]")
 
 
 def scheme_of(uri: str) -> str:
-    """The scheme in lower case; "" for a path on this machine."""
+    """Return the scheme in lower case, or "" for a path on this machine."""
     scheme, separator, _ = uri.partition("://")
     return scheme.lower() if separator and scheme.replace("+", "").replace("-", "").isalnum() else ""
 
 
 def normal_uri(uri: str) -> str:
-    """One spelling for each place: absolute local paths without a scheme, "s3://" for "s3a://", no trailing slash.
+    """Normalize a URI: absolute local paths without a scheme, "s3://" for "s3a://", no trailing slash.
 
     Raises:
-        ConfigError: empty, or with credentials inside: these come from the standard chain only.
+        ConfigError: it is empty, or contains credentials, which may come from the standard chain only.
     """
     scheme = scheme_of(uri)
     if not uri or "\0" in uri:
@@ -48,7 +48,7 @@ def normal_uri(uri: str) -> str:
 
 
 def folder_of(uri: str) -> str:
-    """The normal URI of what contains `uri`."""
+    """Return the normalized URI of the folder that contains `uri`."""
     scheme = scheme_of(uri)
     rest = uri.partition("://")[2] if scheme else uri
     parent = posixpath.dirname(rest)
@@ -56,10 +56,10 @@ def folder_of(uri: str) -> str:
 
 
 def joined(folder: str, reference: str) -> str:
-    """`reference` as seen from `folder`: itself if absolute, else below it.
+    """Resolve `reference` against `folder`: an absolute URI stays, a relative path is below the folder.
 
     Raises:
-        ValueError: ".." leads out of the bucket, it is a chain of fsspec's ("zip://a::s3://b"), or it names no object.
+        ValueError: ".." leads out of the bucket, it is an fsspec chain ("zip://a::s3://b"), or it names no object.
     """
     uri = _joined(folder, reference)
     head, _, name = uri.rpartition("/")
@@ -86,10 +86,10 @@ def _joined(folder: str, reference: str) -> str:
 
 
 def redacted(uri: str) -> str:
-    """`uri` as it may be shown: the query of a web address is often a signature, and what stands before "@" a password.
+    """Return `uri` without secrets, for display: without the query, often a signature, and the password before "@".
 
-    A password may hold a slash: where something else than a port follows the host, all up to the last "@" goes. Of
-    fragments those go that set something ("#token=..."); others name a member of a tar.
+    A password may contain a slash: if something other than a port follows the host, everything up to the last "@" is
+    removed. Fragments that assign a value ("#token=...") are removed too; other fragments name a member of a tar.
     """
     scheme = scheme_of(uri)
     if scheme in ("", "file", "local", "s3"):
@@ -108,11 +108,11 @@ def redacted(uri: str) -> str:
 
 
 def refusal(uri: str, folder: str, *, allow_private: bool, allow_local: bool) -> str | None:
-    """Why a table in `folder` may not name this address, or None.
+    """Return why a table in `folder` may not name this address, or None if it may.
 
-    A table may come from anybody, and the workers stand inside a network. Without `allow_local`, only a table on this
-    machine names files of this machine. Without `allow_private`, web addresses that lead to this machine or its
-    neighbours are refused: by number here, by name when they are opened, with every redirect (see web_store.py).
+    A table may come from an untrusted party, and the workers run inside a private network. Without `allow_local`, only
+    a table on this machine may name files of this machine. Without `allow_private`, web addresses of this machine or
+    the local network are rejected: IP addresses here, host names and redirects when connecting (see web_store.py).
     """
     scheme = scheme_of(uri)
     if scheme and scheme not in TABLE_SCHEMES:
@@ -135,20 +135,20 @@ def refusal(uri: str, folder: str, *, allow_private: bool, allow_local: bool) ->
 
 
 def inside_network(host: str) -> bool:
-    """Whether `host` is a number (in any notation) or a name that stands for this machine or one of its neighbours."""
+    """Return whether `host` is an IP address (in any notation) or a name of this machine or the local network."""
     name = host.rstrip(".").lower()
     if name == "localhost" or name.endswith(".localhost"):
         return True
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
-    except (OSError, UnicodeError):  # a name like any other
+    except (OSError, UnicodeError):  # an ordinary host name
         return False
     numbers = (ipaddress.ip_address(str(info[4][0]).partition("%")[0]) for info in found)
     return any(not inner.is_global or inner.is_multicast for number in numbers for inner in _numbers_in(number))
 
 
 def _numbers_in(number: _Number) -> tuple[_Number, ...]:
-    """A number, or the IPv4 number that it carries."""
+    """Return the IP address and, if it embeds an IPv4 address, that one."""
     if isinstance(number, ipaddress.IPv6Address):
         if number in _NAT64:
             return (ipaddress.IPv4Address(int(number) & 0xFFFFFFFF),)

@@ -1,7 +1,8 @@
-"""Checksums over whole files, looked at before anything parses them: a flipped bit may crash a parser, or pass it.
+"""Checksums of whole files, checked before a file is parsed: a flipped bit may crash a parser, or pass unnoticed.
 
-What is ours alone ends in its checksum (`append`, `strip`). A Parquet file must stay one: it names the checksum in its
-footer, computed with zeros in that place (`MARK`, `stamp`, `check`). Those of older versions have none, and pass.
+Files in our own formats end with their checksum (`append`, `strip`). A Parquet file must remain readable as Parquet, so
+its checksum is in the footer, computed with zeros in its place (`MARK`, `stamp`, `check`). Files of older versions have
+no checksum and are accepted.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ MARK = {"latentmill.checksum": f"blake2b:{'0' * _DIGITS}"}
 """Key and value for a Parquet footer, to be written last, and then stamped."""
 
 TAIL_BYTES = 1 << 14
-"""The end of a file, where its footer names the checksum."""
+"""Length of the end of a file that contains the checksum of the footer."""
 
 _STAMP = re.compile(rb"latentmill\.checksum.{1,4}?blake2b:([0-9a-f]{%d})" % _DIGITS, re.DOTALL)
 _PIECE_BYTES = 1 << 20
@@ -34,12 +35,12 @@ class DamagedError(Exception):
 
 
 def append(data: bytes) -> bytes:
-    """The data, followed by its checksum."""
+    """Return the data followed by its checksum."""
     return data + _digest([data])
 
 
 def strip(data: bytes) -> memoryview:
-    """The data that `append` was given. Raises DamagedError."""
+    """Return the data without its checksum. Raises DamagedError if the checksum does not match."""
     body, tail = memoryview(data)[:-_BYTES], data[-_BYTES:]
     if _digest([body]) != tail:
         raise DamagedError
@@ -47,7 +48,7 @@ def strip(data: bytes) -> memoryview:
 
 
 def stamp(file: IO[bytes]) -> None:
-    """Put the checksum of a whole Parquet file in the place of its MARK."""
+    """Replace the MARK in a Parquet file by the checksum of the whole file."""
     head_bytes = max(0, file.seek(0, io.SEEK_END) - TAIL_BYTES)
     file.seek(head_bytes)
     tail = file.read()
@@ -60,13 +61,17 @@ def stamp(file: IO[bytes]) -> None:
 
 
 def check(tail: bytes, head: Iterable[bytes]) -> None:
-    """Hold a Parquet file against its stamp: its last TAIL_BYTES, and what comes before, read only if there is one.
+    """Check a Parquet file against its checksum, if it has one.
+
+    Args:
+        tail: its last TAIL_BYTES.
+        head: everything before the tail; read only if there is a checksum.
 
     Raises:
-        DamagedError: it is stamped, and the stamp does not fit.
+        DamagedError: the checksum does not match.
     """
     found = _STAMP.search(tail)
-    if not found:  # a stamp with one bit flipped is not that of an older version
+    if not found:  # a checksum with a flipped bit must not look like a file of an older version
         if any(part.encode() in tail for part in ("latentmill.checksum", "blake2b:")):
             raise DamagedError
         return

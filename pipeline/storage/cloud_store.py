@@ -1,9 +1,9 @@
 """Google Cloud Storage and Azure Blob Storage as a store, through obstore (extra `cloud`).
 
-fsspec cannot promise a create-only write there: its `mode="create"` looks and then writes. obstore sends the write with
-a precondition that the service itself checks, so the second of two creators is refused. Credentials come from the
-standard environment of each cloud. obstore's own retries are switched off, because pipeline/storage/retry.py retries.
-obstore refuses names with control characters: they raise a StorageError here.
+fsspec cannot promise a create-only write to them: its `mode="create"` checks for an object and then writes. obstore
+sends the write with a precondition that the service checks, so the second of two creates fails. Credentials come from
+the standard environment of each cloud. obstore's own retries are switched off, because pipeline/storage/retry.py
+retries. obstore does not accept names with control characters; they raise a StorageError.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ SCHEMES = frozenset({"gs", "az"})
 """URLs that this store takes: `gs://bucket/prefix` and `az://container/prefix`."""
 
 CHUNK_BYTES = 1 << 20
-"""Least bytes of one piece of a streamed body."""
+"""Smallest piece of a streamed body, in bytes."""
 
 
 class CloudStore:
-    """Objects under `scheme://bucket/prefix`. Holds names only: the client is made once per process."""
+    """Objects under `scheme://bucket/prefix`. It stores names only: each process creates its client once."""
 
     def __init__(self, bucket_url: str, prefix: str) -> None:
         self.bucket_url = bucket_url
-        """`gs://bucket` or `az://container`."""
+        """Store the names; `bucket_url` is `gs://bucket` or `az://container`."""
         self.prefix = prefix
         """"" or a prefix that ends in "/"."""
 
     def entries(self, path: str) -> Iterator[Entry]:
         entries = retried(lambda: self._below(path))
-        if path and not path.endswith("/"):  # the listing of a prefix leaves out an object of exactly that name
+        if path and not path.endswith("/"):  # the listing of a prefix omits an object with exactly that name
             with contextlib.suppress(NotFoundError):
                 entries.append(retried(lambda: self.head(path)))
         yield from sorted(entry for entry in entries if is_at(entry.path, path))
@@ -111,15 +111,15 @@ class CloudStore:
                 obstore.delete(self._client(), self.prefix + path)
 
     def remove_folders(self, folder: str) -> None:
-        """Nothing to do: object stores have no folders."""
+        """Do nothing: object stores have no folders."""
 
     def honours_create(self) -> bool:
-        """Create an object twice, and see whether the service refuses the second."""
+        """Create an object twice, and return whether the service rejects the second."""
         with self._probe() as probe:
             return self.write(probe, b"probe", create=True) and not self.write(probe, b"probe", create=True)
 
     def now(self) -> float:
-        """The service's clock: the time that it gives to a new object."""
+        """Return the time of the service's clock: the modification time of a new object."""
         with self._probe() as probe:
             self.write(probe, b"now", create=False)
             return self.head(probe).mtime
@@ -147,7 +147,7 @@ def _client(bucket_url: str) -> Any:
         from obstore.store import from_url
     except ImportError as error:
         raise ConfigError(f"{bucket_url} needs the extra `cloud`: pip install 'latentmill[cloud]'") from error
-    # Plain HTTP only where the user's own endpoint, an emulator's, asks for it.
+    # Plain HTTP is allowed only if the user's endpoint, such as an emulator, uses it.
     is_plain = os.environ.get("AZURE_STORAGE_ENDPOINT", "").startswith("http://")
     client = {"timeout": timedelta(seconds=600), "connect_timeout": timedelta(seconds=20), "allow_http": is_plain}
     retry = {"max_retries": 0, "retry_timeout": timedelta(seconds=60)}
@@ -162,7 +162,7 @@ def _entry(path: str, meta: Any) -> Entry:
 
 
 def _plain(etag: str | None) -> str:
-    """An ETag without quotes: listings and heads of one service differ in that."""
+    """Return an ETag without quotes, because listings and heads of the same service differ in them."""
     return (etag or "").strip('"')
 
 
@@ -185,5 +185,5 @@ def _translated(what: str) -> Iterator[None]:
     except exceptions.UnknownConfigurationKeyError as error:
         raise ConfigError(f"{redacted(what)}: {error}") from error
     except (exceptions.BaseError, OSError) as error:
-        # The text may hold a signed address, so only the class is told.
+        # The text may contain a signed URL, so the message has only the class.
         raise TransientError(f"{redacted(what)}: {type(error).__name__}") from error

@@ -1,4 +1,4 @@
-"""Coroutines of the async clients, run on fsspec's loop, each with an end."""
+"""Run coroutines of the async clients on fsspec's event loop, each with a time limit."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 CALL_SECONDS = 600.0
-"""Of one request, its answer's headers (or whole answer, if it is no download) included."""
+"""Time limit of one request, up to the headers of the response (up to its end, if it is not a download)."""
 
 FILL_SECONDS = 5.0
-"""After which a read that got something returns what it has, so that a slow server is noticed (see storage.Stream)."""
+"""Time after which a read returns the bytes that it has, if any, so that Stream can detect a slow server."""
 
 
 def finished(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T], seconds: float | None = None) -> T:
-    """Run a coroutine on the loop's own thread, and wait for its result.
+    """Run a coroutine on the thread of the loop, and wait for its result.
 
     Raises:
         TimeoutError: it took longer than `seconds` (CALL_SECONDS), and was cancelled.
@@ -30,9 +30,9 @@ def finished(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T],
 
 
 async def fill(read: Callable[[int], Awaitable[bytes]], view: memoryview) -> int:
-    """Read until the view is full, the body ends or FILL_SECONDS are over; return how much came.
+    """Read until the view is full, the body ends or FILL_SECONDS are over. Return the number of bytes.
 
-    If the body breaks, what came before counts as read: the next read meets the same end.
+    If the connection breaks after some bytes, these bytes are returned; the next read gets the error.
     """
     clock = asyncio.get_running_loop().time
     end = clock() + FILL_SECONDS

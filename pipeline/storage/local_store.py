@@ -1,4 +1,4 @@
-"""A folder on this machine (or a mounted disk) as a store. See the package for what a store promises."""
+"""A folder on this machine (or a mounted disk) as a store, with the promises of `pipeline.storage`."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ log = logging.getLogger(__name__)
 
 
 class LocalStore:
-    """Files under `root`. They appear whole or not at all: an unnamed file, fsync, link (or a named one, rename)."""
+    """Files under `root`. A file appears whole or not at all: unnamed file, fsync, link (or named file, rename)."""
 
     def __init__(self, root: str) -> None:
         self.root = root
 
     def entries(self, path: str) -> Iterator[Entry]:
-        """The file at `path`, or every file below it; holds one directory's names a level."""
+        """List the file at `path`, or every file below it. Memory: the names of one directory per level."""
         pending = [path if path == "" or path.endswith("/") or self._full(path).is_file() else f"{path}/"]
         while pending:
             path = pending.pop()
             if path == "" or path.endswith("/"):
                 pending.extend(sorted(self._children(path), reverse=True))
             else:
-                with contextlib.suppress(NotFoundError):  # gone since its directory was read
+                with contextlib.suppress(NotFoundError):  # deleted after its directory was read
                     yield self.head(path)
 
     def _children(self, folder: str) -> Iterator[str]:
-        # A directory sorts as "name/": the order is then that of the full paths, as in an object store.
+        # A directory sorts as "name/", so that the order is that of the full paths, as in an object store.
         try:
             with _translated(folder or self.root), os.scandir(self._full(folder)) as listing:
                 for child in listing:
                     if child.is_dir(follow_symlinks=False):
                         yield f"{folder}{child.name}/"
                     elif child.is_symlink() and _leads_nowhere(child.path):
-                        log.warning("%s is left out: a link that leads nowhere", child.path)
+                        log.warning("%s is skipped: its link target does not exist", child.path)
                     elif child.is_file():
                         yield f"{folder}{child.name}"
         except NotFoundError:
@@ -58,10 +58,10 @@ class LocalStore:
         return _entry(path, status)
 
     def open(self, path: str, start: int, stop: int | None, etag: str) -> Body:
-        del stop, etag  # the caller stops by itself, and compares the etag with what `Body` says
+        del stop, etag  # the caller stops at `stop`, and compares the etag with that of the Body
         full = self._full(path)
         with _translated(path):
-            _check_file(full, full.stat())  # to open a device may do something
+            _check_file(full, full.stat())  # before the open, because opening a device may have an effect
             file = io.FileIO(full, opener=_without_waiting)
             status = os.fstat(file.fileno())
             file.seek(start)
@@ -71,7 +71,7 @@ class LocalStore:
             with _translated(path):
                 count = file.readinto(view)
                 now = _entry(path, os.fstat(file.fileno()))
-            # After the read: what is written in place changes the time first, and then the bytes.
+            # After the read: a write in place changes the modification time first, and then the bytes.
             if now.etag != entry.etag:
                 raise ChangedError(f"{full} was written to while it was read: {entry.etag} became {now.etag}")
             return count
@@ -79,7 +79,7 @@ class LocalStore:
         return Body(size=entry.size, etag=entry.etag, readinto=readinto, close=file.close)
 
     def write(self, path: str, data: bytes | Path, *, create: bool) -> bool:
-        """Put `data` at `path`. With `create`, return False and leave it alone if something is there."""
+        """Write `data` to `path`. With `create`, return False and change nothing if a file is there."""
         target = self._full(path)
         try:
             with _translated(path):
@@ -88,10 +88,10 @@ class LocalStore:
                 try:
                     if not self._publish(target, folder, data, create=create):
                         return False
-                    os.fsync(folder)  # the new name is to last, too
+                    os.fsync(folder)  # makes the new name durable too
                 finally:
                     os.close(folder)
-        except NotFoundError as error:  # somebody swept the empty folder away: make it again
+        except NotFoundError as error:  # another process removed the empty folder: a retry makes it again
             raise TransientError(str(error)) from error
         return True
 
@@ -100,7 +100,7 @@ class LocalStore:
             with _unnamed(target.parent, data) as source:
                 if source is not None:
                     try:
-                        # With a folder's descriptor this is linkat(), which follows the link that /proc shows.
+                        # With a folder's descriptor this is linkat(), which follows the symbolic link in /proc.
                         os.link(source, target.name, dst_dir_fd=folder)
                     except FileExistsError:
                         if create:
@@ -120,7 +120,7 @@ class LocalStore:
         return True
 
     def _named(self, data: bytes | Path) -> Path:
-        """A synced copy of `data` on the same file system as the target."""
+        """Write and sync a copy of `data` on the same file system as the target."""
         folder = self._full(TEMPORARY)
         folder.mkdir(parents=True, exist_ok=True)
         temporary = folder / uuid.uuid4().hex
@@ -138,13 +138,13 @@ class LocalStore:
                 self._full(path).unlink()
 
     def remove_folders(self, folder: str) -> None:
-        """Remove the empty directories at and below `folder`; others may be writing there, so "not empty" is fine."""
+        """Remove the empty directories at and below `folder`. Directories that are not empty stay, without an error."""
         for parent, _, _ in os.walk(self._full(folder), topdown=False):
             with contextlib.suppress(OSError):
                 Path(parent).rmdir()
 
     def honours_create(self) -> bool:
-        """Whether this file system has hard links, which is what makes create-only atomic."""
+        """Return whether this file system has hard links, which make create-only atomic."""
         with _translated(TEMPORARY):
             first = self._named(b"")
             second = first.with_suffix(".link")
@@ -158,7 +158,7 @@ class LocalStore:
         return True
 
     def now(self) -> float:
-        """The file system's clock, seconds since the epoch: a server's, on a network mount."""
+        """Return the time of the file system's clock (on a network mount, the server's), in seconds since the epoch."""
         with _translated(TEMPORARY):
             probe = self._named(b"")
             try:
@@ -182,7 +182,7 @@ def _leads_nowhere(link: str) -> bool:
 
 
 def _without_waiting(path: str, flags: int) -> int:
-    """For what has become a pipe since the look at it: to open that waits for a writer."""
+    """Open without blocking, because a file may have become a pipe, and opening a pipe waits for a writer."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
@@ -194,14 +194,17 @@ def _check_file(full: Path, status: os.stat_result) -> None:
 
 
 def _entry(path: str, status: os.stat_result) -> Entry:
-    # No ETag on a disk: time and size stand in for it, as rsync has it.
+    # A disk has no ETag; modification time and size take its place, as in rsync.
     etag = f"{status.st_mtime_ns:x}-{status.st_size:x}"
     return Entry(path=path, size=status.st_size, etag=etag, mtime=status.st_mtime)
 
 
 @contextlib.contextmanager
 def _unnamed(folder: Path, data: bytes | Path) -> Iterator[str | None]:
-    """A synced copy of `data` without a name, which a kill can't leave behind; None where there is no such thing."""
+    """Yield the path of a synced copy of `data` without a name, or None if the file system has no unnamed files.
+
+    A killed process leaves no unnamed file behind.
+    """
     try:
         descriptor = os.open(folder, os.O_TMPFILE | os.O_WRONLY, 0o666)
     except (OSError, AttributeError):  # NFS, old overlays; macOS

@@ -1,7 +1,7 @@
 """Any other fsspec URL (gs://, az://, memory://, https://) as a store: read, list, last-wins writes.
 
-Create-only is never claimed here: fsspec's default for `mode="create"` is a look and then a write, which a probe would
-pass and a race would not. One run at a time, then, as the package logs.
+This store never claims create-only: fsspec's default for `mode="create"` checks for an object and then writes, which
+passes a test but not a race. Start only one run at a time, as the log says.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pipeline.storage.store import Body, Entry, is_at
 
 
 class OtherStore:
-    """Objects under `root`, a URL. Holds the URL only: fsspec keeps one client per process."""
+    """Objects under `root`, a URL. It stores the URL only: fsspec keeps one client per process."""
 
     def __init__(self, root: str) -> None:
         self.root = root
@@ -83,13 +83,13 @@ class OtherStore:
                 filesystem.rm_file(f"{base}/{path}")
 
     def remove_folders(self, folder: str) -> None:
-        """Nothing to do: object stores have no folders."""
+        """Do nothing: object stores have no folders."""
 
     def honours_create(self) -> bool:
         return False
 
     def now(self) -> float:
-        """This machine's clock: fsspec has no other."""
+        """Return the time of this machine's clock: fsspec has no other."""
         return time.time()
 
     def address(self, path: str) -> str:
@@ -100,7 +100,7 @@ class OtherStore:
 
         try:
             filesystem, base = url_to_fs(self.root, use_listings_cache=False)
-        except (ValueError, ImportError) as error:  # no such scheme, or its package is not installed
+        except (ValueError, ImportError) as error:  # an unknown scheme, or its package is not installed
             raise ConfigError(f"{redacted(self.root)}: {error}") from error
         return filesystem, base.rstrip("/")
 
@@ -126,12 +126,12 @@ def _translated(what: str) -> Iterator[None]:
     except (TimeoutError, ConnectionError) as error:
         raise TransientError(f"{redacted(what)}: {type(error).__name__}") from error
     except Exception as error:
-        # Each fsspec implementation raises classes of its own; their text may hold a signed address.
+        # Each fsspec implementation raises its own classes; their text may contain a signed URL.
         raise TransientError(f"{redacted(what)}: {type(error).__name__}") from error
 
 
 def _missing(error: FileNotFoundError) -> type[StorageError]:
-    """What it is that fsspec calls missing: over HTTP, anything that kept it from reading the headers."""
+    """Return the error class of a FileNotFoundError. Over HTTP, fsspec raises it for any failure before the headers."""
     cause = error.__cause__
     status = getattr(cause, "status", None)
     if status in (401, 403):

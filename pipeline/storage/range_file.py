@@ -1,4 +1,4 @@
-"""A stored object as a seekable file, for what can't be read in one go: Parquet."""
+"""A stored object as a seekable file, for Parquet, which cannot be read sequentially."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pipeline.storage.addresses import redacted
 
 
 def open_parquet(uri: str, size: int, etag: str) -> pq.ParquetFile:
-    """A Parquet file in any storage, read by ranges.
+    """Open a Parquet file in any storage, read by ranges.
 
     Raises:
-        ConfigError: it is no Parquet file.
+        ConfigError: it is not a Parquet file.
     """
     try:
         file = pq.ParquetFile(io.BufferedReader(_RangeFile(uri, size, etag), 1 << 16), pre_buffer=False)
-        file.schema.to_arrow_schema().names.copy()  # decodes them, and they may not be UTF-8
+        file.schema.to_arrow_schema().names.copy()  # decodes the names, which may not be UTF-8
     except StorageError:
         raise
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -30,7 +30,7 @@ def open_parquet(uri: str, size: int, etag: str) -> pq.ParquetFile:
 
 
 class _RangeFile(io.RawIOBase):
-    """A stored object as a seekable file, one ranged read for each read."""
+    """A stored object as a seekable file; each read is one ranged read."""
 
     def __init__(self, uri: str, size: int, etag: str) -> None:
         super().__init__()

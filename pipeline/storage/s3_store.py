@@ -1,8 +1,8 @@
-"""A bucket's prefix as a store, through s3fs, one request per call.
+"""A prefix of an S3 bucket as a store, through s3fs, one request per call.
 
-s3fs carries the event loop, the client and the standard chain of credentials and endpoints (environment, profile,
-instance role); the requests are ours, because its file layer gives up where a resume needs the offset, caches listings,
-leaves failed multipart uploads behind and lists or creates buckets on the way.
+s3fs provides the event loop, the client and the standard chain of credentials and endpoints (environment, profile,
+instance role). The requests are made by this module, because the file layer of s3fs loses the offset that a resume
+needs, caches listings, leaves failed multipart uploads behind, and lists or creates buckets.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from pipeline.storage.retry import retried
 from pipeline.storage.store import TEMPORARY, Body, Entry, is_at
 
 PART_BYTES = 64 << 20
-"""Of a multipart upload; 10,000 of them at most, so 625 GiB. A smaller object is one PUT."""
+"""Size of the parts of a multipart upload; at most 10,000 parts, so 625 GiB. A smaller object is one PUT."""
 
 _TRANSIENT_CODES = frozenset(
     {
@@ -72,13 +72,13 @@ _ACCESS_CODES = frozenset(
 
 
 _PASSING = (
-    # botocore's ConnectionError is not the built-in one, which is an OSError too.
+    # botocore's ConnectionError is not Python's ConnectionError, which is also an OSError.
     *(HTTPClientError, BotoConnectionError, ResponseParserError, aiohttp.ClientError, TimeoutError, ConnectionError),
 )
 
 
 class S3Store:
-    """Objects of `bucket` under `prefix` ("" or ending in "/"). Holds names only: it pickles and survives a fork."""
+    """Objects of `bucket` under `prefix` ("" or ending in "/"). Stores names only, so it pickles and can be forked."""
 
     def __init__(self, bucket: str, prefix: str) -> None:
         self.bucket = bucket
@@ -90,7 +90,7 @@ class S3Store:
             page = retried(lambda token=token: self._call("list_objects_v2", path, Prefix=self._key(path), **token))  # type: ignore[misc]
             for item in page.get("Contents", ()):
                 name = item["Key"][len(self.prefix) :]
-                # A name that ends in "/" is the placeholder that consoles make for a folder.
+                # An object name that ends in "/" is a placeholder that web consoles create for a folder.
                 if name and not name.endswith("/") and is_at(name, path):
                     yield Entry(
                         path=name,
@@ -129,7 +129,7 @@ class S3Store:
         return Body(size=size, etag=_unquoted(found.get("ETag", "")), readinto=readinto, close=body.close)
 
     def write(self, path: str, data: bytes | Path, *, create: bool) -> bool:
-        """Put `data` in one request, or above PART_BYTES in a multipart upload that is aborted when it fails."""
+        """Write `data` in one request, or above PART_BYTES in a multipart upload that is aborted if it fails."""
         condition = {"IfNoneMatch": "*"} if create else {}
         size = len(data) if isinstance(data, bytes) else data.stat().st_size
         try:
@@ -141,7 +141,7 @@ class S3Store:
         except ChangedError:  # 412: the condition failed
             return False
         except TransientError:
-            # Some stores answer the loser of a race 409 for ever instead of 412.
+            # Some stores always answer 409 instead of 412 to the loser of a race.
             if create and self._is_there(path):
                 return False
             raise
@@ -168,8 +168,8 @@ class S3Store:
                 **condition,
             )
         except BaseException:
-            # Its parts would be paid for, for ever. Only this one: the others may be another writer's. What is left by
-            # a kill or a lost answer to "create" is for a lifecycle rule (AbortIncompleteMultipartUpload).
+            # Abort it, or its parts are billed for ever. Only this upload: others may belong to another writer. Uploads
+            # left by a kill or a lost response to "create" need a lifecycle rule (AbortIncompleteMultipartUpload).
             with contextlib.suppress(StorageError):
                 self._call("abort_multipart_upload", path, Key=key, UploadId=upload)
             raise
@@ -189,10 +189,10 @@ class S3Store:
                 raise _error(failed.get("Code", ""), 0, f"delete s3://{self.bucket}/{failed.get('Key')}")
 
     def remove_folders(self, folder: str) -> None:
-        """Nothing to do: object stores have no folders."""
+        """Do nothing: object stores have no folders."""
 
     def honours_create(self) -> bool:
-        """Create an object twice: a store that knows If-None-Match refuses the second."""
+        """Create an object twice: a store that implements If-None-Match rejects the second."""
         probe = f"{TEMPORARY}{uuid.uuid4().hex}"
         try:
             retried(lambda: self.write(probe, b"probe", create=True))
@@ -224,13 +224,13 @@ class S3Store:
 
 
 def _filesystem() -> Any:
-    """This process's client: fsspec keeps one instance per process and arguments, and makes a new one after a fork."""
+    """Return this process's client. fsspec keeps one instance per process and arguments, and a new one after a fork."""
     from s3fs import S3FileSystem
 
     filesystem = S3FileSystem(
         use_listings_cache=False,
         config_kwargs={
-            # Retries are ours alone (retry.py). read_timeout: a first byte after 15 s, the default, is not rare.
+            # retry.py alone retries. read_timeout: a first byte later than 15 s, the default, is not rare.
             "retries": {"mode": "standard", "total_max_attempts": 1},
             "max_pool_connections": 32,
             "read_timeout": 60,
@@ -265,7 +265,7 @@ def _translated(what: str) -> Iterator[None]:
     except _PASSING as error:
         raise TransientError(f"{what}: {type(error).__name__}: {error}") from error
     except (OSError, BotoCoreError, ClientError) as error:
-        # s3fs wraps the client's error, and with it the code and the status, in an OSError of its own.
+        # s3fs wraps the client's error, which has the code and the status, in its own OSError.
         client = error if isinstance(error, ClientError) else error.__cause__
         if not isinstance(client, ClientError):
             raise StorageError(f"{what}: {type(error).__name__}: {error}") from error
@@ -274,7 +274,7 @@ def _translated(what: str) -> Iterator[None]:
 
 
 def _error(code: str, status: int, what: str) -> StorageError:
-    """The error for an S3 error code and an HTTP status. A HEAD has no body, hence no code: "404", "403"."""
+    """Return the error for an S3 error code and an HTTP status. A HEAD has no body, so its code is "404" or "403"."""
     message = f"{what}: {code or 'error'} ({status})"
     if status == 412 or code == "PreconditionFailed" or (status == 304 and code in ("304", "NotModified")):
         return ChangedError(message)

@@ -1,7 +1,7 @@
-"""What a store is: the few operations that local disks, S3 and other object stores share.
+"""Store: the operations that local disks, S3 and other object stores share.
 
 Paths are relative to the store's root, with "/" between folders; a folder ends in "/", and "" is the root. Each method
-is one try, and raises NotFoundError, AccessError, ChangedError, TransientError (try again) or a plain StorageError.
+is one try, and raises NotFoundError, AccessError, ChangedError, TransientError (retry) or a plain StorageError.
 """
 
 from __future__ import annotations
@@ -12,28 +12,28 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 TEMPORARY = "_staging/_tmp/"
-"""Where a store keeps what is not an object yet. Swept with the rest of `_staging/`."""
+"""Folder for unfinished objects. It is deleted with the rest of `_staging/`."""
 
 
 class Entry(NamedTuple):
     """One listed object."""
 
     path: str
-    """Relative to the root."""
+    """Path relative to the root."""
     size: int
-    """Bytes."""
+    """Size in bytes."""
     etag: str
-    """Changes when the content does; without quotes. Local disks: modification time and size. "" where unknown."""
+    """Changes with the content; without quotes. Local disks: modification time and size. "" if unknown."""
     mtime: float
-    """Seconds since the epoch, by the store's clock."""
+    """Modification time by the store's clock, in seconds since the epoch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Body:
-    """An open object, read once from the asked offset on."""
+    """An open object, which can be read once from the requested offset on."""
 
     size: int | None
-    """Of the whole object, not of the range."""
+    """Size of the whole object, not of the range."""
     etag: str
     readinto: Callable[[memoryview], int | None]
     """Fill the view, or a part of it, and return how much; 0 at the end."""
@@ -42,15 +42,15 @@ class Body:
 
 class Store(Protocol):
     def entries(self, path: str) -> Iterator[Entry]:
-        """The object at `path` and every object below it, sorted by code points. Retries its own pages."""
+        """List the object at `path` and every object below it, sorted by code points. Each page is retried."""
 
     def head(self, path: str) -> Entry: ...
 
     def open(self, path: str, start: int, stop: int | None, etag: str) -> Body:
-        """Bytes [start, stop). With an etag, a store that can refuses another object right away (ChangedError)."""
+        """Open bytes [start, stop). A store that can compare the etag raises ChangedError for another object."""
 
     def write(self, path: str, data: bytes | Path, *, create: bool) -> bool:
-        """Publish all of `data` or nothing. With `create`: False where an object is there already."""
+        """Write `data` atomically. With `create`, return False if there is an object already."""
 
     def remove(self, paths: Iterable[str]) -> None: ...
 
@@ -64,5 +64,5 @@ class Store(Protocol):
 
 
 def is_at(name: str, path: str) -> bool:
-    """Whether `name` is the object `path` or lies below it as a folder."""
+    """Return whether `name` is the object `path`, or is below the folder `path`."""
     return not path or name == path or name.startswith(path if path.endswith("/") else f"{path}/")

@@ -1,4 +1,4 @@
-"""Read one object from start to end, in one request that resumes where it broke off."""
+"""Read one object from start to end, in one request that is resumed if the connection breaks."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from pipeline.storage.retry import Backoff
 from pipeline.storage.store import Body, Store
 
 READ_BYTES = 1 << 20
-"""Of one read. Smaller ones cost trips to the client's thread, larger ones memory."""
+"""Bytes of one read. Smaller reads cost more switches to the client's thread, larger ones cost memory."""
 
 
 PATIENCE_SECONDS = 120.0
 
 
 LEAST_RATE = 16 << 10
-"""Bytes a second. A stream is given up when it was waited for, in all, longer than PATIENCE_SECONDS and what it brought
-would have taken at this rate: the wait for a server that sends a byte now and then has an end."""
+"""Bytes per second. A stream fails if the total time of waiting for it exceeds PATIENCE_SECONDS and also the time that
+the received bytes take at this rate. So a server that sends a byte now and then cannot block a worker for ever."""
 
 
 class Stream(io.RawIOBase):
-    """Bytes [start, stop) of one object, in order, from one GET that goes on from the offset when it breaks.
+    """Bytes [start, stop) of one object, in order, from one GET; after a fault a new GET continues at the offset.
 
-    Every GET after the first asks for the same ETag, so the bytes are of one object. Ends only when all bytes were
-    received. Use it in a `with`, or through io.BufferedReader.
+    Every GET after the first requires the same ETag, so all bytes are of the same object. The stream ends only after
+    all bytes were received. Use it in a `with`, or through io.BufferedReader.
 
     Raises:
         ChangedError: the object's size or ETag is not the expected one.
-        NotFoundError, AccessError: as the store says.
-        StorageError: it broke off again and again without a byte in between, ended early, or is too slow (LEAST_RATE).
+        NotFoundError, AccessError: as reported by the store.
+        StorageError: it failed repeatedly without a byte in between, ended early, or is too slow (LEAST_RATE).
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Stream(io.RawIOBase):
         return 0
 
     def readall(self) -> bytes:
-        # The inherited one asks for 8 KiB at a time, and each read is a trip to the client's thread.
+        # The inherited method reads 8 KiB at a time, and each read is a switch to the client's thread.
         whole = io.BytesIO()
         shutil.copyfileobj(self, whole, READ_BYTES)
         return whole.getvalue()
@@ -104,7 +104,7 @@ class Stream(io.RawIOBase):
         return count
 
     def _connect(self) -> None:
-        """Ask for what is still missing, and hold the answer against what is expected."""
+        """Request the missing bytes, and check that the object is the expected one."""
         store = self._store
         if self._stop is not None and self._offset >= self._stop and self._size is None:
             return

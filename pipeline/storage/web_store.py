@@ -1,8 +1,8 @@
-"""A web server as a store: a stream is one GET, which a Range resumes. Listing and writing are fsspec's.
+"""A web server as a store: a stream is one GET, which a Range resumes. fsspec does listing and writing.
 
-With `public_only`, for addresses that strangers chose, no connection is made to this machine or its neighbours: each
-address that a name stands for is looked at when the name is resolved, and again when the socket is made. Redirects make
-connections like any other, so every hop is held against the same rule.
+With `public_only`, for addresses from untrusted tables, no connection is made to this machine or the local network: the
+IP addresses of a host name are checked when it is resolved, and again when the socket is created. A redirect makes a
+connection like any other, so the check applies to it too.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from pipeline.storage.store import Body
 
 CONNECT_SECONDS = 30.0
 HEADER_SECONDS = 60.0
-"""Until the headers of the answer are there, redirects included."""
+"""Time limit for the headers of the response, redirects included."""
 READ_SECONDS = 60.0
-"""Without a byte."""
+"""Time limit for a read that gets no byte."""
 
 
 class WebStore(OtherStore):
@@ -43,7 +43,7 @@ class WebStore(OtherStore):
         self.public_only = public_only
 
     def open(self, path: str, start: int, stop: int | None, etag: str) -> Body:
-        del etag  # the caller compares it with what `Body` says
+        del etag  # the caller compares it with that of the Body
         address = self.address(path)
         headers = {"Accept-Encoding": "identity"}
         if start or stop is not None:
@@ -86,7 +86,7 @@ async def _public_client(**options: Any) -> aiohttp.ClientSession:
 
 
 class _PublicResolver(aiohttp.ThreadedResolver):
-    """Names whose every address is public."""
+    """Resolve host names, and raise if any of their IP addresses is not public."""
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
@@ -118,7 +118,7 @@ async def _get(filesystem: Any, address: str, headers: dict[str, str]) -> aiohtt
 
 
 def _size(response: aiohttp.ClientResponse) -> int | None:
-    """Of the whole object; None if the server does not say."""
+    """Return the size of the whole object, or None if the server does not give it."""
     if response.headers.get("Content-Encoding", "identity") != "identity":
         return None
     if response.status == 206:
@@ -143,7 +143,7 @@ def _check_status(status: int, where: str) -> None:
 
 @contextlib.contextmanager
 def _translated(address: str) -> Iterator[None]:
-    # Their text may hold a signed address: only their names are shown.
+    # The text of an error may contain a signed URL, so the message has only its class.
     try:
         yield
     except (StorageError, VideoError):
