@@ -33,9 +33,9 @@ class Verify:
     output: str
     """Path or URL that `latentmill encode` wrote to."""
     reencode: int = 0
-    """Number of clips to decode and encode again from the source, chosen from shards without problems. Bytes must be
-    equal if every run of the output had this environment (versions, device, threads); otherwise the difference must be
-    below a bound."""
+    """Number of clips to decode and encode again from the source, chosen from shards without problems.
+    If every run of the output had this environment (versions, device, threads), the bytes must be equal.
+    Otherwise the difference must be below a bound."""
     seed: int = 0
     """Random seed for the choice of clips."""
     vae: str = ""

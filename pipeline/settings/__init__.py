@@ -1,1 +1,1 @@
-"""What a run is asked to do, and the Spec that follows from it, or the reason why not."""
+"""The settings of a run (Job), and the Spec that follows from them, or a ConfigError."""

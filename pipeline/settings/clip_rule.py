@@ -1,4 +1,4 @@
-"""What the user says about clips: every field is a flag of the command line and a part of the Spec."""
+"""ClipRule, the settings of clips: every field is an option of the command line and a part of the Spec."""
 
 from __future__ import annotations
 
@@ -15,75 +15,77 @@ _PIXEL_MULTIPLE = 2
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClipRule:
-    """Which clips to cut from every video, their shape, and which videos to refuse."""
+    """Which clips to cut from every video, their shape, and which videos to reject."""
 
     num_frames: int = 49
     """Frames per clip. Causal VAEs take 1 + 4k."""
     fps: str = "8"
-    """Frames a second that are picked, by time: an integer or a fraction such as 30000/1001. "native" takes consecutive
-    source frames."""
+    """Frames per second to pick, by time: an integer or a fraction such as 30000/1001.
+    "native" takes consecutive source frames."""
     height: int = 480
-    """Pixels."""
+    """Height of a clip in pixels."""
     width: int = 720
-    """Pixels."""
+    """Width of a clip in pixels."""
     clips: Literal["first", "all", "every"] = "first"
-    """first: one clip from the start. all: clip after clip, without the last partial one. every: one clip every `every`
-    seconds."""
+    """first: one clip from the start. all: consecutive clips, without a partial one at the end.
+    every: one clip every `--every` seconds."""
     every: float | None = None
     """Seconds between the starts of clips, with --clips every. Clips may overlap."""
     max_clips: int | None = None
-    """At most so many clips per video."""
+    """Largest number of clips per video."""
     buckets: tuple[str, ...] = ()
-    """Clip shapes TxHxW such as 49x480x720,49x720x480: each video takes the one nearest in aspect ratio, and of equal
-    aspect the longest that it fills. Replaces num_frames, height and width."""
+    """Clip shapes TxHxW such as 49x480x720,49x720x480. Replaces num_frames, height and width.
+    Each video gets the shape nearest in aspect ratio; among equal ones, the longest for which it has enough frames."""
     fit: Fit = "cover"
-    """cover: fill and crop. pad: fit inside, black bars. stretch: ignore the aspect ratio."""
+    """cover: fill the clip and crop. pad: fit inside, with black bars. stretch: ignore the aspect ratio."""
     crop_x: float = 0.5
-    """Where the crop (or the padded picture) sits across: 0 left, 1 right."""
+    """Horizontal position of the crop (with --fit pad, of the picture): 0 left, 1 right."""
     crop_y: float = 0.5
-    """Where it sits down: 0 top, 1 bottom."""
+    """Vertical position of the crop (with --fit pad, of the picture): 0 top, 1 bottom."""
     filter: Filter = "bicubic"
-    """The scaler's kernel."""
+    """Interpolation kernel for scaling."""
     short: Literal["reject", "pad", "trim"] = "reject"
-    """A video, or a given range, shorter than one clip. reject: refuse. pad: repeat the last frame. trim: as many
-    frames as the VAE takes."""
+    """For a video, or a range in a table, shorter than one clip. reject: reject it. pad: repeat the last frame.
+    trim: make a shorter clip, with the largest number of frames that the VAE takes."""
     images: Literal["one_frame", "reject"] = "one_frame"
-    """A still image (jpg, png, webp, ...) becomes a clip of one frame, or is refused as too short."""
+    """For still images (jpg, png, webp, ...). one_frame: make a clip of one frame. reject: reject as too short."""
     hdr: Hdr = "as_is"
-    """PQ and HLG video. as_is: converted without tone mapping, looks flat. reject: refuse."""
+    """For PQ and HLG video. as_is: convert without tone mapping, which looks flat. reject: reject the video."""
     deinterlace: Deinterlace = "off"
-    """spatial: interpolate the lines of the other field (estdif) in frames flagged interlaced."""
+    """spatial: interpolate the lines of one field (FFmpeg's estdif) in frames flagged as interlaced. off: keep them."""
     untagged_colorspace: UntaggedColorspace = "by_size"
-    """YUV without a colour tag. by_size: BT.709 from 720 lines or 1280 columns on, else BT.601. bt601, bt709: always
-    this one. For outputs of earlier versions: ffmpeg is bt601, auto is BT.709 from 720 lines on."""
+    """For YUV without a colour tag. by_size: BT.709 from 720 lines or 1280 columns on, else BT.601.
+    bt601, bt709: always this one. To resume outputs of earlier versions: ffmpeg means bt601, auto means BT.709 from 720
+    lines on."""
     on_error: OnError = "raise"
-    """Damage inside a clip. raise: refuse the clip. skip: hold the last good frame."""
+    """For damage inside a clip. raise: reject the clip. skip: repeat the last good frame."""
     require_caption: bool = False
-    """Refuse videos that come without a caption."""
+    """Reject videos without a caption."""
     min_size: int | None = None
-    """Refuse videos whose shorter side, as displayed, is less than this many pixels."""
+    """Reject videos whose shorter side, as displayed, is less than this many pixels."""
     min_duration: float | None = None
-    """Refuse videos shorter than this many seconds."""
+    """Reject videos shorter than this many seconds."""
     max_duration: float | None = None
-    """Refuse videos longer than this many seconds."""
+    """Reject videos longer than this many seconds."""
     min_fps: float | None = None
-    """Refuse videos with fewer frames a second, on average."""
+    """Reject videos with fewer frames per second, on average."""
     max_hold: float | None = None
-    """Refuse clips in which one source frame stands in for more than this many seconds."""
+    """Reject clips in which one source frame is shown for more than this many seconds."""
     min_motion: float | None = None
-    """Refuse clips as static in which no two neighbouring frames differ by this many levels (0-255) on average. Judged
-    per chunk."""
+    """Reject a clip as static if no two neighbouring frames differ by this many levels (0-255) on average.
+    Each chunk is checked separately."""
     max_pixels: int = 4096 * 2304
-    """Limit: source pixels a frame."""
+    """Limit: source pixels per frame."""
     limit_duration: float = 86400.0
     """Limit: seconds of video."""
     limit_hold: float | None = 60.0
-    """Limit, with --clips all or every: seconds of one picture that become clips. Where it stays for longer, as in
-    slides and paused recordings, one rejection stands for the other clips that show nothing else. None: no limit."""
+    """Limit, with --clips all or every: seconds of one unchanged picture that become clips. None: no limit.
+    If a picture stays longer, as in slides and paused recordings, one rejection represents all further clips that show
+    nothing else."""
     max_decoded_frames: int = 20_000
-    """Limit: source frames that one chunk of a clip spans."""
+    """Limit: source frames in the time span of one chunk of a clip."""
     max_bytes: int = 16 << 30
-    """Limit: bytes of one encoded file. In a tar, which holds it in memory, 4 GiB at most."""
+    """Limit: bytes of one encoded file. A file in a tar is read into memory, so at most 4 GiB."""
 
     def __post_init__(self) -> None:
         for name, kind in _CHOICES.items():
@@ -101,28 +103,28 @@ class ClipRule:
         _require("max_clips", self.max_clips, self.max_clips is None or self.max_clips >= 1, "at least 1")
         if (self.clips == "every") != (self.every is not None):
             got = f"--clips {self.clips} and " + ("no --every" if self.every is None else f"--every {self.every:g}")
-            raise ConfigError(f"--clips every goes with --every SECONDS, and no other --clips does; got {got}")
+            raise ConfigError(f"--clips every needs --every SECONDS, which no other --clips takes; got {got}")
         _parse_fps(self.fps)
         given = tuple(bucket.strip() for buckets in self.buckets for bucket in buckets.split(","))
-        object.__setattr__(self, "buckets", given)  # one spelling, so that it is one Spec
+        object.__setattr__(self, "buckets", given)  # one spelling, so that equal buckets give equal Specs
         for bucket in self.buckets:
             _parse_bucket(bucket)
 
     @property
     def rate(self) -> Fraction | None:
-        """Frames a second of the grid; None for native frames."""
+        """Frames per second of the grid; None for native frames."""
         return _parse_fps(self.fps)
 
     @property
     def shapes(self) -> tuple[tuple[int, int, int], ...]:
-        """Every (frames, height, width) that a video's clips can have, before trimming; images have one frame."""
+        """Every (frames, height, width) that a clip can have, before trimming; images have one frame."""
         if self.buckets:
             return tuple(_parse_bucket(bucket) for bucket in self.buckets)
         return ((self.num_frames, self.height, self.width),)
 
     @property
     def needs_timeline(self) -> bool:
-        """Whether planning needs the packets' timestamps; else headers are enough and decoding finds what lacks."""
+        """Whether planning needs the timestamps of packets. Else headers are enough, and decoding checks the rest."""
         asks = (self.min_duration, self.max_duration, self.min_fps)
         several = len({frames for frames, _, _ in self.shapes}) > 1
         return self.clips != "first" or self.short != "reject" or several or any(ask is not None for ask in asks)
@@ -146,7 +148,7 @@ _POSITIVE = (
 
 
 def exact(seconds: float) -> Fraction:
-    """The decimal that the user wrote, not its binary neighbour."""
+    """Return the decimal number that the user wrote, not the binary number nearest to it."""
     return Fraction(str(seconds))
 
 

@@ -1,4 +1,4 @@
-"""What one run is asked to do. The command line is made of these dataclasses; `pipeline.run.run` takes the Job."""
+"""Job, the settings of one run: the argument of `pipeline.run.run`, and the source of the command line's options."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from pipeline.settings.spec import LatentRule
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Workers:
-    """Who does the work. Nothing here changes a byte of the output, but `threads_per_encoder` its last bits."""
+    """Worker processes. They do not change the output, except that `threads_per_encoder` may change its last bits."""
 
     decode_cpus: float = 0.5
-    """CPUs reserved per decode task, which uses one thread. Two to a core, because one waits for its source and, 0.1 s
-    each time, for Ray Data's next look. 1 means half as many decode processes."""
+    """CPUs reserved per decode task, which uses one thread. 1 means half as many decode processes.
+    By default two run per core, because a task waits for its source and, 0.1 s each time, for Ray Data."""
     encoders: str = "auto"
-    """Encode actors, `min:max` or one number. auto: one per GPU; without GPUs one per CPU but one. (Where encoding is
-    the bottleneck, one for each is faster, and each costs seconds to start.)"""
+    """Number of encode actors, or `min:max`. auto: one per GPU; without GPUs, one per CPU except one CPU.
+    Without GPUs, if encoding is the bottleneck, one per CPU is faster. Each actor takes seconds to start."""
     gpus_per_encoder: float | None = None
-    """GPUs per encode actor; default 1 if the cluster has any, else 0."""
+    """GPUs per encode actor. Default: 1 if the cluster has any, else 0."""
     threads_per_encoder: int = 1
-    """torch threads (and CPUs reserved) of an encoder on a CPU."""
+    """Torch threads (and reserved CPUs) of an encoder on a CPU."""
     ray_address: str = "local"
-    """`local` starts a Ray of its own that joins no other; `auto` or an address joins a cluster."""
+    """`local` starts a separate local Ray; `auto` or an address joins a cluster."""
     object_store_gb: float | None = None
-    """Memory for frames in flight, with a local Ray. Default: Ray's own choice, 30 percent of the machine."""
+    """Memory for decoded frames, with a local Ray. Default: Ray's, 30 percent of the machine's memory."""
     decode_deadline: float = 600.0
     """Seconds after which decoding one clip counts as a hang."""
     encode_deadline: float = 1800.0
@@ -46,7 +46,7 @@ class Workers:
         self.pool_size(cpus=2, gpus=0)
 
     def pool_size(self, cpus: float, gpus: float) -> tuple[int, int]:
-        """(min, max) encode actors on a cluster of this size.
+        """Return the (min, max) number of encode actors on a cluster of this size.
 
         Raises:
             ConfigError: `encoders` is not `auto`, a number, or `min:max` with 1 <= min <= max.
@@ -68,41 +68,43 @@ class Job:
     """Encode shards of video into shards of scaled latents."""
 
     source: tuple[str, ...]
-    """Where the videos are: tars (a path or a glob), a folder, or a table (Parquet, JSONL, CSV with a column `video`);
-    local, s3:// or any fsspec URL. May be given several times."""
+    """The videos: tars (a path or a glob), a folder, or a table (Parquet, JSONL, CSV) with a column `video`.
+    A local path, s3:// or any fsspec URL. May be given several times."""
     output: str
-    """Where the latents go: a local folder or any fsspec URL. One output holds one Spec; running again resumes."""
+    """Where to write the latents: a local folder or any fsspec URL.
+    An output has one Spec. The same command again resumes the run."""
     vae: str
     """`tiny` (untrained, for tests and demos), or a checkpoint: a folder, file, URL or Hugging Face repository id."""
     clip: ClipRule = field(default_factory=ClipRule)
     latent: LatentRule = field(default_factory=LatentRule)
     workers: Workers = field(default_factory=Workers)
     shard_size: int = 64
-    """Files or table rows per shard, for sources that are not tars. Frozen with the first plan."""
+    """Videos or table rows per shard, for sources that are not tars. Fixed by the first plan."""
     on_changed: Literal["refuse", "keep"] = "refuse"
-    """A source object that is not the one planned (size or ETag): refuse to run, or keep the plan and go on without
-    the shards that it belongs to."""
+    """If a source object has changed since it was planned (size or ETag). refuse: do not run.
+    keep: keep the plan and run without the shards of this object."""
     allow_private: bool = False
-    """Let a table name web addresses inside the local network. Refused by default: tables may come from anybody."""
+    """Allow tables to name web addresses inside the local network. Off by default: a table may be untrusted."""
     allow_local: bool = False
-    """Let a table that lies elsewhere (S3, the web) name files of this machine. Refused by default, as above."""
+    """Allow a table on S3 or the web to name files of this machine. Off by default: a table may be untrusted."""
     max_rejected: float = 1.0
-    """Exit with code 3 when more than this fraction of the clips is rejected. What is committed stays."""
+    """Exit with code 3 if more than this fraction of the clips is rejected. Committed shards stay."""
     limit: int | None = None
-    """Plan and process the first so many shards only. A later run without it goes on with the rest."""
+    """Plan and process only this many shards. A later run without --limit continues with the rest."""
     retry_rejected: tuple[str, ...] = ()
-    """Second chances: try again, as new shards, what was rejected for these reasons (`corrupt,not_found`, or the flag
-    several times). The files that are there stay as they are."""
+    """Try clips again that were rejected for these reasons (`corrupt,not_found`, or the option several times).
+    They are written as new shards; existing files do not change."""
     give_up_after: int | None = None
-    """Reject a video as `unreachable` when its source (a dead host in a table, say) failed in so many runs. Default:
-    never, its shard stays open. `--retry-rejected unreachable` tries it again. Depends on the network."""
+    """Reject a video as `unreachable` after its source (for example a dead host in a table) failed in this many runs.
+    Default: never, and its shard is not committed. `--retry-rejected unreachable` tries it again.
+    The result depends on the network."""
     grace: float = 60.0
-    """Seconds to finish what is open after SIGTERM, before exiting with code 75: resume me."""
+    """Seconds to finish open work after SIGTERM. Then the command exits with code 75, which means: run it again."""
     dry_run: bool = False
     """Plan, print what would be done, and write nothing."""
 
     def __post_init__(self) -> None:
-        for name in ("source", "retry_rejected"):  # one alone, as from Python: a string is iterated by character
+        for name in ("source", "retry_rejected"):  # from Python: a single string would be iterated by character
             if isinstance(given := getattr(self, name), str):
                 object.__setattr__(self, name, (given,))
         if not self.source:
@@ -119,15 +121,15 @@ class Job:
             raise ConfigError(f"--retry-rejected must name reasons among {', '.join(sorted(REASONS))}; got {unknown}")
         if self.retry_rejected and self.limit is not None:
             raise ConfigError(
-                f"--retry-rejected looks at every committed shard: it goes with no --limit, got {self.limit}"
+                f"--retry-rejected reads every committed shard, so it does not take --limit, got {self.limit}"
             )
 
     @property
     def retry_reasons(self) -> frozenset[str]:
-        """The reasons of `retry_rejected`, however they were given."""
+        """The reasons of `retry_rejected`, from one comma-separated value or several values."""
         return frozenset(reason.strip() for given in self.retry_rejected for reason in given.split(","))
 
 
 def local_cpus() -> int:
-    """CPUs that this process may use."""
+    """Return the number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""What a decode worker holds where clips overlap: the pictures under way, each once (see decode/builder.py)."""
+"""The memory of a decode worker for overlapping clips: each open picture is kept once (see decode/builder.py)."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from fractions import Fraction
 from pipeline.settings.clip_rule import ClipRule, exact
 
 SOURCE_FPS = Fraction(60)
-"""Frames a second that sources are taken to have at most: a video has no more pictures than frames."""
+"""Assumed highest frame rate of sources. It bounds the number of different pictures."""
 
 
 def pictures_held(clip: ClipRule, num_frames: int) -> int:
-    """How many different pictures the clips of so many frames show that are under way at a time; 0 if none overlap."""
+    """Return how many different pictures overlapping clips of `num_frames` keep open at a time; 0 without overlap."""
     if clip.every is None:
         return 0
     every, rate = exact(clip.every), clip.rate or SOURCE_FPS
@@ -25,12 +25,14 @@ def pictures_held(clip: ClipRule, num_frames: int) -> int:
 
 
 def bytes_held(clip: ClipRule) -> int:
-    """Bytes of the pictures that a decode worker holds for clips that overlap, at most, by source videos of SOURCE_FPS;
-    0 if none overlap."""
+    """Return the most bytes of pictures that a decode worker keeps for overlapping clips of sources of SOURCE_FPS.
+
+    It is 0 without overlap.
+    """
     return max(pictures_held(clip, frames) * height * width * 3 for frames, height, width in clip.shapes)
 
 
 def _common_step(a: Fraction, b: Fraction) -> Fraction:
-    """The largest step that both are multiples of: all their sums lie on it."""
+    """Return the largest step that divides both, so that all their sums are multiples of it."""
     numerator = math.gcd(a.numerator * b.denominator, b.numerator * a.denominator)
     return Fraction(numerator, a.denominator * b.denominator)

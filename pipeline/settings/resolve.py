@@ -1,4 +1,4 @@
-"""Everything that can be known to be wrong before Ray starts, and the Spec that follows from a Job."""
+"""Turn a Job into its Spec, and raise ConfigError for every error that can be found before Ray starts."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from vae.shapes import WINDOW
 
 
 def resolve(job: Job) -> tuple[Spec, VAEInfo]:
-    """The Spec of a job, every value resolved, and the facts of its VAE.
+    """Return the Spec of a job, with every value resolved, and the VAEInfo of its VAE.
 
     Raises:
-        ConfigError: the VAE cannot be loaded, or cannot take the clips that were asked for.
+        ConfigError: the VAE cannot be loaded, or cannot encode clips of the requested shape.
     """
     try:
         info = vae.load_vae(job.vae, schedule=job.latent.schedule).info
@@ -49,18 +49,18 @@ def _check_shape(num_frames: int, height: int, width: int, info: VAEInfo, latent
 
 
 def largest_clip(clip: ClipRule) -> tuple[int, int, int]:
-    """(T, H, W) of the largest clip, for the encoder's self-check, which takes its first window."""
+    """Return (T, H, W) of the largest clip, for the encoder's self-check, which encodes its first window."""
     return max(clip.shapes, key=lambda shape: shape[0] * shape[1] * shape[2])
 
 
 def writable(output: Storage) -> None:
-    """Make the folder of a local output.
+    """Create the folder of a local output.
 
     Raises:
-        ConfigError: it cannot be made.
+        ConfigError: it cannot be created.
     """
     if "://" not in output.uri:
         try:
             Path(output.uri).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"--output {output.uri} is not a folder and cannot be made: {error.strerror}") from error
+            raise ConfigError(f"--output {output.uri} is no folder and cannot be created: {error.strerror}") from error

@@ -1,7 +1,8 @@
-"""The Spec: all that decides what stands in `data/` for given source bytes, every value resolved.
+"""The Spec: every setting that determines the content of `data/` for given source bytes, with resolved values.
 
-Stored once as OUTPUT/spec.json and in the footer of every data file. A later run whose Spec differs is refused, so one
-output never holds latents of two kinds. Not in it: source, workers, threads, deadlines, addresses.
+It is stored once as OUTPUT/spec.json and in the footer of every data file. A later run with a different Spec raises
+ConfigError, so an output never mixes latents of two kinds. The Spec has no source, workers, threads, deadlines or
+addresses.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ if TYPE_CHECKING:
     pass
 
 FORMAT_VERSION = 1
-"""Raised by any change that alters bytes under `data/` for the same source."""
+"""Version of the output. It is increased by every change that alters bytes in `data/` for the same source."""
 
 PATH = "spec.json"
-"""Where the Spec stands under the output."""
+"""Path of the Spec under the output."""
 
 
 ABSENT: dict[str, Any] = {"clip.limit_hold": None}
-"""What it means that a spec.json lacks a field: how the program behaved before there was one. A Spec of this value
-leaves the field out, so that an older output keeps its Spec to the byte."""
+"""The value of a field that a spec.json lacks: the behaviour of the versions without this field. A Spec with this value
+omits the field, so that the Spec of an older output keeps its bytes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,22 +39,22 @@ class LatentRule:
     """How a clip becomes a stored latent."""
 
     schedule: Literal["batched8", "whole"] = "batched8"
-    """Frames per forward: batched8 equals diffusers (8 frames, the first takes the remainder; constant memory), whole
-    equals SAT (the clip in one pass). They differ, because GroupNorm runs over time."""
+    """Frames per forward pass. batched8 equals diffusers: windows of 8 frames (the first takes the remainder), constant
+    memory. whole equals SAT: the clip in one pass. The results differ, because GroupNorm runs over time."""
     chunk_windows: int = 32
-    """Windows per chunk: a longer clip is cut on the window grid and travels as several chunks."""
+    """Largest number of windows per chunk. A longer clip is cut on the window grid into several chunks."""
     context: str = "3"
-    """Windows encoded before each later chunk to warm its caches, and dropped; `exact` never cuts."""
+    """Windows before each later chunk that are encoded to fill its caches, then dropped. `exact` never cuts clips."""
     posterior: Literal["mean", "sample", "moments"] = "mean"
-    """mean; one seeded sample; or both moments (mean and log-variance stacked on channels, unscaled)."""
+    """mean: the mean. sample: one seeded sample. moments: mean and log-variance stacked on channels, unscaled."""
     seed: int = 0
-    """Of `--posterior sample`: every row has noise of its own, fixed by seed and row id."""
+    """Seed of `--posterior sample`. The noise of a row depends on the seed and the row id."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    """Compute in this type. Moments become float32 before they are scaled."""
+    """Type in which the VAE computes. Moments are converted to float32 before they are scaled."""
     store_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    """Store in this type."""
+    """Type of the stored latents."""
     format: Literal["parquet", "npy"] = "parquet"
-    """parquet: the latent is a column. npy: one array per shard and shape beside it, named in the rows."""
+    """parquet: latents are a column. npy: latents are in one array per shard and shape, which the rows name."""
 
     def __post_init__(self) -> None:
         if self.chunk_windows < 1:
@@ -63,13 +64,13 @@ class LatentRule:
 
     @property
     def context_windows(self) -> int | None:
-        """Context windows of a later chunk; None: never cut."""
+        """Context windows of a later chunk; None if clips are never cut."""
         return None if self.context == "exact" else int(self.context)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Spec:
-    """See the module. Build it with the VAE's facts, compare it with `diff`."""
+    """The settings that determine the latents, as described in the module docstring. `diff` compares two Specs."""
 
     vae: dict[str, Any]
     """Class, config, sha256 of the weights, compression, scaling: `VAEInfo` as a dict. Never a path."""
@@ -78,7 +79,7 @@ class Spec:
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:
-        """Canonical JSON, one text per Spec."""
+        """Return the canonical JSON: equal Specs give equal text."""
         fields = asdict(self)
         for name, value in ABSENT.items():
             part, field = name.split(".")
@@ -88,7 +89,7 @@ class Spec:
 
     @staticmethod
     def from_json(text: str | bytes) -> Spec:
-        """Inverse of to_json. Raises ConfigError for a format version that this code does not read."""
+        """Parse the text of `to_json`. Raises ConfigError for a format version that this code does not read."""
         fields = json.loads(text)
         if fields["format_version"] != FORMAT_VERSION:
             raise ConfigError(f"format_version must be {FORMAT_VERSION}, got {fields['format_version']} in {PATH}")
@@ -101,7 +102,7 @@ class Spec:
 
     @property
     def digest(self) -> str:
-        """sha256 of the canonical JSON."""
+        """The sha256 of the canonical JSON."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
 
@@ -113,7 +114,7 @@ def diff(ours: str, theirs: str) -> list[str]:
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Leaves by dotted path; a list is a leaf."""
+    """Return the leaves by dotted path; a list is a leaf."""
     if not isinstance(value, dict):
         return {prefix: value}
     flat: dict[str, Any] = {}
