@@ -1,4 +1,4 @@
-"""python -m jobs.demo: encode a few short videos and read the latents back, in about a minute.
+"""latentmill demo: encode a few short videos and read the latents back, in about a minute.
 
 Deletes and rewrites ./demo. Every step prints its command and calls the same `main` with the same arguments in this
 process.
