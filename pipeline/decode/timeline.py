@@ -18,7 +18,7 @@ from pipeline.decode.clock import nominal_step, one_on, packet_ticks, uses_ranke
 from pipeline.decode.leading import Lead
 from pipeline.decode.opening import Feed, Source, choose_stream, open_container, open_feed
 from pipeline.decode.reader import PictureReader
-from pipeline.errors import NoFramesError
+from pipeline.errors import LimitExceededError, NoFramesError
 
 _HONEST_DURATION = {"matroska", "flv"}
 """Containers whose header states the duration. Not MPEG streams, where it is estimated from the bit rate; not MP4,
@@ -29,6 +29,8 @@ _MPEG_STREAMS = {"mpegts", "mpeg"}
 _SLACK_SECONDS = Fraction(1, 2)
 _SLACK_SHARE = Fraction(1, 50)
 """What every stream together may fall short of the header's duration before the file counts as cut off."""
+_MAX_FRAMES = 4_000_000
+"""37 hours at 30 frames a second. Measuring takes 270 bytes of memory a frame: 1.1 GB at this limit."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,6 +102,7 @@ def measure(src: Source) -> Timeline:
     Raises:
         OpenError, NoVideoStreamError, UnsupportedCodecError, UnsupportedEditsError
         NoFramesError: the video stream has no packet.
+        LimitExceededError: it has too many frames to remember the times of.
         OSError: as the storage raised it.
     """
     with open_feed(src) as feed:
@@ -148,6 +151,8 @@ class _Tally:
                 self.num_untimed += 1
             if packet.is_discard or (lead is not None and not self.restarts and lead.is_lost(packet, ticks)):
                 continue
+            if len(self.shown) == _MAX_FRAMES:
+                raise LimitExceededError(f"the video has more than {_MAX_FRAMES} frames, which are the most supported")
             self.shown.append((ticks, int(packet.duration or 0)))
             if self.is_ranked and self.first_out is None and _gives_a_frame(packet):
                 self.first_out = ticks

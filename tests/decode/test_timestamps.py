@@ -13,8 +13,8 @@ import pytest
 from av.stream import Disposition
 from PIL import Image, ImageOps
 
-from pipeline.decode import DecodedClip, DecodeSpec, decode_clip, iter_clips, measure, merge_facts, probe
-from pipeline.errors import UnsupportedCodecError
+from pipeline.decode import DecodedClip, DecodeSpec, decode_clip, iter_clips, measure, merge_facts, probe, timeline
+from pipeline.errors import LimitExceededError, UnsupportedCodecError
 from tests.videos import make_video, picture, read_number, without_pts
 
 TICKS = {"time_base": Fraction(1, 24)}
@@ -209,3 +209,13 @@ def test_facts_of_pieces_merge_into_those_of_the_clip(fps: Fraction | None) -> N
     for cuts in ([(0, 36)], [(0, 12), (12, 12), (24, 12)], [(0, 17), (11, 12), (20, 16)], [(0, 13), (12, 24)]):
         pieces = list(iter_clips(data, [spec(n, fps=fps, offset=offset) for offset, n in cuts]))
         assert merge_facts([piece.facts() for piece in pieces if isinstance(piece, DecodedClip)]) == whole
+
+
+def test_a_video_of_more_frames_than_are_supported_is_refused(monkeypatch: Any) -> None:
+    """Each packet of a few bytes takes hundreds of memory."""
+    data = make_video(num_frames=20)
+    monkeypatch.setattr(timeline, "_MAX_FRAMES", 20)
+    assert measure(data).num_frames == 20
+    monkeypatch.setattr(timeline, "_MAX_FRAMES", 19)
+    with pytest.raises(LimitExceededError, match="more than 19 frames"):
+        measure(data)
