@@ -1,6 +1,7 @@
 """A job that stands still at a chosen moment: `python -m tests.held ORDER`, with the order as JSON.
 
-The moment is held for ever: by a stage, or in front of the function that makes it. `mark` appears when it has come.
+The moment is held for ever: by the encoder, or in front of the function that makes it. `mark` appears when it has come.
+Moments after the stream need a source without a clip.
 """
 
 from __future__ import annotations
@@ -56,8 +57,7 @@ def main(order: dict[str, str]) -> int:
         setattr(pipeline.run, HELD[moment], lambda *_args, **_kwargs: stand_still(mark))
     clip = ClipRule(num_frames=9, height=64, width=96)
     job = Job(source=(order["source"],), output=order["output"], vae="tiny", clip=clip, grace=float(order["grace"]))
-    stages = {"encode": partial(held_encoder, mark)} if moment == "in the stream" else {}
-    summary = pipeline.run.run(job, **stages)
+    summary = pipeline.run.run(job, encode=partial(held_encoder, mark))
     print(summary.table())
     return exit_code(summary, job)
 
