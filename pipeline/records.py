@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any, Literal, get_args
 
@@ -122,14 +123,75 @@ class Video:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Chunk:
-    """The sampled frames of one clip that travel from decode to encode: leading context frames, then body frames."""
+class ChunkId:
+    """Which chunk of which clip of which video of which shard."""
 
     shard: str
     video: int
+    """Ordinal in the shard."""
     clip: int
-    chunk: int
-    num_chunks: int
+    """Index in the video."""
+    chunk: int = 0
+    """Index in the clip."""
+    num_chunks: int = 1
+    """Chunks of the clip."""
+
+    def to_row(self) -> dict[str, Any]:
+        """The fields as a plain dict."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClipFacts:
+    """What the output row of a clip says beside the latent: nothing of the path, the time or the attempt."""
+
+    id: str
+    """See clip_id."""
+    key: str
+    caption: str | None
+    uri: str
+    """The address of the video, without credentials."""
+    start: str
+    """Begin of the clip in seconds, as "p/q"."""
+    end: str | None
+    """End of the clip in seconds, as "p/q"; None where consecutive source frames are taken."""
+    fps: str | None
+    """Frame rate of the grid, as "p/q"; None where consecutive source frames are taken."""
+    num_frames: int
+    """Frames of the whole clip."""
+    height: int
+    width: int
+    timestamps: tuple[float, ...]
+    """Source time in seconds of each body frame."""
+    num_repaired: int
+    """Body frames that replace a damaged one."""
+    source: dict[str, Any]
+    """Facts of the source, for `source_json` (see DecodedClip.facts)."""
+    extra: dict[str, Any]
+    """For `extra_json`."""
+
+    def to_row(self) -> dict[str, Any]:
+        """The fields as JSON can hold them."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    @staticmethod
+    def from_row(row: dict[str, Any]) -> ClipFacts:
+        """Inverse of to_row, also after a way through JSON."""
+        return ClipFacts(**row | {"timestamps": tuple(row["timestamps"])})
+
+    @staticmethod
+    def joined(pieces: Sequence[ClipFacts], source: dict[str, Any]) -> ClipFacts:
+        """The facts of a clip from those of its chunks, in order; `source` are the merged facts of the source."""
+        timestamps = tuple(time for piece in pieces for time in piece.timestamps)
+        num_repaired = sum(piece.num_repaired for piece in pieces)
+        return replace(pieces[0], timestamps=timestamps, num_repaired=num_repaired, source=source)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """The sampled frames of one clip that travel from decode to encode: leading context frames, then body frames."""
+
+    id: ChunkId
     frames: np.ndarray
     """uint8 [T, H, W, 3], context first."""
     windows: tuple[int, ...]
@@ -140,28 +202,34 @@ class Chunk:
     """Index of the body's first latent frame in the clip's latent."""
     clip_latent_frames: int
     """Latent frames of the whole clip."""
-    row: dict[str, Any]
-    """What the output row will say, for the body frames of this chunk (see parts.join)."""
+    facts: ClipFacts
+    """What the output row will say, for the body frames of this chunk."""
     decode_seconds: float = 0.0
+
+    @property
+    def shard(self) -> str:
+        """Name of its shard, as every record has it."""
+        return self.id.shard
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Latent:
     """The scaled latent of one chunk's body, as it will stand in the output."""
 
-    shard: str
-    video: int
-    clip: int
-    chunk: int
-    num_chunks: int
+    id: ChunkId
     payload: bytes | memoryview
     """Little-endian, C order."""
     shape: tuple[int, ...]
     """(C, T', H', W'); C doubled for stored moments."""
     dtype: str
-    row: dict[str, Any]
+    facts: ClipFacts
     decode_seconds: float = 0.0
     encode_seconds: float = 0.0
+
+    @property
+    def shard(self) -> str:
+        """Name of its shard, as every record has it."""
+        return self.id.shard
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.records import Chunk, Latent, Receipt, Record, Rejection, Video, canonical_json
+from pipeline.records import Chunk, ChunkId, ClipFacts, Latent, Receipt, Record, Rejection, Video, canonical_json
 
 ROW_SCHEMA = pa.schema(
     [
@@ -46,12 +46,13 @@ def to_table(record: Record) -> pa.Table:
         case Video():
             row |= {"kind": "video", "payload": record.payload, "meta": _video_meta(record)}
         case Chunk():
-            meta = {name: getattr(record, name) for name in ("windows", "num_context", "latent_start", "row")}
-            meta["clip_latent_frames"] = record.clip_latent_frames
+            names = ("windows", "num_context", "latent_start", "clip_latent_frames")
+            meta = {name: getattr(record, name) for name in names} | {"row": record.facts.to_row()}
             row |= {"kind": "chunk", "payload": record.frames, "shape": record.frames.shape, "meta": meta}
+            row |= record.id.to_row()
         case Latent():
             row |= {"kind": "latent", "payload": record.payload, "shape": record.shape, "dtype": record.dtype}
-            row["meta"] = {"row": record.row}
+            row |= record.id.to_row() | {"meta": {"row": record.facts.to_row()}}
         case Receipt():
             rejection = record.rejection and {name: getattr(record.rejection, name) for name in Rejection.__slots__}
             meta = {name: getattr(record, name) for name in ("kind", "count", "verdict", "message", "num_bytes")}
@@ -81,10 +82,20 @@ def from_table(table: pa.Table) -> Iterator[Record]:
                 case "chunk":
                     frames = np.frombuffer(_required(payload), np.uint8).reshape(row["shape"])
                     meta["windows"] = tuple(meta["windows"])
-                    yield Chunk(frames=frames, **identity, **seconds, **meta)
+                    facts = ClipFacts.from_row(meta.pop("row"))
+                    yield Chunk(id=ChunkId(**identity), frames=frames, facts=facts, **seconds, **meta)
                 case "latent":
                     shape, dtype = tuple(row["shape"]), row["dtype"]
-                    yield Latent(payload=_required(payload), shape=shape, dtype=dtype, **identity, **seconds, **meta)
+                    facts = ClipFacts.from_row(meta.pop("row"))
+                    yield Latent(
+                        id=ChunkId(**identity),
+                        payload=_required(payload),
+                        shape=shape,
+                        dtype=dtype,
+                        facts=facts,
+                        **seconds,
+                        **meta,
+                    )
                 case "receipt":
                     if meta["rejection"]:
                         meta["rejection"] = Rejection(**meta["rejection"])

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 import vae
-from pipeline.records import Latent, Video, clip_id
+from pipeline.records import ChunkId, ClipFacts, Latent, Video, clip_id
 from pipeline.settings.clip_rule import ClipRule
 from pipeline.settings.spec import LatentRule, Spec
 from tests.videos import make_video
@@ -37,26 +37,29 @@ def latent(video: int, clip: int, chunk: int = 0, num_chunks: int = 1, shape: tu
     """A made-up latent that differs from every other one."""
     rng = np.random.default_rng([video, clip, chunk])
     payload = rng.integers(0, 1 << 14, shape).astype("<u2").tobytes()
-    row = {
-        "id": clip_id("s", video, clip),
-        "key": f"key{video}",
-        "caption": None,
-        "uri": f"s.tar#key{video}.mp4",
-        "start": str(clip),
-        "end": str(clip + 1),
-        "fps": "4",
-        "num_frames": 4 * num_chunks,
-        "height": 16,
-        "width": 24,
-        "timestamps": [clip + chunk + i / 4 for i in range(4)],
-        "num_repaired": chunk,
-        "source": FACTS | {"first_frame": 4 * chunk},
-        "extra": {"n": video},
-    }
+    facts = ClipFacts(
+        id=clip_id("s", video, clip),
+        key=f"key{video}",
+        caption=None,
+        uri=f"s.tar#key{video}.mp4",
+        start=str(clip),
+        end=str(clip + 1),
+        fps="4",
+        num_frames=4 * num_chunks,
+        height=16,
+        width=24,
+        timestamps=tuple(clip + chunk + i / 4 for i in range(4)),
+        num_repaired=chunk,
+        source=FACTS | {"first_frame": 4 * chunk},
+        extra={"n": video},
+    )
     return Latent(
-        shard="s", video=video, clip=clip, chunk=chunk, num_chunks=num_chunks, payload=payload, shape=shape,
-        dtype="bfloat16", row=row,
-    )  # fmt: skip
+        id=ChunkId(shard="s", video=video, clip=clip, chunk=chunk, num_chunks=num_chunks),
+        payload=payload,
+        shape=shape,
+        dtype="bfloat16",
+        facts=facts,
+    )
 
 
 FACTS = {

@@ -42,13 +42,13 @@ def run(made: Decoder, of: Video, guard: Strikes | None = None) -> tuple[list[Ch
 def test_a_video_announces_its_clips_and_sends_them_in_order() -> None:
     chunks, (announced,) = run(decoder(replace(ALL, num_frames=5)), video())
     assert (announced.kind, announced.count) == ("clips", 3)
-    assert [(chunk.clip, chunk.row["start"], chunk.row["end"]) for chunk in chunks] == [
+    assert [(chunk.id.clip, chunk.facts.start, chunk.facts.end) for chunk in chunks] == [
         (0, "0", "5/8"),
         (1, "5/8", "5/4"),
         (2, "5/4", "15/8"),
     ]
-    assert chunks[0].row["timestamps"] == [0, 0.125, 0.25, 0.375, 0.5]
-    assert len({chunk.row["id"] for chunk in chunks}) == 3
+    assert chunks[0].facts.timestamps == (0, 0.125, 0.25, 0.375, 0.5)
+    assert len({chunk.facts.id for chunk in chunks}) == 3
 
 
 def test_chunks_overlap_by_their_context_and_join_to_the_clip() -> None:
@@ -62,7 +62,7 @@ def test_chunks_overlap_by_their_context_and_join_to_the_clip() -> None:
     bodies = [cut[0].frames, cut[1].frames[8:]]
     np.testing.assert_array_equal(np.concatenate(bodies), whole.frames)
     np.testing.assert_array_equal(cut[1].frames[:8], whole.frames[9:17])
-    assert cut[0].row["timestamps"] + cut[1].row["timestamps"] == whole.row["timestamps"]
+    assert cut[0].facts.timestamps + cut[1].facts.timestamps == whole.facts.timestamps
 
 
 def test_what_was_staged_is_not_decoded_again() -> None:
@@ -71,15 +71,15 @@ def test_what_was_staged_is_not_decoded_again() -> None:
     every, _ = run(decoder(clip, rule), video())
     (left,), (announced,) = run(decoder(clip, rule), video(staged=((0, 0),)))
     assert announced.count == 1
-    assert (left.clip, left.chunk) == (0, 1)
+    assert (left.id.clip, left.id.chunk) == (0, 1)
     np.testing.assert_array_equal(left.frames, every[1].frames)
-    assert left.row == every[1].row
+    assert left.facts == every[1].facts
 
 
 def test_a_verdict_of_an_earlier_run_is_kept() -> None:
     chunks, (announced,) = run(decoder(replace(ALL, num_frames=5)), video(verdicts=(1,)))
     assert announced.count == 3
-    assert [chunk.clip for chunk in chunks] == [0, 2]
+    assert [chunk.id.clip for chunk in chunks] == [0, 2]
 
 
 @pytest.mark.parametrize(
@@ -120,14 +120,14 @@ def test_a_video_without_a_caption_is_refused_where_one_is_required() -> None:
 
 def test_a_clip_that_is_tried_again_and_is_not_there_any_more_is_a_rejection() -> None:
     chunks, (announced, rejected) = run(decoder(replace(ALL, num_frames=5)), video(only=(1, 7)))
-    assert [chunk.clip for chunk in chunks] == [1]
+    assert [chunk.id.clip for chunk in chunks] == [1]
     assert rejected.rejection is not None
     assert (announced.count, rejected.clip, rejected.rejection.reason) == (2, 7, "not_found")
 
 
 def test_start_and_end_bound_the_grid() -> None:
     chunks, _ = run(decoder(replace(ALL, num_frames=5)), video(start=Fraction(1, 2), end=Fraction(7, 4)))
-    assert [(chunk.row["start"], chunk.row["end"]) for chunk in chunks] == [("1/2", "9/8"), ("9/8", "7/4")]
+    assert [(chunk.facts.start, chunk.facts.end) for chunk in chunks] == [("1/2", "9/8"), ("9/8", "7/4")]
 
 
 def fails_on_the_second(source: bytes | memoryview, specs: Sequence[DecodeSpec]) -> Iterator[DecodedClip | VideoError]:
@@ -144,7 +144,7 @@ def dies_on_the_second(source: bytes | memoryview, specs: Sequence[DecodeSpec]) 
 
 def test_an_error_in_one_clip_rejects_that_clip() -> None:
     chunks, (_, rejected) = run(decoder(replace(ALL, num_frames=5), decode=fails_on_the_second), video())
-    assert [chunk.clip for chunk in chunks] == [0, 2]
+    assert [chunk.id.clip for chunk in chunks] == [0, 2]
     assert rejected.rejection is not None
     assert (rejected.clip, rejected.rejection.reason, rejected.rejection.start) == (1, "corrupt", "5/8")
 
@@ -164,7 +164,7 @@ def test_clips_are_attempts_of_their_own_only_where_a_strike_stands() -> None:
             guard.begin(left_standing)
             begun.clear()
         chunks, _ = run(made, video(), guard)
-        each = ["s/0/plan/decode", *(f"s/0/{chunk.clip}/decode" for chunk in chunks)]
+        each = ["s/0/plan/decode", *(f"s/0/{chunk.id.clip}/decode" for chunk in chunks)]
         assert begun == ["s/0/", *(each if left_standing else [])]
 
 
@@ -177,7 +177,7 @@ def test_suspects_are_decoded_alone_and_only_their_own_death_rejects_them() -> N
     rule = replace(ALL, num_frames=5)
     expected, _ = run(decoder(rule), video())
     chunks, (_, rejected) = run(decoder(rule, decode=dies_on_the_second), video(), guard)
-    assert [chunk.clip for chunk in chunks] == [0, 2]
+    assert [chunk.id.clip for chunk in chunks] == [0, 2]
     np.testing.assert_array_equal(chunks[0].frames, expected[0].frames)
     assert rejected.rejection is not None
     assert (rejected.clip, rejected.rejection.reason, rejected.verdict) == (1, "decode_crashed", True)
@@ -244,9 +244,9 @@ def test_a_long_hold_is_one_rejection_among_the_clips() -> None:
         "limit_exceeded",
         str(rejected.clip * Fraction(9, 8)),
     )
-    assert sorted([*(chunk.clip for chunk in chunks), rejected.clip]) == list(range(announced.count))
+    assert sorted([*(chunk.id.clip for chunk in chunks), rejected.clip]) == list(range(announced.count))
     every, (announced,) = run(decoder(replace(ALL, limit_hold=None)), of)
     assert announced.count == len(every)
-    frames = {chunk.row["start"]: chunk.frames for chunk in every}
+    frames = {chunk.facts.start: chunk.frames for chunk in every}
     for chunk in chunks:
-        np.testing.assert_array_equal(chunk.frames, frames[chunk.row["start"]])
+        np.testing.assert_array_equal(chunk.frames, frames[chunk.facts.start])

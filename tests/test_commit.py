@@ -15,7 +15,7 @@ from pipeline.output.commit import commit, derive, seal, tidy
 from pipeline.output.parts import MissingPartError, join, part_path, read_clip, read_verdict, stage, verdict_path
 from pipeline.output.shard_file import holds
 from pipeline.output.tally import tally
-from pipeline.records import CompleteShard, Latent, Receipt, Rejection
+from pipeline.records import ChunkId, CompleteShard, Latent, Receipt, Rejection
 from pipeline.settings.spec import LatentRule
 from pipeline.storage import Storage, checksum
 from tests.outputs import make_output
@@ -51,14 +51,14 @@ def test_a_part_comes_back_as_it_was_staged(output: Storage) -> None:
     assert whole.shape == (2, 2, 2, 3)
     arrays = [np.frombuffer(part.payload, "<u2").reshape(part.shape) for part in (PARTS[1], PARTS[2])]
     np.testing.assert_array_equal(np.frombuffer(whole.payload, "<u2").reshape(whole.shape), np.concatenate(arrays, 1))
-    assert whole.row["num_repaired"] == 1
-    assert whole.row["timestamps"] == [1, 1.25, 1.5, 1.75, 2, 2.25, 2.5, 2.75]
+    assert whole.facts.num_repaired == 1
+    assert whole.facts.timestamps == (1, 1.25, 1.5, 1.75, 2, 2.25, 2.5, 2.75)
 
 
 @pytest.mark.parametrize("damage", [b"", b"not arrow"])
 def test_a_damaged_part_counts_as_missing(output: Storage, damage: bytes) -> None:
     put_parts(output)
-    output.put(part_path("s", 0, 0, 0, 1), damage)
+    output.put(part_path(ChunkId(shard="s", video=0, clip=0)), damage)
     with pytest.raises(MissingPartError, match="damaged"):
         read_clip(output, "s", 0, 0, 1)
 
@@ -69,7 +69,7 @@ def test_no_flipped_bit_in_a_staged_file_passes(output: Storage, tmp_path: Path)
     stage(Receipt(kind="rejection", shard="s", video=2, clip=0, rejection=REJECTION, verdict=True), output)
     rng = random.Random(0)
     for file, flips, read in (
-        (part_path("s", 0, 0, 0, 1), 1_800, lambda: read_clip(output, "s", 0, 0, 1)),
+        (part_path(ChunkId(shard="s", video=0, clip=0)), 1_800, lambda: read_clip(output, "s", 0, 0, 1)),
         (verdict_path("s", 2, 0), 200, lambda: read_verdict(output, "s", 2, 0)),
     ):
         path = tmp_path / "out" / file
@@ -86,14 +86,14 @@ def test_no_flipped_bit_in_a_staged_file_passes(output: Storage, tmp_path: Path)
 
 def test_a_part_without_a_checksum_as_older_versions_staged_it_is_not_trusted(output: Storage) -> None:
     put_parts(output)
-    path = part_path("s", 0, 0, 0, 1)
+    path = part_path(ChunkId(shard="s", video=0, clip=0))
     output.put(path, bytes(checksum.strip(output.read(path))))
     with pytest.raises(MissingPartError, match="checksum"):
         read_clip(output, "s", 0, 0, 1)
 
 
 def test_a_sound_part_of_other_fields_is_not_taken(output: Storage) -> None:
-    output.put(part_path("s", 0, 0, 0, 1), checksum.append(b"what a later version may stage"))
+    output.put(part_path(ChunkId(shard="s", video=0, clip=0)), checksum.append(b"what a later version may stage"))
     with pytest.raises(MissingPartError, match="another version"):
         read_clip(output, "s", 0, 0, 1)
 
@@ -163,9 +163,9 @@ def test_a_lost_part_opens_its_clip_again_and_commits_nothing(output: Storage) -
 
 def test_a_damaged_part_is_not_taken_for_staged_again(output: Storage) -> None:
     put_parts(output)
-    output.put(part_path("s", 0, 0, 0, 1), b"")
+    output.put(part_path(ChunkId(shard="s", video=0, clip=0)), b"")
     assert commit(output, SPEC, SHARD).missing == ((0, 0),)
-    assert not output.exists(part_path("s", 0, 0, 0, 1))
+    assert not output.exists(part_path(ChunkId(shard="s", video=0, clip=0)))
     assert len(list(output.list("_staging/s/"))) == len(PARTS) - 1
 
 

@@ -18,7 +18,7 @@ from pipeline.guard.strikes import Strikes
 from pipeline.output.commit import Committed, commit
 from pipeline.output.parts import part_path, read_verdict, stage
 from pipeline.plan.frozen import make_plan
-from pipeline.records import Chunk, CompleteShard, Receipt, Rejection, Shard, Video
+from pipeline.records import Chunk, ChunkId, CompleteShard, Receipt, Rejection, Shard, Video
 from pipeline.settings.spec import LatentRule
 from pipeline.stages.decode_video import Decoder
 from pipeline.stages.encode_chunk import Encoder
@@ -109,7 +109,7 @@ def test_a_flipped_part_is_encoded_again_in_the_same_run(
     source: Path, undisturbed: Path, staged: tuple[str, Path], seed: int
 ) -> None:
     name, output = staged
-    path = output / part_path(name, 0, 1, 0, 1)
+    path = output / part_path(ChunkId(shard=name, video=0, clip=1))
     flip(path, random.Random(seed).randrange(8 * path.stat().st_size))
     run = Run(source, output)
     assert run.go() == {}
@@ -120,7 +120,8 @@ def test_a_flipped_part_is_encoded_again_in_the_same_run(
 
 def test_a_part_of_another_clip_is_not_taken(source: Path, undisturbed: Path, staged: tuple[str, Path]) -> None:
     name, output = staged
-    (output / part_path(name, 0, 0, 0, 1)).replace(output / part_path(name, 0, 1, 0, 1))
+    ours, other = (part_path(ChunkId(shard=name, video=0, clip=clip)) for clip in (0, 1))
+    (output / ours).replace(output / other)
     run = Run(source, output)
     assert run.go() == {}
     assert run.encoded == 2
@@ -131,7 +132,7 @@ def test_a_flipped_verdict_is_not_believed(source: Path, undisturbed: Path, stag
     name, output = staged
     verdict = Receipt(kind="rejection", shard=name, video=1, clip=0, rejection=REJECTION, verdict=True)
     stage(verdict, Storage(str(output)))
-    (output / part_path(name, 1, 0, 0, 1)).unlink()
+    (output / part_path(ChunkId(shard=name, video=1, clip=0))).unlink()
     assert read_verdict(Storage(str(output)), name, 1, 0) == REJECTION
     (path,) = output.glob("_staging/*/*.verdict.json")
     flip(path, 8 * (path.read_bytes().index(b'"m"') + 1))  # another message

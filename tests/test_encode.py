@@ -62,7 +62,7 @@ def test_a_sample_is_fixed_by_seed_and_row() -> None:
     first = encode(chunk, rule)
     np.testing.assert_array_equal(encode(chunk, rule), first)
     assert not np.array_equal(encode(chunk, replace(rule, seed=1)), first)
-    assert not np.array_equal(encode(replace(chunk, row=chunk.row | {"id": "other"}), rule), first)
+    assert not np.array_equal(encode(replace(chunk, facts=replace(chunk.facts, id="other")), rule), first)
 
 
 def test_a_sample_has_the_same_noise_however_the_clip_is_cut() -> None:

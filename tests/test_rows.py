@@ -1,13 +1,15 @@
 """Law: a record survives its Arrow row unchanged, and its payload is never copied on the way in."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.records import Chunk, Latent, Receipt, Record, Rejection, Video
+from pipeline.records import Chunk, ChunkId, Receipt, Record, Rejection, Video
 from pipeline.rows import ROW_SCHEMA, from_table, to_table
+from tests.small import latent
 
 VIDEO = Video(
     shard="s",
@@ -32,17 +34,7 @@ RECEIPTS = [
     Receipt(kind="clips", shard="s", video=1, count=9),
     Receipt(kind="videos", shard="s", count=2),
 ]
-LATENT = Latent(
-    shard="s",
-    video=0,
-    clip=0,
-    chunk=0,
-    num_chunks=1,
-    payload=b"1234",
-    shape=(1, 1, 1, 2),
-    dtype="bfloat16",
-    row={"key": "k"},
-)
+LATENT = replace(latent(0, 0), payload=b"1234", shape=(1, 1, 1, 2))
 
 
 @pytest.mark.parametrize("record", [VIDEO, *RECEIPTS, LATENT])
@@ -54,23 +46,19 @@ def test_a_record_survives_its_row(record: Record) -> None:
 def test_a_chunk_survives_its_row_and_is_wrapped_not_copied() -> None:
     frames = np.arange(2 * 4 * 6 * 3, dtype=np.uint8).reshape(2, 4, 6, 3)
     chunk = Chunk(
-        shard="s",
-        video=0,
-        clip=1,
-        chunk=0,
-        num_chunks=2,
+        id=ChunkId(shard="s", video=0, clip=1, num_chunks=2),
         frames=frames,
         windows=(1, 1),
         num_context=1,
         latent_start=1,
         clip_latent_frames=2,
-        row={"timestamps": [0.0, 0.5]},
+        facts=replace(LATENT.facts, timestamps=(0.0, 0.5)),
     )
     table = to_table(chunk)
     (back,) = from_table(table)
     assert isinstance(back, Chunk)
     np.testing.assert_array_equal(back.frames, frames)
-    assert (back.windows, back.num_context, back.row) == (chunk.windows, 1, chunk.row)
+    assert (back.id, back.windows, back.num_context, back.facts) == (chunk.id, chunk.windows, 1, chunk.facts)
     assert np.shares_memory(back.frames, frames)
 
 

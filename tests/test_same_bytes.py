@@ -48,15 +48,11 @@ class WholeNumberEncoder:
         blocks = frames.reshape(len(frames), frames.shape[1] // 8, 8, frames.shape[2] // 8, 8, 3).sum((2, 4))
         latent = np.ascontiguousarray(blocks.transpose(3, 0, 1, 2)).astype("<u2")
         return Latent(
-            shard=chunk.shard,
-            video=chunk.video,
-            clip=chunk.clip,
-            chunk=chunk.chunk,
-            num_chunks=chunk.num_chunks,
+            id=chunk.id,
             payload=latent.tobytes(),
             shape=latent.shape,
             dtype="bfloat16",
-            row=chunk.row,
+            facts=chunk.facts,
         )
 
 

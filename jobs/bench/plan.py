@@ -16,7 +16,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 from unittest import mock
 
@@ -30,7 +30,7 @@ from pipeline.guard.strikes import Strikes
 from pipeline.output.commit import commit, seal
 from pipeline.output.parts import stage
 from pipeline.plan.frozen import Plan, make_plan
-from pipeline.records import Chunk, CompleteShard, Latent, Video, clip_id
+from pipeline.records import Chunk, ChunkId, CompleteShard, Latent, Video, clip_id
 from pipeline.settings.clip_rule import ClipRule
 from pipeline.settings.spec import LatentRule, Spec
 from pipeline.stages.decode_video import Decoder
@@ -149,17 +149,12 @@ def _index_of_one_shard(folder: str) -> bytes:
     chunk = next(record for record in decoder(video, Strikes()) if isinstance(record, Chunk))
     output = Storage(f"{folder}/one")
     for number in range(FILES_PER_SHARD):
-        row = chunk.row | {"id": clip_id("one", number, 0)}
         latent = Latent(
-            shard="one",
-            video=number,
-            clip=0,
-            chunk=0,
-            num_chunks=1,
+            id=ChunkId(shard="one", video=number, clip=0),
             payload=bytes(2 * 16 * 13 * 8 * 12),
             shape=(16, 13, 8, 12),
             dtype="bfloat16",
-            row=row,
+            facts=replace(chunk.facts, id=clip_id("one", number, 0)),
         )
         stage(latent, output)
     latents = {(number, 0): 1 for number in range(FILES_PER_SHARD)}

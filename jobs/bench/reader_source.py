@@ -17,7 +17,7 @@ from pipeline.output import shard_file
 from pipeline.output.commit import seal
 from pipeline.output.derived import derive
 from pipeline.output.spec_file import settle
-from pipeline.records import CompleteShard, Latent, clip_id
+from pipeline.records import ChunkId, ClipFacts, CompleteShard, Latent, clip_id
 from pipeline.settings.clip_rule import ClipRule
 from pipeline.settings.spec import LatentRule, Spec
 from pipeline.storage import Storage
@@ -48,32 +48,28 @@ def _latents(shard: str, count: int) -> Iterator[Latent]:
     rng = np.random.default_rng(int(shard[:6]))
     for i in range(count):
         noise = rng.standard_normal(SHAPE, np.float32).view(np.uint32) >> 16  # the bits of bfloat16
-        row = {
-            "id": clip_id(shard, i, 0),
-            "key": f"{shard}/{i}",
-            "caption": f"clip {i} of {shard}, and what a captioner would say about it at some length",
-            "uri": f"s3://videos/{shard}.tar#{i}.mp4",
-            "start": "0",
-            "end": "49/8",
-            "fps": "8",
-            "num_frames": 49,
-            "height": 480,
-            "width": 720,
-            "timestamps": [frame / 8 for frame in range(49)],
-            "num_repaired": 0,
-            "source": {},
-            "extra": {},
-        }
+        facts = ClipFacts(
+            id=clip_id(shard, i, 0),
+            key=f"{shard}/{i}",
+            caption=f"clip {i} of {shard}, and what a captioner would say about it at some length",
+            uri=f"s3://videos/{shard}.tar#{i}.mp4",
+            start="0",
+            end="49/8",
+            fps="8",
+            num_frames=49,
+            height=480,
+            width=720,
+            timestamps=tuple(frame / 8 for frame in range(49)),
+            num_repaired=0,
+            source={},
+            extra={},
+        )
         yield Latent(
-            shard=shard,
-            video=i,
-            clip=0,
-            chunk=0,
-            num_chunks=1,
+            id=ChunkId(shard=shard, video=i, clip=0),
             payload=noise.astype("<u2").tobytes(),
             shape=SHAPE,
             dtype="bfloat16",
-            row=row,
+            facts=facts,
         )
 
 

@@ -15,8 +15,8 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +24,7 @@ import pyarrow as pa
 from pipeline.decode import merge_facts
 from pipeline.errors import NotFoundError
 from pipeline.latent_bytes import DTYPES
-from pipeline.records import Latent, Receipt, Record, Rejection, canonical_json
+from pipeline.records import ChunkId, ClipFacts, Latent, Receipt, Record, Rejection, canonical_json
 from pipeline.rows import from_table, to_table
 from pipeline.storage import checksum
 
@@ -43,9 +43,10 @@ class MissingPartError(Exception):
         self.is_damaged = bool(damage)
 
 
-def part_path(shard: str, video: int, clip: int, chunk: int, num_chunks: int) -> str:
+def part_path(id: ChunkId) -> str:
     """Where the part of a chunk is staged, under the output."""
-    return f"{STAGING}/{shard}/v{video:06d}.c{clip:06d}.k{chunk:04d}of{num_chunks:04d}.part"
+    name = f"v{id.video:06d}.c{id.clip:06d}.k{id.chunk:04d}of{id.num_chunks:04d}.part"
+    return f"{STAGING}/{id.shard}/{name}"
 
 
 def verdict_path(shard: str, video: int, clip: int) -> str:
@@ -56,18 +57,13 @@ def verdict_path(shard: str, video: int, clip: int) -> str:
 def stage(record: Record, output: Storage) -> Receipt:
     """Put a latent (or a verdict) into staging and return its receipt; any other receipt passes through."""
     if isinstance(record, Latent):
-        path = part_path(record.shard, record.video, record.clip, record.chunk, record.num_chunks)
-        output.put(path, checksum.append(_to_ipc(record)))
+        output.put(part_path(record.id), checksum.append(_to_ipc(record)))
         return Receipt(
             kind="part",
-            shard=record.shard,
-            video=record.video,
-            clip=record.clip,
-            chunk=record.chunk,
-            num_chunks=record.num_chunks,
             num_bytes=len(record.payload),
             decode_seconds=record.decode_seconds,
             encode_seconds=record.encode_seconds,
+            **record.id.to_row(),
         )
     assert isinstance(record, Receipt)
     if record.verdict and record.rejection:
@@ -93,33 +89,24 @@ def read_clip(output: Storage, shard: str, video: int, clip: int, num_chunks: in
     Raises:
         MissingPartError: a part is absent, or its bytes are not what was staged.
     """
-    return join([_read_part(output, shard, video, clip, chunk, num_chunks) for chunk in range(num_chunks)])
+    first = ChunkId(shard=shard, video=video, clip=clip, num_chunks=num_chunks)
+    return join([_read_part(output, replace(first, chunk=chunk)) for chunk in range(num_chunks)])
 
 
 def join(chunks: list[Latent]) -> Latent:
-    """Concatenate the bodies of one clip's chunks along time, and their rows.
-
-    Per-frame lists are joined, counts are added, facts of the source become those of the clip decoded whole.
-    """
+    """Concatenate the bodies of one clip's chunks along time, and join their facts."""
     first = chunks[0]
     if len(chunks) == 1:
         return first
     arrays = [np.frombuffer(chunk.payload, DTYPES[chunk.dtype]).reshape(chunk.shape) for chunk in chunks]
     latent = np.concatenate(arrays, axis=1)
-    row: dict[str, Any] = dict(first.row)
-    row["timestamps"] = [time for chunk in chunks for time in chunk.row["timestamps"]]
-    row["source"] = merge_facts([chunk.row["source"] for chunk in chunks])
-    row["num_repaired"] = sum(chunk.row["num_repaired"] for chunk in chunks)
+    facts = [chunk.facts for chunk in chunks]
     return Latent(
-        shard=first.shard,
-        video=first.video,
-        clip=first.clip,
-        chunk=0,
-        num_chunks=1,
+        id=replace(first.id, chunk=0, num_chunks=1),
         payload=latent.tobytes(),
         shape=latent.shape,
         dtype=first.dtype,
-        row=row,
+        facts=ClipFacts.joined(facts, merge_facts([one.source for one in facts])),
     )
 
 
@@ -141,14 +128,14 @@ def _staged(output: Storage, path: str) -> memoryview:
         raise MissingPartError(path, str(error)) from None
 
 
-def _read_part(output: Storage, *place: Any) -> Latent:
-    """`place` as for part_path. A file that was moved here from another place is not this part."""
-    path = part_path(*place)
+def _read_part(output: Storage, id: ChunkId) -> Latent:
+    """Read one part. A file that was moved here from another place is not this part."""
+    path = part_path(id)
     with _of_this_version(path):
         (latent,) = from_table(pa.ipc.open_file(pa.py_buffer(_staged(output, path))).read_all())
     assert isinstance(latent, Latent)
-    if place != (found := (latent.shard, latent.video, latent.clip, latent.chunk, latent.num_chunks)):
-        raise MissingPartError(path, f"it is the part of {found}")
+    if latent.id != id:
+        raise MissingPartError(path, f"it is the part of {latent.id}")
     return latent
 
 

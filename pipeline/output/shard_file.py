@@ -17,7 +17,7 @@ import io
 import json
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from fractions import Fraction
 from itertools import pairwise
@@ -95,7 +95,7 @@ def write(sink: IO[bytes], spec: str, shard: CompleteShard, rows: Iterable[dict[
 
 def parquet_row(latent: Latent) -> dict[str, Any]:
     """The output row of a clip whose latent stands in the row itself."""
-    return _facts(latent) | {"latent": latent.payload, "npy_file": None, "npy_row": None}
+    return _columns(latent) | {"latent": latent.payload, "npy_file": None, "npy_row": None}
 
 
 class NpyArrays:
@@ -109,7 +109,7 @@ class NpyArrays:
     def add(self, latent: Latent) -> None:
         """Append a clip, in source order."""
         latents = self._latents[latent.dtype, latent.shape]
-        self._rows.append(_facts(latent) | {"latent": None, "npy_row": len(latents), "npy_file": None})
+        self._rows.append(_columns(latent) | {"latent": None, "npy_row": len(latents), "npy_file": None})
         latents.append(latent.payload)
 
     def files(self) -> Iterator[tuple[str, bytes]]:
@@ -133,35 +133,36 @@ class NpyArrays:
         return self._rows
 
 
-def _facts(latent: Latent) -> dict[str, Any]:
-    row = latent.row
-    duplicates, longest_hold = holds(row["timestamps"], row["start"], row["fps"])
+def _columns(latent: Latent) -> dict[str, Any]:
+    """Every column but where the latent stands."""
+    facts = latent.facts
+    duplicates, longest_hold = holds(facts.timestamps, facts.start, facts.fps)
     return {
-        "id": row["id"],
+        "id": facts.id,
         "latent_shape": latent.shape,
         "latent_dtype": latent.dtype,
         "latent_crc32": zlib.crc32(latent.payload),
-        "key": row["key"],
-        "caption": row["caption"],
-        "source_uri": row["uri"],
-        "video_index": latent.video,
-        "clip_index": latent.clip,
-        "start_sec": float(Fraction(row["start"])),
-        "end_sec": row["end"] and float(Fraction(row["end"])),
-        "fps": row["fps"] and float(Fraction(row["fps"])),
-        "num_frames": row["num_frames"],
-        "height": row["height"],
-        "width": row["width"],
-        "timestamps_sec": row["timestamps"],
+        "key": facts.key,
+        "caption": facts.caption,
+        "source_uri": facts.uri,
+        "video_index": latent.id.video,
+        "clip_index": latent.id.clip,
+        "start_sec": float(Fraction(facts.start)),
+        "end_sec": facts.end and float(Fraction(facts.end)),
+        "fps": facts.fps and float(Fraction(facts.fps)),
+        "num_frames": facts.num_frames,
+        "height": facts.height,
+        "width": facts.width,
+        "timestamps_sec": facts.timestamps,
         "num_duplicates": duplicates,
         "longest_hold_sec": longest_hold,
-        "num_repaired": row["num_repaired"],
-        "source_json": canonical_json(row["source"]),
-        "extra_json": canonical_json(row["extra"]),
+        "num_repaired": facts.num_repaired,
+        "source_json": canonical_json(facts.source),
+        "extra_json": canonical_json(facts.extra),
     }
 
 
-def holds(timestamps: list[float], start: str, fps: str | None) -> tuple[int, float]:
+def holds(timestamps: Sequence[float], start: str, fps: str | None) -> tuple[int, float]:
     """(frames that repeat the one before, the longest time in seconds that a chosen frame stood in for the grid time).
 
     `timestamps` are the source times in seconds of the chosen frames, `start` and `fps` the grid as "p/q". Consecutive

@@ -15,14 +15,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
-from typing import Any
 
 from pipeline.decode import DecodedClip, DecodeSpec, iter_clips, measure, probe
 from pipeline.errors import NotFoundError, StorageError, VideoError
 from pipeline.guard.alone import DiedAloneError, alone, within_memory
 from pipeline.guard.deadline import deadline
 from pipeline.guard.strikes import Guard, attempt
-from pipeline.records import Chunk, Receipt, Rejection, Video, clip_id
+from pipeline.records import Chunk, ChunkId, ClipFacts, Receipt, Rejection, Video, clip_id
 from pipeline.settings.clip_rule import ClipRule
 from pipeline.settings.spec import LatentRule
 from pipeline.stages.clip_grid import PlannedClip, plan_clips
@@ -154,7 +153,10 @@ class Decoder:
         spans = self.spans(clip.num_frames)
         for chunk, span in enumerate(spans[:1] if clip.refused else spans):
             if (clip.clip, chunk) not in video.staged:
-                yield _Piece(clip=clip, span=span, chunk=chunk, num_chunks=len(spans), info=self.info)
+                identity = ChunkId(
+                    shard=video.shard, video=video.video, clip=clip.clip, chunk=chunk, num_chunks=len(spans)
+                )
+                yield _Piece(id=identity, clip=clip, span=span, info=self.info)
 
     def _alone(self, source: bytes | memoryview, piece: _Piece) -> DecodedClip | VideoError | DiedAloneError:
         try:
@@ -170,10 +172,9 @@ class Decoder:
 class _Piece:
     """One chunk of one clip, before it is decoded."""
 
+    id: ChunkId
     clip: PlannedClip
     span: ChunkSpan
-    chunk: int
-    num_chunks: int
     info: VAEInfo
 
     @property
@@ -185,8 +186,6 @@ class _Piece:
         self, video: Video, result: DecodedClip | VideoError | DiedAloneError, seconds: float
     ) -> Chunk | Receipt:
         """What travels on: the chunk, or the receipt of its rejection."""
-        identity: dict[str, Any] = {"shard": video.shard, "video": video.video, "clip": self.clip.clip}
-        identity |= {"chunk": self.chunk, "num_chunks": self.num_chunks, "decode_seconds": seconds}
         if not isinstance(result, DecodedClip):
             is_verdict = isinstance(result, DiedAloneError)
             reason = result.reason if isinstance(result, VideoError) else _death(result)
@@ -198,40 +197,47 @@ class _Piece:
                 uri=redacted(video.uri),
                 start=str(self.clip.start),
             )
-            return Receipt(kind="rejection", rejection=rejection, verdict=is_verdict, **identity)
+            return Receipt(
+                kind="rejection",
+                rejection=rejection,
+                verdict=is_verdict,
+                decode_seconds=seconds,
+                **self.id.to_row(),
+            )
         return Chunk(
+            id=self.id,
             frames=result.frames,
             windows=self.span.windows,
             num_context=self.span.num_context_windows,
             latent_start=self._latent_frames(self.span.body),
             clip_latent_frames=self._latent_frames(self.clip.num_frames),
-            row=self._row(video, result),
-            **identity,
+            facts=self._facts(video, result),
+            decode_seconds=seconds,
         )
 
     def _latent_frames(self, num_frames: int) -> int:
         return self.info.latent_shape(num_frames, self.clip.height, self.clip.width)[1] if num_frames else 0
 
-    def _row(self, video: Video, decoded: DecodedClip) -> dict[str, Any]:
-        """Facts of the clip and of this chunk's body frames: nothing of the path, the time or the attempt."""
+    def _facts(self, video: Video, decoded: DecodedClip) -> ClipFacts:
+        """Facts of the clip and of this chunk's body frames."""
         clip, context = self.clip, self.span.body - self.span.start
         fps = clip.spec.fps
-        return {
-            "id": clip_id(video.shard, video.video, clip.clip),
-            "key": video.key,
-            "caption": video.caption,
-            "uri": redacted(video.uri),
-            "start": str(clip.start),
-            "end": None if fps is None else str(clip.start + clip.num_frames / fps),
-            "fps": None if fps is None else str(fps),
-            "num_frames": clip.num_frames,
-            "height": clip.height,
-            "width": clip.width,
-            "timestamps": decoded.seconds[context:].tolist(),
-            "num_repaired": sum(decoded.repaired[context:]),
-            "source": decoded.facts(),
-            "extra": video.extra,
-        }
+        return ClipFacts(
+            id=clip_id(video.shard, video.video, clip.clip),
+            key=video.key,
+            caption=video.caption,
+            uri=redacted(video.uri),
+            start=str(clip.start),
+            end=None if fps is None else str(clip.start + clip.num_frames / fps),
+            fps=None if fps is None else str(fps),
+            num_frames=clip.num_frames,
+            height=clip.height,
+            width=clip.width,
+            timestamps=tuple(decoded.seconds[context:].tolist()),
+            num_repaired=sum(decoded.repaired[context:]),
+            source=decoded.facts(),
+            extra=video.extra,
+        )
 
 
 def reject_video(video: Video, reason: str, message: str, *, verdict: bool = False) -> Iterator[Receipt]:

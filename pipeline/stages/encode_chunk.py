@@ -94,15 +94,11 @@ class Encoder:
         if not torch.isfinite(latent).all():
             raise NonfiniteLatentError(f"NaN or infinity in the latent, computed in {self._spec.latent.dtype}")
         return Latent(
-            shard=chunk.shard,
-            video=chunk.video,
-            clip=chunk.clip,
-            chunk=chunk.chunk,
-            num_chunks=chunk.num_chunks,
+            id=chunk.id,
             payload=to_bytes(latent, self._spec.latent.store_dtype),
             shape=tuple(latent.shape),
             dtype=self._spec.latent.store_dtype,
-            row=chunk.row,
+            facts=chunk.facts,
             decode_seconds=chunk.decode_seconds,
             encode_seconds=time.perf_counter() - start,
         )
@@ -131,7 +127,7 @@ class Encoder:
     def _noise(self, chunk: Chunk, shape: torch.Size) -> torch.Tensor:
         """float32 [1, C, T', H', W']: the chunk's slice of the clip's noise."""
         _, channels, frames, height, width = shape
-        digest = hashlib.sha256(f"{self._spec.latent.seed}/{chunk.row['id']}".encode()).digest()
+        digest = hashlib.sha256(f"{self._spec.latent.seed}/{chunk.facts.id}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
         noise = torch.randn(1, channels, chunk.clip_latent_frames, height, width, generator=generator)
         return noise[:, :, chunk.latent_start : chunk.latent_start + frames]
@@ -167,7 +163,7 @@ class EncodeStage:
         if not isinstance(record, Chunk):
             assert isinstance(record, Receipt)
             return record
-        key = f"{record.shard}/{record.video}/{record.clip}/{record.chunk}/encode"
+        key = f"{record.id.shard}/{record.id.video}/{record.id.clip}/{record.id.chunk}/encode"
         try:
             with attempt(self._guard, key) as strikes:
                 if strikes >= MAX_STRIKES:
@@ -190,7 +186,7 @@ def encode_or_die(encoder: Callable[[Chunk], Latent], chunk: Chunk) -> Latent:
     except (RuntimeError, MemoryError) as error:
         if not _is_of_the_device(error):
             raise
-        log.error("shard=%s video=%d clip=%d encoder dies: %s", chunk.shard, chunk.video, chunk.clip, error)
+        log.error("shard=%s video=%d clip=%d encoder dies: %s", chunk.id.shard, chunk.id.video, chunk.id.clip, error)
         die()
 
 
@@ -207,19 +203,11 @@ def _encode_alone(make_encoder: Callable[[], Callable[[Chunk], Latent]], chunk: 
 
 
 def _refuse(chunk: Chunk, reason: str, message: str, *, verdict: bool = False) -> Receipt:
-    row = chunk.row
-    return Receipt(
-        kind="rejection",
-        shard=chunk.shard,
-        video=chunk.video,
-        clip=chunk.clip,
-        chunk=chunk.chunk,
-        num_chunks=chunk.num_chunks,
-        rejection=Rejection(
-            reason=reason, stage="encode", message=message, key=row["key"], uri=row["uri"], start=row["start"]
-        ),
-        verdict=verdict,
+    facts = chunk.facts
+    rejection = Rejection(
+        reason=reason, stage="encode", message=message, key=facts.key, uri=facts.uri, start=facts.start
     )
+    return Receipt(kind="rejection", rejection=rejection, verdict=verdict, **chunk.id.to_row())
 
 
 def to_bytes(latent: torch.Tensor, store_dtype: str) -> bytes:

@@ -159,23 +159,24 @@ def _video_again(
 ) -> Iterator[tuple[ClipKey, Latent | str]]:
     chunks: list[Latent] = []
     for record in decoder(video, Strikes()):
-        clip = (record.video, record.clip)
         if isinstance(record, Receipt):
+            clip = (record.video, record.clip)
             if record.kind == "fault":
                 for other in sorted(clip for clip in wanted if clip[0] == video.video):
                     yield other, record.message
             elif record.rejection and clip in wanted:
                 yield clip, f"{record.rejection.reason}: {record.rejection.message}"
             continue
+        clip, is_last = (record.id.video, record.id.clip), record.id.chunk == record.id.num_chunks - 1
         try:
             chunks.append(encoder(record))
         except NonfiniteLatentError as error:
             yield clip, str(error)
             chunks.clear()
             continue
-        if record.chunk == record.num_chunks - 1 and len(chunks) == record.num_chunks:
+        if is_last and len(chunks) == record.id.num_chunks:
             yield clip, join(chunks)
-        if record.chunk == record.num_chunks - 1:
+        if is_last:
             chunks.clear()
 
 

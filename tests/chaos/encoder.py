@@ -25,13 +25,13 @@ class PoisonedEncoder(Encoder):
         self._plot = plot
 
     def __call__(self, chunk: Chunk) -> Latent:
-        note(self._plot, f"{chunk.shard}/{chunk.video}/{chunk.clip}/{chunk.chunk}")
+        note(self._plot, f"{chunk.id.shard}/{chunk.id.video}/{chunk.id.clip}/{chunk.id.chunk}")
         time.sleep(self._plot.pause)
         return super().__call__(chunk)
 
     def _encode(self, chunk: Chunk) -> torch.Tensor:
-        kind = str(chunk.row["key"]).partition("-")[0]
-        if kind in self._plot.armed and chunk.clip == 1 and self._fails(kind, chunk):
+        kind = chunk.facts.key.partition("-")[0]
+        if kind in self._plot.armed and chunk.id.clip == 1 and self._fails(kind, chunk):
             raise (torch.AcceleratorError if kind == "device_once" else torch.OutOfMemoryError)(f"chaos: {kind}")
         return super()._encode(chunk)
 
@@ -40,7 +40,7 @@ class PoisonedEncoder(Encoder):
             return True
         for n in range(FAILURES.get(kind, 0)):
             try:
-                Path(f"{self._plot.diary}.{kind}.{chunk.chunk}.{n}").touch(exist_ok=False)
+                Path(f"{self._plot.diary}.{kind}.{chunk.id.chunk}.{n}").touch(exist_ok=False)
             except FileExistsError:
                 continue
             return True

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -58,8 +57,14 @@ def made_latent(shard: str, clip: int, rule: LatentRule) -> Latent:
     rng = np.random.default_rng([int(shard[:6]), clip])
     values = torch.from_numpy(rng.normal(size=stored).astype(np.float32))
     base = latent(clip, 0, shape=shape)
-    facts: dict[str, Any] = dict(base.row)
-    facts |= {"id": clip_id(shard, clip, 0), "height": height, "width": width, "key": f"{shard[:6]}/{clip}"}
-    facts |= {"caption": None if clip % 3 == 2 else f"caption {clip} of {shard[:6]}"}
+    facts = replace(
+        base.facts,
+        id=clip_id(shard, clip, 0),
+        height=height,
+        width=width,
+        key=f"{shard[:6]}/{clip}",
+        caption=None if clip % 3 == 2 else f"caption {clip} of {shard[:6]}",
+    )
     payload = to_bytes(values, rule.store_dtype)
-    return replace(base, shard=shard, payload=payload, shape=stored, dtype=rule.store_dtype, row=facts)
+    place = replace(base.id, shard=shard)
+    return replace(base, id=place, payload=payload, shape=stored, dtype=rule.store_dtype, facts=facts)
