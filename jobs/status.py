@@ -64,7 +64,7 @@ def status(output: Storage) -> dict[str, object]:
         "latents": counts.latents,
         "latent_bytes": counts.latent_bytes,
         "rejected": dict(sorted(counts.rejected.items())),
-        "staged": sum(len(json.loads(shard.staged)["parts"]) for shard in plan.remaining() if shard.staged),
+        "staged": sum(len(shard.staged.parts) for shard in plan.remaining()),
         "spec": json.loads(json.dumps(asdict(spec))),
     }
 

@@ -1,4 +1,4 @@
-"""The nouns that travel through the graph, all frozen.
+"""The nouns that travel through the graph, all frozen. Shards stand in shards.py.
 
 read    Shard -> Video ...            , last a Receipt "videos" (this shard has m videos)
 decode  Video -> Chunk | Receipt ...  , per video a Receipt "clips" (this video has n clips)
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -56,37 +55,6 @@ Reason = Literal[
 REASONS: frozenset[str] = frozenset(get_args(Reason))
 
 Stage = Literal["read", "decode", "encode"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shard:
-    """The unit of listing, of resume and of output, as frozen in the plan."""
-
-    name: str
-    """Up to 40 safe characters of the stem, "-", 12 hex digits of sha256(uri + members). Names the output file."""
-    kind: Literal["tar", "files", "table", "retry"]
-    """retry: rejected clips of a committed shard, to be tried again (see retries.py)."""
-    uri: str
-    """The tar, the folder, or the table; of a retry, that of the shard whose clips it tries again."""
-    size: int
-    """Bytes of encoded input, as listed (a table's own bytes: its videos are not listed)."""
-    etag: str
-    """ETag, or size and mtime on local disks; "" for a group of files, whose members carry their own."""
-    members: str = ""
-    """JSON. Nothing for a tar; `[{"path", "size", "etag", "sidecars"}]` for files; `{"start", "stop", "rows"}` for a
-    table: from row to row of a Parquet file, from byte to byte of a JSONL or CSV file; for a retry see retries.py. Out
-    of a plan it is the place in the plan file where that stands, which `read_shard` looks up: the driver never holds
-    the members of all shards."""
-    staged: str = ""
-    """JSON, set when the shard is planned again after a broken run: what its staging already holds."""
-
-    def to_row(self) -> dict[str, Any]:
-        """A plain dict for `ray.data.from_items`."""
-        return {name: getattr(self, name) for name in self.__slots__}
-
-    @staticmethod
-    def from_row(row: dict[str, Any]) -> Shard:
-        return Shard(**row)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -277,13 +245,6 @@ class Receipt:
 
 
 Record = Video | Chunk | Latent | Receipt
-
-
-def shard_name(uri: str, stem: str, members: str) -> str:
-    """Up to 40 safe characters of the stem, "-", 12 hex digits of sha256 over uri and members."""
-    safe = re.sub(r"[^A-Za-z0-9_-]", "_", stem)[:40] or "shard"
-    text = f"{uri}\n{members}".encode("utf-8", "surrogateescape")
-    return f"{safe}-{hashlib.sha256(text).hexdigest()[:12]}"
 
 
 def clip_id(shard: str, video: int, clip: int) -> str:

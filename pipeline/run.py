@@ -43,12 +43,13 @@ from pipeline.output.parts import stage
 from pipeline.output.spec_file import check, settle
 from pipeline.output.summary import Summary
 from pipeline.plan.frozen import make_plan, plan_retries
-from pipeline.records import Chunk, Latent, Receipt, Shard, Video
+from pipeline.records import Chunk, Latent, Receipt, Video
 from pipeline.rows import from_table, to_table
 from pipeline.settings import overlap
 from pipeline.settings.job import Job
 from pipeline.settings.resolve import largest_clip, resolve, writable
 from pipeline.settings.spec import Spec
+from pipeline.shards import Shard
 from pipeline.stages.decode_video import Decode, Decoder
 from pipeline.stages.read_shard import MAX_BYTES, read_shard
 from pipeline.storage import Storage

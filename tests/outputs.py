@@ -23,10 +23,11 @@ from pipeline.output.run_records import environment, record
 from pipeline.output.spec_file import settle
 from pipeline.output.summary import Summary
 from pipeline.plan.frozen import make_plan
-from pipeline.records import Chunk, Receipt, Record, Shard, Video
+from pipeline.records import Chunk, Receipt, Record, Video
 from pipeline.settings.clip_rule import ClipRule
 from pipeline.settings.job import Job
 from pipeline.settings.spec import LatentRule
+from pipeline.shards import Shard
 from pipeline.stages.decode_video import Decoder
 from pipeline.stages.encode_chunk import Encoder
 from pipeline.stages.read_shard import read_shard

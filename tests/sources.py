@@ -12,7 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.records import Receipt, Shard, Video
+from pipeline.records import Receipt, Video
+from pipeline.shards import Shard
 from pipeline.sources.listing import list_source
 from pipeline.stages.read_shard import read_shard
 

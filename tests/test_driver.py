@@ -18,8 +18,9 @@ from pipeline.guard.strikes import Strikes
 from pipeline.output.commit import Committed, commit
 from pipeline.output.parts import part_path, read_verdict, stage
 from pipeline.plan.frozen import make_plan
-from pipeline.records import Chunk, ChunkId, CompleteShard, Receipt, Rejection, Shard, Video
+from pipeline.records import Chunk, ChunkId, CompleteShard, Receipt, Rejection, Video
 from pipeline.settings.spec import LatentRule
+from pipeline.shards import Shard
 from pipeline.stages.decode_video import Decoder
 from pipeline.stages.encode_chunk import Encoder
 from pipeline.stages.read_shard import read_shard

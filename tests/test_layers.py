@@ -42,7 +42,7 @@ def test_imports_go_downwards(package: str) -> None:
 
 FLOORS = (
     {"records", "errors", "latent_bytes"},
-    {"rows", "decode", "storage", "guard"},
+    {"shards", "rows", "decode", "storage", "guard"},
     {"settings", "sources"},
     {"output"},
     {"plan"},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from dataclasses import replace
@@ -14,7 +13,8 @@ import pytest
 from pipeline.errors import AccessError, ChangedError, ConfigError
 from pipeline.plan.frozen import Plan, foresee, make_plan, read_plan
 from pipeline.plan.plan_file import ROWS_PER_GROUP
-from pipeline.records import Shard
+from pipeline.records import ChunkId
+from pipeline.shards import Shard, Staged
 from pipeline.stages.read_shard import read_shard
 from pipeline.storage import Storage
 from tests.fault_proxy import DropResponse, FaultProxy, Status
@@ -62,7 +62,8 @@ def test_a_plan_is_frozen_and_covers_the_sources_once(tmp_path: Path, output: St
 
 def test_the_same_source_gives_the_same_plan_anywhere(tmp_path: Path) -> None:
     sources = make_sources(tmp_path)
-    shards = [[replace(s, members="") for s in make_plan(Storage(str(tmp_path / out)), sources)] for out in ("1", "2")]
+    plans = [make_plan(Storage(str(tmp_path / out)), sources) for out in ("1", "2")]
+    shards = [[replace(shard, members=None) for shard in plan] for plan in plans]
     assert shards[0] == shards[1]
 
 
@@ -155,11 +156,12 @@ def test_done_and_staged_are_what_the_listings_say(tmp_path: Path, output: Stora
     assert plan.leftovers == (names[0],)
     remaining = list(plan.remaining())
     assert [shard.name for shard in remaining] == names[1:]
-    staged = {shard.name: json.loads(shard.staged) for shard in remaining if shard.staged}
-    assert staged == {names[2]: {"parts": [[0, 0, 1, 2]], "verdicts": [[12, 3]], "faults": []}}
+    staged = {shard.name: shard.staged for shard in remaining if shard.staged}
+    part = ChunkId(shard=names[2], video=0, clip=0, chunk=1, num_chunks=2)
+    assert staged == {names[2]: Staged(parts=(part,), verdicts=((12, 3),))}
     assert plan.num_remaining == len(names) - 1
     assert plan.remaining_bytes == plan.num_bytes - next(iter(plan)).size
-    assert [shard.staged for shard in plan] == [""] * len(names)
+    assert [shard.staged for shard in plan] == [Staged()] * len(names)
 
 
 def test_temporary_files_are_swept_when_they_are_old(tmp_path: Path, output: Storage) -> None:
@@ -175,7 +177,7 @@ def test_shards_do_not_carry_their_members_and_find_them_again(tmp_path: Path, o
     fill(tmp_path / "clips", {f"{i:04d}.mp4": b"" for i in range(number)})
     plan = make_plan(output, [str(tmp_path / "clips")], shard_size=1)
     shards = list(plan)
-    assert max(len(shard.members) for shard in shards) < 200
+    assert max(len(shard.members_text) for shard in shards) < 200
     for index in (0, 1, ROWS_PER_GROUP - 1, ROWS_PER_GROUP, number - 1):
         assert outcomes(Shard.from_row(shards[index].to_row())) == [(f"{index:04d}.mp4", "video")]
 

@@ -29,11 +29,13 @@ from pipeline.output.shard_file import footer_of
 from pipeline.output.spec_file import settle
 from pipeline.output.tally import tally, target
 from pipeline.plan.frozen import Plan, make_plan, plan_retries, read_plan
-from pipeline.plan.retries import load_retry, only_chosen
-from pipeline.records import Chunk, Receipt, Record, Shard, Video
+from pipeline.plan.plan_file import load_members
+from pipeline.plan.retries import only_chosen
+from pipeline.records import Chunk, Receipt, Record, Video
 from pipeline.rows import from_table, to_table
 from pipeline.settings.job import Job
 from pipeline.settings.spec import LatentRule
+from pipeline.shards import Retry, Shard
 from pipeline.sources.samples import Sample, refuse
 from pipeline.stages.decode_video import Decode, Decoder
 from pipeline.stages.encode_chunk import Encoder
@@ -314,7 +316,8 @@ def test_the_rest_of_a_tar_is_tried_again(output: Storage, stages: Stages) -> No
         stages.run(output)
         assert len(shards) == times
         assert ends(output, shards[-1].name) == [("", 0, "tar_damaged")]
-    assert [load_retry(shard)[1]["rest"] for shard in shards] == [3, 0]  # from the torn sample on, however many come
+    rests = [retry.rest for retry in map(load_members, shards) if isinstance(retry, Retry)]
+    assert rests == [3, 0]  # from the torn sample on, however many come
 
 
 def test_what_is_chosen_travels_on_and_nothing_behind_it_is_read() -> None:
@@ -323,17 +326,17 @@ def test_what_is_chosen_travels_on_and_nothing_behind_it_is_read() -> None:
             yield Sample(key=name, uri=name) if name != "d" else refuse("bad_sidecar", "m", key="d", uri="d")
 
     def chosen(rest: int | None, *videos: Any) -> list[tuple[str, Any]]:
-        members = {"videos": videos, "rest": rest, "of": {"uri": "u"}}
-        found = only_chosen(stream, members)
+        before = Shard(name="s", kind="tar", uri="u", size=0, etag="")
+        found = only_chosen(stream, Retry(of=before, videos=videos, rest=rest))
         return [(sample.key, sample.only if isinstance(sample, Sample) else sample.reason) for sample in found]
 
     stream = samples()
-    assert chosen(None, [0, [4, 5]], [2, None]) == [("a", (4, 5)), ("c", None)]
+    assert chosen(None, (0, (4, 5)), (2, None)) == [("a", (4, 5)), ("c", None)]
     assert next(stream).key == "d"
     stream = samples()
-    assert chosen(2, [1, [0]]) == [("b", (0,)), ("c", None), ("d", "bad_sidecar"), ("e", None)]
+    assert chosen(2, (1, (0,))) == [("b", (0,)), ("c", None), ("d", "bad_sidecar"), ("e", None)]
     stream = samples()
-    assert chosen(None, [3, None], [7, None]) == [("d", "bad_sidecar"), ("", "not_found")]
+    assert chosen(None, (3, None), (7, None)) == [("d", "bad_sidecar"), ("", "not_found")]
 
 
 def test_a_clip_that_is_gone_is_itself_and_not_the_whole_video() -> None:

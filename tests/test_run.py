@@ -26,11 +26,12 @@ from pipeline.decode import DecodedClip, DecodeSpec, iter_clips
 from pipeline.errors import ConfigError, EncoderError, StorageError, VideoError
 from pipeline.guard.strikes import Strikes
 from pipeline.plan.frozen import foresee
-from pipeline.records import Chunk, Latent, Receipt, Shard, Video
+from pipeline.records import Chunk, Latent, Receipt, Video
 from pipeline.rows import from_table, to_table
 from pipeline.run import READ_ATTEMPTS, _decode, graph, run
 from pipeline.settings.job import Job, Workers
 from pipeline.settings.spec import LatentRule
+from pipeline.shards import Shard
 from pipeline.stages.read_shard import read_shard
 from pipeline.storage import Storage
 from tests.small import CLIP

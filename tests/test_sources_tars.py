@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import tarfile
 import tracemalloc
@@ -14,7 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pipeline.errors import ChangedError, StorageError
-from pipeline.records import Shard, Video
+from pipeline.records import ChunkId, Video
+from pipeline.shards import Shard, Staged
 from pipeline.sources import webdataset
 from pipeline.sources.listing import list_source
 from pipeline.stages.read_shard import read_shard
@@ -249,10 +249,12 @@ def test_a_tar_that_was_replaced_is_not_read(s3: S3) -> None:
 
 def test_what_is_staged_travels_with_its_video(tmp_path: Path) -> None:
     from dataclasses import replace
+    from functools import partial
 
     shard = shard_of(tmp_path / "x.tar", [(f"{number}.mp4", b"") for number in range(3)])
-    staged = {"parts": [[0, 0, 0, 1], [2, 1, 0, 2], [2, 1, 1, 2]], "verdicts": [[2, 5]]}
-    found = videos(replace(shard, staged=json.dumps(staged)))
+    place = partial(ChunkId, shard=shard.name)
+    parts = (place(video=0, clip=0), *(place(video=2, clip=1, chunk=chunk, num_chunks=2) for chunk in (0, 1)))
+    found = videos(replace(shard, staged=Staged(parts=parts, verdicts=((2, 5),))))
     assert [video.staged for video in found] == [((0, 0),), (), ((1, 0), (1, 1))]
     assert [video.verdicts for video in found] == [(), (), (5,)]
 

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.records import Receipt, Shard, Video
+from pipeline.records import Receipt, Video
 from pipeline.run import run
+from pipeline.shards import Shard
 from pipeline.stages.read_shard import read_shard
 from tests.test_run import job, local_ray, make_tar, staged
 from tests.videos import make_video

@@ -10,7 +10,6 @@ An output that cannot be written ends the run soon: what is decoded and encoded 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import uuid
 from collections import Counter
@@ -31,7 +30,8 @@ from pipeline.output.summary import Summary
 from pipeline.output.tally import tally
 from pipeline.output.unreachable import Unreachable
 from pipeline.plan.frozen import Plan, read_plan
-from pipeline.records import CompleteShard, Receipt, Shard
+from pipeline.records import CompleteShard, Receipt
+from pipeline.shards import Shard
 from pipeline.storage import Storage
 from pipeline.storage.addresses import redacted
 
@@ -144,22 +144,19 @@ class Driver:
             return shard
         if self._unreachable:
             shard = self._unreachable.recall(shard)
-        staged = json.loads(shard.staged)
-        for video, clip, chunk, num_chunks in staged["parts"]:
-            self._ledger.add(
-                Receipt(kind="part", shard=shard.name, video=video, clip=clip, chunk=chunk, num_chunks=num_chunks)
-            )
-        verdicts = list(staged["verdicts"])
-        for video, clip in verdicts:
+        for part in shard.staged.parts:
+            self._ledger.add(Receipt(kind="part", **part.to_row()))
+        verdicts = []
+        for video, clip in shard.staged.verdicts:
             try:
                 rejection = read_verdict(self._output, shard.name, video, clip)
             except MissingPartError as error:
                 log.warning("shard=%s verdict lost: %s", shard.name, error)
                 self._output.delete(verdict_path(shard.name, video, clip))
-                staged["verdicts"].remove([video, clip])
                 continue
+            verdicts.append((video, clip))
             self._ledger.add(Receipt(kind="rejection", shard=shard.name, video=video, clip=clip, rejection=rejection))
-        return replace(shard, staged=json.dumps(staged))
+        return replace(shard, staged=replace(shard.staged, verdicts=tuple(verdicts)))
 
     def _take(self, receipt: Receipt, commit: Callable[[CompleteShard], Committed]) -> None:
         name = receipt.shard

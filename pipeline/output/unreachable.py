@@ -8,13 +8,13 @@ day, so the rejection is outside the same-bytes law, and `--retry-rejected unrea
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import replace
 
 from pipeline.errors import StorageError
 from pipeline.output.parts import STAGING
-from pipeline.records import Receipt, Shard
+from pipeline.records import Receipt
+from pipeline.shards import Shard
 from pipeline.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -33,13 +33,13 @@ class Unreachable:
 
     def recall(self, shard: Shard) -> Shard:
         """Take in what earlier runs noted. Nothing that is staged of such a video is used: it ends as a whole."""
-        staged = json.loads(shard.staged)
-        for video, runs in staged["faults"]:
+        staged = shard.staged
+        for video, runs in staged.faults:
             if (shard.name, video) not in self._counted:
                 self._runs[shard.name, video] = max(runs, self._runs.get((shard.name, video), 0))
-        lost = {video for video, _ in staged["faults"]}
-        staged["parts"] = [part for part in staged["parts"] if part[0] not in lost]
-        return replace(shard, staged=json.dumps(staged))
+        lost = {video for video, _ in staged.faults}
+        parts = tuple(part for part in staged.parts if part.video not in lost)
+        return replace(shard, staged=replace(staged, parts=parts))
 
     def judge(self, fault: Receipt) -> tuple[Receipt, ...]:
         """The receipts that reject the video of a fault, if it is one too many. Notes the fault, once a run."""

@@ -10,10 +10,10 @@ The driver holds a row per shard and a name per done shard; members stay in the 
 from __future__ import annotations
 
 import heapq
-import json
 import logging
 import re
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, islice
@@ -25,7 +25,8 @@ from pipeline.output.shard_file import data_path
 from pipeline.output.tally import Target
 from pipeline.plan.plan_file import PlanFile, write_plan_file
 from pipeline.plan.retries import retry_shards, tried_again
-from pipeline.records import Shard
+from pipeline.records import ChunkId, ClipKey
+from pipeline.shards import NOTHING_STAGED, ListedVideo, Shard, Staged
 from pipeline.sources.listing import NO_MORE, list_source
 from pipeline.storage import TEMPORARY, Entry, Storage
 from pipeline.storage.addresses import normal_uri, redacted
@@ -52,7 +53,7 @@ class Plan:
     """The frozen shards of an output, and how far they are. Iterate for all of them, in the order they were planned."""
 
     def __init__(
-        self, files: Sequence[PlanFile], data_bytes: dict[str, int], staged: dict[str, str], limit: int | None
+        self, files: Sequence[PlanFile], data_bytes: dict[str, int], staged: dict[str, Staged], limit: int | None
     ) -> None:
         self._files = files
         self._limit = limit
@@ -78,7 +79,7 @@ class Plan:
         """The shards without a data file, each with what is staged of it."""
         for shard in self:
             if shard.name not in self.done:
-                yield replace(shard, staged=self._staged.get(shard.name, ""))
+                yield replace(shard, staged=self._staged.get(shard.name, NOTHING_STAGED))
 
     def num_videos(self) -> dict[str, int]:
         """How many videos each shard holds, of those of which the plan knows it: all but tars."""
@@ -242,25 +243,25 @@ class _Known:
         is_same = self._compare(uri, (size if kind == "tar" else entry.size, etag), (entry.size, entry.etag))
         return stop if is_same else NO_MORE
 
-    def videos_under(self, root: str) -> Iterator[dict[str, Any]]:
+    def videos_under(self, root: str) -> Iterator[ListedVideo]:
         runs = [self._videos(self._files[index], root, source) for index, source in self._runs.get(root, ())]
-        return runs[0] if len(runs) == 1 else heapq.merge(*runs, key=lambda video: str(video["path"]))
+        return runs[0] if len(runs) == 1 else heapq.merge(*runs, key=lambda video: video.path)
 
-    def check_video(self, root: str, planned: dict[str, Any], found: dict[str, Any]) -> None:
+    def check_video(self, root: str, planned: ListedVideo, found: ListedVideo) -> None:
         if planned == found:
             return
-        uri = f"{root}/{planned['path']}"
-        self._compare(uri, (planned["size"], planned["etag"]), (found["size"], found["etag"]))
-        for suffix, (size, etag) in planned["sidecars"].items():
+        uri = f"{root}/{planned.path}"
+        self._compare(uri, (planned.size, planned.etag), (found.size, found.etag))
+        for suffix, sidecar in planned.sidecars.items():
             # A sidecar that came later does not count: the shard was frozen without it.
-            self._compare(f"{uri}, its {suffix}", (size, etag), tuple(found["sidecars"].get(suffix, (-1, "gone"))))
+            self._compare(f"{uri}, its {suffix}", sidecar, found.sidecars.get(suffix, (-1, "gone")))
 
     @staticmethod
-    def _videos(file: PlanFile, root: str, source: int) -> Iterator[dict[str, Any]]:
-        for members in file.members(root, source):
-            yield from json.loads(members)
+    def _videos(file: PlanFile, root: str, source: int) -> Iterator[ListedVideo]:
+        for group in file.groups(root, source):
+            yield from group.videos
 
-    def _compare(self, what: str, planned: tuple[int, str], found: tuple[Any, ...]) -> bool:
+    def _compare(self, what: str, planned: tuple[int, str], found: tuple[int, str]) -> bool:
         if planned == found:
             return True
         message = f"{redacted(what)} changed: planned with size and etag {planned}, found with {found}"
@@ -283,22 +284,29 @@ def _list_done(output: Storage) -> dict[str, int]:
     return {entry.path[len("data/") : -len(suffix)]: entry.size for entry in entries if entry.path.endswith(suffix)}
 
 
-def _list_staged(output: Storage) -> dict[str, str]:
-    """For each shard with anything staged, the JSON of Shard.staged."""
-    found: dict[str, dict[str, list[list[int]]]] = {}
+def _list_staged(output: Storage) -> dict[str, Staged]:
+    """What is staged, by the name of its shard."""
+    parts: defaultdict[str, list[ChunkId]] = defaultdict(list)
+    verdicts: defaultdict[str, list[ClipKey]] = defaultdict(list)
+    faults: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
+    seen: dict[str, None] = {}
     youngest = 0.0
     for entry in output.list("_staging/"):
         _, shard, name = [*entry.path.split("/", 2), ""][:3]
         if shard == _TEMPORARY:
             youngest = max(youngest, entry.mtime)
             continue
-        staged = found.setdefault(shard, {"parts": [], "verdicts": [], "faults": []})
+        seen[shard] = None
         if match := _PART.fullmatch(name):
-            staged["parts"].append([int(number) for number in match.groups()])
+            video, clip, chunk, num_chunks = map(int, match.groups())
+            parts[shard].append(ChunkId(shard=shard, video=video, clip=clip, chunk=chunk, num_chunks=num_chunks))
         elif match := _VERDICT.fullmatch(name):
-            staged["verdicts"].append([int(number) for number in match.groups()])
+            verdicts[shard].append((int(match[1]), int(match[2])))
         elif match := _FAULTS.fullmatch(name):
-            staged["faults"].append([int(number) for number in match.groups()])
+            faults[shard].append((int(match[1]), int(match[2])))
     if youngest and output.now() - youngest > TEMPORARY_SECONDS:
-        found[_TEMPORARY] = {}
-    return {shard: json.dumps(staged, separators=(",", ":")) for shard, staged in found.items()}
+        seen[_TEMPORARY] = None
+    return {
+        shard: Staged(parts=tuple(parts[shard]), verdicts=tuple(verdicts[shard]), faults=tuple(faults[shard]))
+        for shard in seen
+    }

@@ -1,14 +1,14 @@
 """One plan file: shards frozen as rows of Parquet, read back without their members.
 
 A group of files has kilobytes of members, and a plan may have a hundred thousand groups: so the driver reads every
-column but `members`, and a shard carries only where its members stand (`{"plan", "row_group", "row"}`). The task that
-reads the shard fetches that one row group.
+column but `members`, and a shard carries only where its members stand (PlanPlace). The task that reads the shard
+fetches that one row group.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError, StorageError
-from pipeline.records import Shard
+from pipeline.shards import FileGroup, Members, PlanPlace, Retry, Shard, TableRange, parse_members
 from pipeline.storage import Entry, Storage, checksum, open_uri
-from pipeline.storage.addresses import redacted
+from pipeline.storage.addresses import folder_of, redacted
 from pipeline.storage.range_file import open_parquet
 from pipeline.storage.stream import READ_BYTES
 
@@ -53,7 +53,7 @@ def write_plan_file(shards: Iterable[tuple[int, Shard]], path: Path) -> int:
     with pq.ParquetWriter(path, SCHEMA, compression="zstd") as writer:
         rows: list[dict[str, Any]] = []
         for source, shard in shards:
-            row = {name: getattr(shard, name) for name in (*_SHARD_COLUMNS, "members")}
+            row = {name: getattr(shard, name) for name in _SHARD_COLUMNS} | {"members": shard.members_text}
             stop, videos = _extent(shard)
             rows.append({**row, "source": source, "stop": stop, "videos": videos})
             if len(rows) == ROWS_PER_GROUP:
@@ -97,22 +97,28 @@ class PlanFile:
         number = 0
         for batch in self.table.select(_SHARD_COLUMNS).to_batches(max_chunksize=1024):
             for row in batch.to_pylist():
-                place = {"plan": self.uri, "row_group": number // ROWS_PER_GROUP, "row": number % ROWS_PER_GROUP}
-                yield Shard(**row, members="" if row["kind"] == "tar" else json.dumps(place))
+                place = PlanPlace(plan=self.uri, row_group=number // ROWS_PER_GROUP, row=number % ROWS_PER_GROUP)
+                yield Shard(**row, members=None if row["kind"] == "tar" else place)
                 number += 1
 
     def num_videos(self) -> Iterator[tuple[str, int | None]]:
         """Name of each shard and how many videos it holds; None where only reading tells."""
         yield from zip(self.table["name"].to_pylist(), self.table["videos"].to_pylist(), strict=True)
 
-    def members(self, uri: str, source: int) -> Iterator[str]:
-        """The members of each shard of one URI and source, in order, a row group at a time."""
-        yield from (members for _, members in self._members_where({"uri": uri, "source": source}))
+    def groups(self, uri: str, source: int) -> Iterator[FileGroup]:
+        """The files of each shard of one folder and source, in order, a row group at a time."""
+        for _, text in self._members_where({"uri": uri, "source": source, "kind": "files"}):
+            group = parse_members("files", text)
+            assert isinstance(group, FileGroup)
+            yield group
 
-    def retries(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Name and parsed members of each shard of kind "retry", in order, a row group at a time."""
+    def retries(self) -> Iterator[tuple[str, Retry]]:
+        """Name and members of each shard of kind "retry", in order, a row group at a time."""
         if pc.any(pc.equal(self.table["kind"], "retry")).as_py():
-            yield from ((name, json.loads(members)) for name, members in self._members_where({"kind": "retry"}))
+            for name, text in self._members_where({"kind": "retry"}):
+                retry = parse_members("retry", text)
+                assert isinstance(retry, Retry)
+                yield name, retry
 
     def _members_where(self, wanted: dict[str, Any]) -> Iterator[tuple[str, str]]:
         file = self._open()
@@ -139,26 +145,29 @@ def _check_once(uri: str, size: int, etag: str) -> None:
 
 
 def _extent(shard: Shard) -> tuple[int, int | None]:
-    """Where a table's range ends (else 0), and the number of videos."""
-    if shard.kind == "tar":
-        return 0, None
-    members = json.loads(shard.members)
-    match shard.kind:
-        case "files":
-            return 0, len(members)
-        case "table":
-            return members["stop"], members["rows"]
-        case "retry":
-            return 0, len(members["videos"]) if members["rest"] is None else None
+    """Where a table's range ends (else 0), and the number of videos where the plan knows it."""
+    match shard.members:
+        case FileGroup(videos=files):
+            return 0, len(files)
+        case TableRange(stop=stop, rows=rows):
+            return stop, rows
+        case Retry(videos=videos, rest=None):
+            return 0, len(videos)
+        case _:
+            return 0, None
 
 
-def load_members(shard: Shard) -> Any:
-    """The members of a shard, parsed: from the shard itself, or from the plan file that it names."""
-    members = json.loads(shard.members)
-    if isinstance(members, dict) and "plan" in members:
-        output, path = open_uri(members["plan"])
-        entry = output.entry(path)
-        file = open_parquet(members["plan"], entry.size, entry.etag)
-        column = file.read_row_group(members["row_group"], columns=["members"]).column("members")
-        members = json.loads(column[members["row"]].as_py())
+def load_members(shard: Shard) -> Members | None:
+    """The members of a shard: its own, or those that stand at its place in a plan file."""
+    place = shard.members
+    if not isinstance(place, PlanPlace):
+        return place
+    output, path = open_uri(place.plan)
+    entry = output.entry(path)
+    column = open_parquet(place.plan, entry.size, entry.etag).read_row_group(place.row_group, columns=["members"])
+    members = parse_members(shard.kind, column.column("members")[place.row].as_py())
+    if isinstance(members, Retry) and isinstance(before := members.of.members, PlanPlace):
+        # The place of the shard before names a plan file of the same output, which lies where ours does.
+        before = replace(before, plan=f"{folder_of(place.plan)}/{before.plan}")
+        members = replace(members, of=replace(members.of, members=before))
     return members

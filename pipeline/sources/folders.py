@@ -7,15 +7,14 @@ ignored.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import PurePosixPath
-from typing import Any
 
 from pipeline import storage
 from pipeline.errors import ChangedError, NotFoundError
-from pipeline.records import Rejection, Shard, shard_name
+from pipeline.records import Rejection
+from pipeline.shards import FileGroup, ListedVideo, Shard, shard_name
 from pipeline.sources.samples import (
     IMAGE_SUFFIXES,
     MAX_SIDECAR_BYTES,
@@ -39,11 +38,10 @@ def tar_shard(uri: str, entry: Entry) -> Shard:
     return Shard(name=name, kind="tar", uri=uri, size=entry.size, etag=entry.etag)
 
 
-def list_items(entries: Iterable[Entry], containers: frozenset[str]) -> Iterator[dict[str, Any] | Entry]:
+def list_items(entries: Iterable[Entry], containers: frozenset[str]) -> Iterator[ListedVideo | Entry]:
     """What a sorted listing holds: `containers` (suffixes) as they are, and videos with their sidecars, sorted by path.
 
-    A video is {"path", "size", "etag", "sidecars": {".txt": [size, etag]}}. All that can belong together shares folder
-    and name up to the first dot, so in a sorted listing it stands together.
+    All that can belong together shares folder and name up to the first dot, so in a sorted listing it stands together.
     """
     group: list[tuple[str, Entry]] = []
     prefix = ""
@@ -65,43 +63,43 @@ def list_items(entries: Iterable[Entry], containers: frozenset[str]) -> Iterator
     yield from _pair(group)
 
 
-def files_shard(root: str, group: list[dict[str, Any]]) -> Shard:
+def files_shard(root: str, group: list[ListedVideo]) -> Shard:
     """A shard of the videos of `group`, whose paths are relative to the folder `root`."""
-    paths = "\n".join(video["path"] for video in group)
+    paths = "\n".join(video.path for video in group)
     return Shard(
         name=shard_name(root, PurePosixPath(root).name, paths),
         kind="files",
         uri=root,
-        size=sum(max(0, video["size"]) for video in group),
+        size=sum(max(0, video.size) for video in group),
         etag="",
-        members=json.dumps(group, separators=(",", ":")),
+        members=FileGroup(tuple(group)),
     )
 
 
-def read_files(root: str, members: list[dict[str, Any]], *, max_bytes: int) -> Iterator[Sample | Rejection]:
+def read_files(root: str, group: FileGroup, *, max_bytes: int) -> Iterator[Sample | Rejection]:
     """The samples of a group: sidecars are read here, videos are opened by decode.
 
     Raises:
         ChangedError: a sidecar is not the one that was planned.
     """
     folder = Storage(root)
-    for member in members:
-        path = member["path"]
+    for video in group.videos:
+        path = video.path
         uri = folder.address(path)
         if why := name_refusal(path):
             shown = path.encode("utf-8", "backslashreplace").decode()
             yield refuse("unsafe_member", why, key=shown, uri=uri.encode("utf-8", "backslashreplace").decode())
             continue
-        if member["size"] > max_bytes:
-            yield refuse("limit_exceeded", f"{member['size']} bytes; at most {max_bytes} are read", key=path, uri=uri)
+        if video.size > max_bytes:
+            yield refuse("limit_exceeded", f"{video.size} bytes; at most {max_bytes} are read", key=path, uri=uri)
             continue
         try:
-            text, metadata = (_read_sidecar(folder, member, suffix) for suffix in (".txt", ".json"))
+            text, metadata = (_read_sidecar(folder, video, suffix) for suffix in (".txt", ".json"))
             caption, extra = parse_sidecars(text, metadata)
         except ValueError as error:
             yield refuse("bad_sidecar", str(error), key=path, uri=uri)
             continue
-        yield Sample(key=path, uri=uri, size=member["size"], etag=member["etag"], caption=caption, extra=extra)
+        yield Sample(key=path, uri=uri, size=video.size, etag=video.etag, caption=caption, extra=extra)
 
 
 def glob_matcher(pattern: str) -> Callable[[str], bool]:
@@ -124,38 +122,37 @@ def glob_matcher(pattern: str) -> Callable[[str], bool]:
     return lambda path: compiled.fullmatch(path) is not None
 
 
-def _pair(group: list[tuple[str, Entry]]) -> list[dict[str, Any]]:
+def _pair(group: list[tuple[str, Entry]]) -> list[ListedVideo]:
     """The videos among entries that may belong together, sorted, each with the sidecars of its own stem."""
     if len(group) == 1:  # the common case, worth 2 us of 5
         suffix, only = group[0]
         if suffix in SIDECAR_SUFFIXES:
             return []
-        return [{"path": only.path, "size": only.size, "etag": only.etag, "sidecars": {}}]
+        return [ListedVideo(only.path, only.size, only.etag, {})]
     stems: dict[str, list[tuple[str, Entry]]] = {}
     for suffix, entry in group:
         stems.setdefault(entry.path[: -len(suffix)], []).append((suffix, entry))
-    found: list[dict[str, Any]] = []
+    found: list[ListedVideo] = []
     for stem, entries in stems.items():
         videos = [entry for suffix, entry in entries if suffix in VIDEO_SUFFIXES]
         posters = [entry for suffix, entry in entries if suffix in IMAGE_SUFFIXES]
         sidecars = {
-            suffix: [entry.size, entry.etag]
+            suffix: (entry.size, entry.etag)
             for suffix, entry in entries
             if suffix in SIDECAR_SUFFIXES and entry.path == stem + suffix  # written in lower case, as it is looked up
         }
         for video in videos or posters:
-            found.append({"path": video.path, "size": video.size, "etag": video.etag, "sidecars": sidecars})
-    return sorted(found, key=lambda video: str(video["path"]))
+            found.append(ListedVideo(video.path, video.size, video.etag, sidecars))
+    return sorted(found, key=lambda video: video.path)
 
 
-def _read_sidecar(folder: Storage, member: dict[str, Any], suffix: str) -> bytes | None:
-    if suffix not in member["sidecars"]:
+def _read_sidecar(folder: Storage, video: ListedVideo, suffix: str) -> bytes | None:
+    if suffix not in video.sidecars:
         return None
-    size, etag = member["sidecars"][suffix]
+    size, etag = video.sidecars[suffix]
     if size > MAX_SIDECAR_BYTES:
         raise ValueError(f"the {suffix} has {size} bytes; at most {MAX_SIDECAR_BYTES} are read")
-    path = member["path"]
-    uri = folder.address(path[: -len(suffix_of(path))] + suffix)
+    uri = folder.address(video.path[: -len(suffix_of(video.path))] + suffix)
     try:
         return storage.read_object(uri, size=size, etag=etag)
     except NotFoundError as error:

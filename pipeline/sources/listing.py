@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import PurePosixPath
-from typing import Any, Protocol
+from typing import Protocol
 
 from pipeline.errors import ConfigError, NotFoundError
-from pipeline.records import Shard
+from pipeline.shards import ListedVideo, Shard
 from pipeline.sources.folders import (
     TABLE_SUFFIXES,
     TAR_SUFFIXES,
@@ -35,10 +35,10 @@ class Planned(Protocol):
             ChangedError: the entry is another object than the plan recorded.
         """
 
-    def videos_under(self, root: str) -> Iterator[dict[str, Any]]:
+    def videos_under(self, root: str) -> Iterator[ListedVideo]:
         """The loose videos planned under the folder `root`, sorted by path."""
 
-    def check_video(self, root: str, planned: dict[str, Any], found: dict[str, Any]) -> None:
+    def check_video(self, root: str, planned: ListedVideo, found: ListedVideo) -> None:
         """Compare a video with its record. Raises as `end_of`."""
 
 
@@ -57,7 +57,7 @@ def list_source(uri: str, *, shard_size: int, planned: Planned | None = None) ->
     if shard_size < 1:
         raise ConfigError(f"--shard-size must be at least 1, got {shard_size}")
     root, entries, containers = _find(normal_uri(uri))
-    group: list[dict[str, Any]] = []
+    group: list[ListedVideo] = []
     found_any = False
     for item, is_new in _compared(list_items(entries, containers), root, planned):
         found_any = True
@@ -112,8 +112,8 @@ def _with_sidecars(folder: Storage, entry: Entry) -> list[Entry]:
 
 
 def _compared(
-    items: Iterator[dict[str, Any] | Entry], root: str, planned: Planned | None
-) -> Iterator[tuple[dict[str, Any] | Entry, bool]]:
+    items: Iterator[ListedVideo | Entry], root: str, planned: Planned | None
+) -> Iterator[tuple[ListedVideo | Entry, bool]]:
     """Each item, and whether it is new: a merge of two sorted sequences, so nothing is held."""
     records = planned.videos_under(root) if planned else iter(())
     record = next(records, None)
@@ -121,9 +121,9 @@ def _compared(
         if isinstance(item, Entry):
             yield item, True
             continue
-        while record is not None and record["path"] < item["path"]:
+        while record is not None and record.path < item.path:
             record = next(records, None)
-        is_new = record is None or record["path"] != item["path"]
+        is_new = record is None or record.path != item.path
         if planned and record and not is_new:
             planned.check_video(root, record, item)
         yield item, is_new

@@ -10,7 +10,6 @@ write row groups of a few thousand rows, not of a million.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
 from pathlib import PurePosixPath
@@ -19,7 +18,8 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.errors import StorageError
-from pipeline.records import Rejection, Shard, shard_name
+from pipeline.records import Rejection
+from pipeline.shards import Shard, TableRange, shard_name
 from pipeline.sources.samples import Sample, parse_seconds, plain, refuse, suffix_of, take_caption
 from pipeline.sources.text_tables import check_columns, csv_ranges, csv_rows, jsonl_ranges, jsonl_rows
 from pipeline.storage import Entry, open_uri
@@ -42,15 +42,15 @@ def list_table(uri: str, entry: Entry, *, shard_size: int, start: int) -> Iterat
         ranges = csv_ranges(uri, entry, shard_size, start)
     else:
         ranges = jsonl_ranges(uri, entry, shard_size, start)
-    for members, size in ranges:
-        name = shard_name(uri, PurePosixPath(uri).stem, f"{members['start']}-{members['stop']}")
+    for part, size in ranges:
+        name = shard_name(uri, PurePosixPath(uri).stem, f"{part.start}-{part.stop}")
         yield Shard(
             name=name,
             kind="table",
             uri=uri,
             size=size,
             etag=entry.etag,
-            members=json.dumps(members, separators=(",", ":")),
+            members=part,
         )
 
 
@@ -60,16 +60,17 @@ def table_end(uri: str, entry: Entry) -> int:
 
 
 def read_table(
-    shard: Shard, members: dict[str, Any], *, allow_private: bool, allow_local: bool
+    shard: Shard, part: TableRange, *, allow_private: bool, allow_local: bool
 ) -> Iterator[Sample | Rejection]:
     """The samples of one range, in order; every row is one."""
-    start, stop = members["start"], members["stop"]
+    start, stop = part.start, part.stop
     rows: Iterator[dict[str, Any] | str]
     match suffix_of(shard.uri):
         case ".parquet":
-            rows = _parquet_rows(shard.uri, members["table_size"], shard.etag, start, stop)
+            assert part.table_size is not None
+            rows = _parquet_rows(shard.uri, part.table_size, shard.etag, start, stop)
         case ".csv":
-            rows = csv_rows(_read_range(shard, start, stop), members["columns"])
+            rows = csv_rows(_read_range(shard, start, stop), list(part.columns or ()))
         case _:
             rows = jsonl_rows(_read_range(shard, start, stop))
     folder = folder_of(shard.uri)
@@ -109,7 +110,7 @@ def _sample(
     return Sample(key=key, uri=uri, public_only=public_only, caption=caption, start=start, end=end, extra=fields)
 
 
-def _parquet_ranges(uri: str, entry: Entry, shard_size: int, start: int) -> Iterator[tuple[dict[str, Any], int]]:
+def _parquet_ranges(uri: str, entry: Entry, shard_size: int, start: int) -> Iterator[tuple[TableRange, int]]:
     file = open_parquet(uri, entry.size, entry.etag)
     check_columns(file.schema_arrow.names, uri)
     metadata = file.metadata
@@ -122,7 +123,7 @@ def _parquet_ranges(uri: str, entry: Entry, shard_size: int, start: int) -> Iter
     for first in range(start, metadata.num_rows, shard_size):
         stop = min(first + shard_size, metadata.num_rows)
         share = entry.size * stop // metadata.num_rows - entry.size * first // metadata.num_rows
-        yield {"start": first, "stop": stop, "rows": stop - first, "table_size": entry.size}, share
+        yield TableRange(start=first, stop=stop, rows=stop - first, table_size=entry.size), share
 
 
 def _parquet_rows(uri: str, size: int, etag: str, start: int, stop: int) -> Iterator[dict[str, Any] | str]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline.errors import ConfigError
+from pipeline.shards import TableRange
 from pipeline.sources.csv_records import MAX_LINE_BYTES, CsvRecord, csv_records
 from pipeline.sources.samples import parse_json
 from pipeline.storage import Entry, open_uri
@@ -20,7 +21,7 @@ MAX_RANGE_BYTES = MAX_LINE_BYTES
 """A range ends after `shard_size` rows or this many bytes, whichever comes first; no line may be longer."""
 
 
-def jsonl_ranges(uri: str, entry: Entry, shard_size: int, start: int) -> Iterator[tuple[dict[str, Any], int]]:
+def jsonl_ranges(uri: str, entry: Entry, shard_size: int, start: int) -> Iterator[tuple[TableRange, int]]:
     with _lines(uri, entry, start) as lines:
         first = start == 0
         stop, rows, position = start, 0, start
@@ -31,10 +32,10 @@ def jsonl_ranges(uri: str, entry: Entry, shard_size: int, start: int) -> Iterato
                 check_columns(_first_object(line, uri), uri)
             rows += bool(line.strip())
             if rows == shard_size or position - stop >= MAX_RANGE_BYTES:
-                yield {"start": stop, "stop": position, "rows": rows}, position - stop
+                yield TableRange(start=stop, stop=position, rows=rows), position - stop
                 stop, rows = position, 0
         if rows:
-            yield {"start": stop, "stop": position, "rows": rows}, position - stop
+            yield TableRange(start=stop, stop=position, rows=rows), position - stop
 
 
 def jsonl_rows(data: bytes) -> Iterator[dict[str, Any] | str]:
@@ -48,7 +49,7 @@ def jsonl_rows(data: bytes) -> Iterator[dict[str, Any] | str]:
             yield row if isinstance(row, dict) else f"a {type(row).__name__}, not an object"
 
 
-def csv_ranges(uri: str, entry: Entry, shard_size: int, start: int) -> Iterator[tuple[dict[str, Any], int]]:
+def csv_ranges(uri: str, entry: Entry, shard_size: int, start: int) -> Iterator[tuple[TableRange, int]]:
     with _lines(uri, entry, 0) as lines:
         header = next(csv_records(_checked_lines(lines, uri, 0)), CsvRecord([], "", 0))
     if header.fault:
@@ -62,10 +63,10 @@ def csv_ranges(uri: str, entry: Entry, shard_size: int, start: int) -> Iterator[
             position += record.size
             rows += bool(record.fields or record.fault)
             if rows == shard_size or position - stop >= MAX_RANGE_BYTES:
-                yield {"start": stop, "stop": position, "rows": rows, "columns": columns}, position - stop
+                yield TableRange(start=stop, stop=position, rows=rows, columns=tuple(columns)), position - stop
                 stop, rows = position, 0
         if rows:
-            yield {"start": stop, "stop": position, "rows": rows, "columns": columns}, position - stop
+            yield TableRange(start=stop, stop=position, rows=rows, columns=tuple(columns)), position - stop
 
 
 def csv_rows(data: bytes, columns: list[str]) -> Iterator[dict[str, Any] | str]:

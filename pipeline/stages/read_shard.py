@@ -6,14 +6,14 @@ The rest of a damaged tar counts as one video. The order and the ordinals follow
 
 from __future__ import annotations
 
-import json
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 
 from pipeline.plan.plan_file import load_members
-from pipeline.plan.retries import load_retry, only_chosen
-from pipeline.records import Receipt, Rejection, Shard, Video
+from pipeline.plan.retries import only_chosen
+from pipeline.records import Receipt, Rejection, Video
+from pipeline.shards import FileGroup, Retry, Shard, TableRange
 from pipeline.sources.folders import (
     read_files,
 )
@@ -38,12 +38,11 @@ def read_shard(
     Raises:
         StorageError: the source could not be read, or is not the planned one (ChangedError). The shard stays open.
     """
-    staged = json.loads(shard.staged) if shard.staged else {"parts": [], "verdicts": []}
     parts: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
     verdicts: defaultdict[int, list[int]] = defaultdict(list)
-    for video, clip, chunk, _ in staged["parts"]:
-        parts[video].append((clip, chunk))
-    for video, clip in staged["verdicts"]:
+    for part in shard.staged.parts:
+        parts[part.video].append((part.clip, part.chunk))
+    for video, clip in shard.staged.verdicts:
         verdicts[video].append(clip)
 
     count = 0
@@ -80,13 +79,12 @@ def read_shard(
 
 
 def _samples(shard: Shard, *, max_bytes: int, **allowed: bool) -> Iterator[Sample | Rejection]:
-    match shard.kind:
-        case "tar":
+    match load_members(shard):
+        case FileGroup() as group:
+            return read_files(shard.uri, group, max_bytes=max_bytes)
+        case TableRange() as part:
+            return read_table(shard, part, **allowed)
+        case Retry() as retry:
+            return only_chosen(_samples(retry.of, max_bytes=max_bytes, **allowed), retry)
+        case _:
             return read_tar(shard.uri, size=shard.size, etag=shard.etag, max_bytes=max_bytes)
-        case "files":
-            return read_files(shard.uri, load_members(shard), max_bytes=max_bytes)
-        case "table":
-            return read_table(shard, load_members(shard), **allowed)
-        case "retry":
-            before, chosen = load_retry(shard)
-            return only_chosen(_samples(before, max_bytes=max_bytes, **allowed), chosen)

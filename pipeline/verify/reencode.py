@@ -25,7 +25,8 @@ from pipeline.output.read_latent import Row, payload_of
 from pipeline.output.run_records import environments
 from pipeline.output.shard_file import FOOTER_SHARD, data_path, parquet_row
 from pipeline.plan.frozen import read_plan
-from pipeline.records import Chunk, ClipKey, Latent, Receipt, Shard, Video
+from pipeline.records import Chunk, ClipKey, Latent, Receipt, Video
+from pipeline.shards import Shard
 from pipeline.stages.decode_video import Decoder
 from pipeline.stages.encode_chunk import NonfiniteLatentError
 from pipeline.stages.read_shard import read_shard
