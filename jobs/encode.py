@@ -54,14 +54,16 @@ def _dry_run(job: Job) -> str:
     """Return a description of what the run would do, without writing anything."""
     from pipeline.output.spec_file import check
     from pipeline.output.wording import size
-    from pipeline.plan.frozen import foresee
+    from pipeline.plan.frozen import plan_dry_run
     from pipeline.settings.resolve import resolve
     from pipeline.storage import Storage
 
     spec, info = resolve(job)
     output = Storage(job.output)
     check(output, spec)
-    shards = list(foresee(output, job.source, shard_size=job.shard_size, limit=job.limit, on_changed=job.on_changed))
+    shards = list(
+        plan_dry_run(output, job.source, shard_size=job.shard_size, limit=job.limit, on_changed=job.on_changed)
+    )
     done = sum(output.exists(data_path(shard.name)) for shard in shards)
     shapes = ", ".join(f"{t}x{h}x{w} -> {info.latent_shape(t, h, w)}" for t, h, w in job.clip.shapes)
     return (

@@ -40,7 +40,7 @@ from pipeline.guard.strikes import attempt
 from pipeline.output import run_records
 from pipeline.output.commit import commit, seal, tidy
 from pipeline.output.parts import stage
-from pipeline.output.spec_file import check, settle
+from pipeline.output.spec_file import check, write_spec
 from pipeline.output.summary import Summary
 from pipeline.plan.frozen import make_plan, plan_retries
 from pipeline.records import Chunk, Latent, Receipt, Video
@@ -161,7 +161,7 @@ def run(
             chunk_bytes = largest_chunk_bytes(job.clip, job.latent, info)
             ray_here = ray_for(job.workers, chunk_bytes, stop, overlap.bytes_held(job.clip))
             with contextlib.suppress(GraceOverError), ray_here as pools, stop.limited():
-                settle(output, spec)  # now that nothing is left to refuse
+                write_spec(output, spec)  # now that nothing is left to refuse
                 here = run_records.environment("cuda" if pools.encoder_gpus else "cpu", threads)
                 run_records.warn_of_differences(output, here)
                 _stream(driver, stop, pools, job, spec, output, read=read, decoder=decoder, encoder=encoder)

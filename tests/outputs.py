@@ -20,7 +20,7 @@ from pipeline.output import shard_file
 from pipeline.output.commit import commit, derive, seal
 from pipeline.output.parts import stage
 from pipeline.output.run_records import environment, record
-from pipeline.output.spec_file import settle
+from pipeline.output.spec_file import write_spec
 from pipeline.output.summary import Summary
 from pipeline.plan.frozen import make_plan
 from pipeline.records import Chunk, Receipt, Record, Video
@@ -44,7 +44,7 @@ def make_output(
 ) -> Storage:
     """Encode everything at `source` into an output at `where`, as a job with one thread does; sealed and recorded."""
     output, rule = Storage(str(where)), spec(clip, latent)
-    settle(output, rule)
+    write_spec(output, rule)
     decoder = Decoder(clip=clip, latent=latent, info=VAEInfo(**rule.vae), deadline=60)
     encoder = Encoder("tiny", rule)
     plan = make_plan(output, [str(source)])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pipeline.errors import AccessError, ChangedError, ConfigError
-from pipeline.plan.frozen import Plan, foresee, make_plan, read_plan
+from pipeline.plan.frozen import Plan, make_plan, plan_dry_run, read_plan
 from pipeline.plan.plan_file import ROWS_PER_GROUP
 from pipeline.records import ChunkId
 from pipeline.shards import Shard, Staged
@@ -80,10 +80,10 @@ def test_growth_appends_and_touches_nothing_else(tmp_path: Path, output: Storage
     frozen = plan_files(output)
     fill(tmp_path / "tars", {"0.tar": make_tar([("n.mp4", b"")])})
     fill(tmp_path / "clips", {"00-a.mp4": b"1", "05.txt": "late sidecar", "zz.mp4": b"2"})
-    foreseen = list(foresee(output, sources, shard_size=4))
+    dry = list(plan_dry_run(output, sources, shard_size=4))
     assert plan_files(output) == frozen
     plan = make_plan(output, sources, shard_size=4)
-    assert [shard.name for shard in foreseen] == [shard.name for shard in plan]
+    assert [shard.name for shard in dry] == [shard.name for shard in plan]
     assert list(plan)[: len(before)] == before
     assert [outcomes(shard) for shard in list(plan)[len(before) :]] == [
         [("n", "video")],

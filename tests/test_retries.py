@@ -26,7 +26,7 @@ from pipeline.guard.strikes import MAX_STRIKES, Strikes
 from pipeline.output.commit import commit, tidy
 from pipeline.output.parts import stage
 from pipeline.output.shard_file import footer_of
-from pipeline.output.spec_file import settle
+from pipeline.output.spec_file import write_spec
 from pipeline.output.tally import tally, target
 from pipeline.plan.frozen import Plan, make_plan, plan_retries, read_plan
 from pipeline.plan.plan_file import load_members
@@ -113,7 +113,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def output(tmp_path: Path, source: Path) -> Storage:
     made = Storage(str(tmp_path / "out"))
-    settle(made, SPEC)
+    write_spec(made, SPEC)
     make_plan(made, [str(source)])
     return made
 

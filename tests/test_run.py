@@ -25,7 +25,7 @@ from pipeline.control.ray_cluster import answer
 from pipeline.decode import DecodedClip, DecodeSpec, iter_clips
 from pipeline.errors import ConfigError, EncoderError, StorageError, VideoError
 from pipeline.guard.strikes import Strikes
-from pipeline.plan.frozen import foresee
+from pipeline.plan.frozen import plan_dry_run
 from pipeline.records import Chunk, Latent, Receipt, Video
 from pipeline.rows import from_table, to_table
 from pipeline.run import READ_ATTEMPTS, _decode, graph, run
@@ -212,7 +212,7 @@ def test_an_output_that_cannot_be_written_ends_the_run_in_one_line(
 ) -> None:
     """The folders of the parts are files: no part can be put, as on a full disk."""
     wanted = job(tars, tmp_path / "out", latent=LatentRule(chunk_windows=1, context="1", dtype="float32"))
-    blocked = [tmp_path / "out/_staging" / shard.name for shard in foresee(Storage(wanted.output), wanted.source)]
+    blocked = [tmp_path / "out/_staging" / shard.name for shard in plan_dry_run(Storage(wanted.output), wanted.source)]
     blocked[0].parent.mkdir(parents=True)
     for path in blocked:
         path.touch()

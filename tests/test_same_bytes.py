@@ -18,7 +18,7 @@ from pipeline.control.ledger import Ledger
 from pipeline.guard.strikes import Strikes
 from pipeline.output.commit import commit
 from pipeline.output.parts import stage
-from pipeline.output.spec_file import settle
+from pipeline.output.spec_file import write_spec
 from pipeline.plan.frozen import make_plan
 from pipeline.records import Chunk, Latent, Receipt, Video
 from pipeline.stages.decode_video import Decoder
@@ -79,7 +79,7 @@ def _put_source(bucket: S3, kind: str, videos: Path) -> str:
 def _encode(source: str, where: Path) -> Storage:
     clip = replace(CLIP, clips="all", max_clips=3)
     output, rule = Storage(str(where)), spec(clip, LATENT)
-    settle(output, rule)
+    write_spec(output, rule)
     decoder = Decoder(clip=clip, latent=LATENT, info=VAEInfo(**rule.vae), deadline=600)
     encoder = WholeNumberEncoder()
     for shard in make_plan(output, [source]).remaining():

@@ -124,7 +124,7 @@ def test_globs(pattern: str, path: str, matches: bool) -> None:
 def test_where_there_is_nothing_the_error_says_what_was_looked_for(tmp_path: Path, name: str) -> None:
     fill(tmp_path, {"x.zip": b"", "notes/readme.txt": "", "notes/.hidden.mp4": b""})
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ConfigError, match=r"holds nothing to read\. Looked for a \.tar, a table .*\.csv"):
+    with pytest.raises(ConfigError, match=r"has nothing to read\. Expected a \.tar, a table .*\.csv"):
         list(list_source(str(tmp_path / name), shard_size=64))
 
 
@@ -196,7 +196,7 @@ def test_links_that_lead_nowhere_are_left_out_by_name(tmp_path: Path, caplog: py
     (tmp_path / "gone.mp4").symlink_to("nothing")
     (tmp_path / "link.mp4").symlink_to("elsewhere")
     assert seen(tmp_path) == [("a.mp4", "video"), ("link.mp4", "video")]
-    assert {name for name in ("loop.mp4", "gone.mp4", "link.mp4") if f"{name} is left out" in caplog.text} == {
+    assert {name for name in ("loop.mp4", "gone.mp4", "link.mp4") if f"{name} is skipped" in caplog.text} == {
         "loop.mp4",
         "gone.mp4",
     }

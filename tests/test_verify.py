@@ -246,7 +246,7 @@ def test_a_lost_data_file_is_named_and_its_shard_remains(out: Path) -> None:
 def test_what_may_lag_is_a_note(out: Path, source: Path, tmp_path: Path) -> None:
     name = shard(out)
     seal(Storage(str(out)), [shard(out, "two")])
-    assert notes(out) == ["index.parquet lags: 1 of 2 shards are not in it; the end of a run renews it"]
+    assert notes(out) == ["index.parquet lacks 1 of 2 shards; the end of a run adds them"]
     for path in (f"index/{name}.parquet", f"rejected/{name}.jsonl", "index.parquet"):
         (out / path).unlink()
     assert wrong(out) == []

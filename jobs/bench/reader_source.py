@@ -16,7 +16,7 @@ import vae
 from pipeline.output import shard_file
 from pipeline.output.commit import seal
 from pipeline.output.derived import derive
-from pipeline.output.spec_file import settle
+from pipeline.output.spec_file import write_spec
 from pipeline.records import ChunkId, ClipFacts, CompleteShard, Latent, clip_id
 from pipeline.settings.clip_rule import ClipRule
 from pipeline.settings.spec import LatentRule, Spec
@@ -32,7 +32,7 @@ def write_latents(where: Path, clips: int) -> None:
     """Write an output of `clips` rows of noise in FILES data files."""
     output = Storage(str(where))
     spec = Spec(vae=vae.load_vae("tiny").info.to_json(), clip=ClipRule(), latent=LatentRule())
-    settle(output, spec)
+    write_spec(output, spec)
     names = [f"{i:06d}-{i:012x}" for i in range(FILES)]
     for name in names:
         count = clips // FILES

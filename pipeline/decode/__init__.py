@@ -1,7 +1,7 @@
-"""Encoded video in, exactly the frames that a viewer would have seen out; or a VideoError that says why not.
+"""Decode encoded video to exactly the frames that a viewer sees, or raise a VideoError that says why not.
 
-    probe(src) -> VideoInfo                headers and a glance at the first frame
-    measure(src) -> Timeline               presentation times from the packets; nothing is decoded
+    probe(src) -> VideoInfo                headers and the first frame
+    measure(src) -> Timeline               presentation times from the packets, without decoding
     decode_clip(src, spec) -> DecodedClip
     iter_clips(src, specs)                 one pass for all clips of a video
 

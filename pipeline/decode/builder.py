@@ -1,7 +1,7 @@
-"""One clip in the making: which pictures it takes, and whether they may be taken.
+"""ClipBuilder: collect the pictures of one clip, and check that they are undamaged and within the limits.
 
-A clip converts into an array of its own. Where several are in the making at a time, as with clips that begin every few
-frames, a picture is converted once and they share it until they are handed out.
+A clip converts pictures into its own array. If several clips are open at a time, as with clips that begin every few
+frames, a picture is converted once, and the clips share it until they are handed out.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _HDR_TRANSFERS = {16: "PQ (SMPTE ST 2084)", 18: "HLG (ARIB STD-B67)"}
 
 
 class ClipBuilder:
-    """Collects one spec's frames from pictures that come in presentation order."""
+    """Collect the frames of one spec from pictures in presentation order."""
 
     def __init__(self, spec: DecodeSpec, stream: Any, origin: int) -> None:
         self.spec = spec
@@ -32,7 +32,7 @@ class ClipBuilder:
         self._origin = origin
         self._drops_alpha = drops_alpha(stream)
         self.shares = False
-        """Whether its frames are shared with other clips. Set before it takes the first."""
+        """Whether its frames are shared with other clips. Set before the first frame is taken."""
         self._error: VideoError | None = None
         self._stats: DecodeStats | None = None
         self.first = origin + math.ceil(spec.start / self._base)
@@ -44,11 +44,11 @@ class ClipBuilder:
             self.fail(LimitExceededError(f"{spec.output_bytes} bytes exceed max_output_bytes={spec.max_output_bytes}"))
 
     def need(self, i: int) -> int:
-        """Ticks that frame i stands for. Not with native frames, which are counted."""
+        """Return the time of frame i on the grid, in ticks. Not for native frames, which are counted."""
         return self._origin + math.floor(self.spec.target(i) / self._base)
 
     def restart(self) -> None:
-        """Forget every picture: the pass begins again."""
+        """Drop every picture, because the pass starts again."""
         self._frames: np.ndarray | None = None
         self._rows: list[np.ndarray] = []
         self._seen = 0
@@ -70,11 +70,11 @@ class ClipBuilder:
         self._rows.clear()
 
     def finish(self, stats: DecodeStats) -> None:
-        """Let what was collected be the result."""
+        """Make the collected frames the result."""
         self._stats = stats
 
     def offer(self, shown: Picture, until: int, reader: PictureReader) -> None:
-        """Take `shown`, which is on screen from its own ticks up to `until` (exclusive), where it is wanted."""
+        """Take `shown`, which is on screen from its ticks up to `until` (exclusive), for every frame that needs it."""
         if self.is_finished or self.is_complete:
             return
         try:
@@ -99,7 +99,7 @@ class ClipBuilder:
             self.fail(error)
 
     def hold(self, last: Picture, reader: PictureReader) -> None:
-        """Fill the rest with the video's last picture."""
+        """Fill the rest of the clip with the video's last picture."""
         try:
             while not self.is_complete and not self.is_finished:
                 self._take(self._clean or last, last.ticks, reader)
@@ -117,7 +117,7 @@ class ClipBuilder:
     def _offer_native(self, shown: Picture, reader: PictureReader) -> None:
         if shown.ticks < self.first:
             return
-        # A frame lost since the last one, or since `start`, would shift every later one by a place.
+        # A frame lost since the last one, or since `start`, would shift every later frame by one.
         self._check_hole(self._since, shown.ticks, reader)
         self._since = shown.ticks
         self._seen += 1
@@ -125,7 +125,7 @@ class ClipBuilder:
             self._take(shown, shown.ticks, reader)
 
     def _take(self, shown: Picture, need: int, reader: PictureReader) -> None:
-        """Make `shown` the next frame, standing for the time `need`."""
+        """Make `shown` the next frame, for the time `need` on the grid."""
         self._check_health(shown, need, reader)
         is_repeat = bool(self._ticks) and self._ticks[-1] == shown.ticks
         kind = self._kinds[-1] if is_repeat else frame_kind(shown.frame, shown.sar, drops_alpha=self._drops_alpha)
@@ -148,7 +148,7 @@ class ClipBuilder:
             raise LimitExceededError(f"a frame of {width}x{height} exceeds max_pixels={self.spec.max_pixels}")
 
     def _check_hole(self, since: int, until: int, reader: PictureReader) -> None:
-        """Refuse the clip if a frame that belongs after `since`, up to and including `until`, was lost."""
+        """Reject the clip if a frame after `since`, up to and including `until`, was lost."""
         if self.spec.on_error == "raise" and reader.damage.hole_between(since, until):
             raise CorruptVideoError(
                 f"the frame {self._at(until)}, or one just before it, is damaged: {reader.first_error}"
@@ -158,7 +158,7 @@ class ClipBuilder:
         return f"at {float((ticks - self._origin) * self._base):.3f} s"
 
     def _converted(self, shown: Picture, kind: FrameKind) -> np.ndarray:
-        """The picture as a frame of this clip, uint8 [height, width, 3]."""
+        """Return the picture as a frame of this clip, uint8 [height, width, 3]."""
         spec = self.spec
         size = (spec.height, spec.width, spec.fit, spec.crop, spec.autorotate, spec.square_pixels)
         key = (*size, spec.filter, spec.untagged_colorspace, spec.deinterlace)
@@ -176,7 +176,7 @@ class ClipBuilder:
         return row
 
     def _repeated(self) -> np.ndarray:
-        """The last frame once more."""
+        """Return the last frame again."""
         last = self._rows[-1]
         if self.shares:
             return last
@@ -185,7 +185,10 @@ class ClipBuilder:
         return row
 
     def _new_row(self) -> Any:
-        """Room for the next frame: in this clip's own array, or by itself, since a view would keep all of that."""
+        """Return memory for the next frame: a row of this clip's array, or an array of its own if frames are shared.
+
+        A view would keep the whole array alive.
+        """
         spec = self.spec
         if self.shares:
             return np.empty((spec.height, spec.width, 3), np.uint8)
@@ -194,7 +197,7 @@ class ClipBuilder:
         return self._frames[self.num_done]
 
     def result(self) -> DecodedClip | VideoError:
-        """What became of the clip, after the spec's filters. Once: the frames go with it."""
+        """Return the clip or its error, after the spec's filters. Call it once: the frames are handed over."""
         if self._error is not None:
             return self._error
         frames = self._taken_frames()
@@ -206,7 +209,7 @@ class ClipBuilder:
         return clip
 
     def _taken_frames(self) -> np.ndarray:
-        """The frames as an array that nothing else holds."""
+        """Return the frames as an array that no other object references."""
         frames, rows = self._frames, self._rows
         self._frames, self._rows = None, []
         if frames is None:

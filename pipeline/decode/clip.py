@@ -1,4 +1,4 @@
-"""What comes out: the frames of one clip, and the facts of the source frames behind them."""
+"""DecodedClip: the frames of one clip, and the facts about their source frames."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _CHANGING = (
     *("pix_fmt", "colorspace", "color_range", "color_trc", "color_primaries"),
     *("untagged_as", "alpha", "crop", "placed"),
 )
-"""Facts that may change in mid-stream."""
+"""Facts that may change within a stream."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecodeStats:
-    """What it took. Depends on the path: never part of a row's facts."""
+    """The cost of decoding. It depends on the seeks, so it is never part of a row's facts."""
 
     frames_decoded: int
     seeks: int
@@ -33,7 +33,7 @@ class DecodeStats:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class DecodedClip:
-    """The frames of one spec, and the facts of those frames."""
+    """The frames of one DecodeSpec, and the facts about these frames."""
 
     spec: DecodeSpec
     frames: np.ndarray
@@ -41,11 +41,11 @@ class DecodedClip:
     ticks: tuple[int, ...]
     """Timestamp of the source frame chosen for each frame, in `time_base`, on the stream's clock."""
     time_base: Fraction
-    """Seconds a tick."""
+    """Seconds per tick."""
     origin: int
-    """The first presentable frame's ticks: time 0 of every clip of this video."""
+    """Ticks of the first presentable frame, which is time 0 of every clip of this video."""
     repaired: tuple[bool, ...]
-    """Per frame: its timestamp was missing or out of order, and is a reconstruction."""
+    """Per frame: whether its timestamp was missing or out of order, and is reconstructed."""
     interlaced: tuple[bool, ...]
     kinds: tuple[tuple[int, FrameKind, list[int], list[int]], ...]
     """Runs of equal frame properties: (clip frame, properties, crop box, placed box)."""
@@ -54,7 +54,7 @@ class DecodedClip:
 
     @property
     def timestamps(self) -> tuple[Fraction, ...]:
-        """Seconds after the first presentable frame, exact, of the source frame behind each frame."""
+        """Exact time of the source frame of each frame, in seconds after the first presentable frame."""
         return tuple((t - self.origin) * self.time_base for t in self.ticks)
 
     @property
@@ -64,23 +64,23 @@ class DecodedClip:
 
     @property
     def target_times(self) -> tuple[Fraction, ...]:
-        """The grid, in seconds after the first presentable frame; the timestamps themselves for native frames."""
+        """The times of the grid, in seconds after the first presentable frame; for native frames, the timestamps."""
         if self.spec.fps is None:
             return self.timestamps
         return tuple(self.spec.target(i) for i in range(len(self.ticks)))
 
     @property
     def num_duplicates(self) -> int:
-        """Frames that show the same source frame as the one before."""
+        """Number of frames that show the same source frame as the previous frame."""
         return sum(a == b for a, b in pairwise(self.ticks))
 
     @property
     def longest_hold(self) -> Fraction:
-        """Seconds by which the stalest frame is older than its place on the grid."""
+        """Largest difference between a time on the grid and the time of its source frame, in seconds."""
         return max(t - s for t, s in zip(self.target_times, self.timestamps, strict=True))
 
     def facts(self) -> dict[str, Any]:
-        """What is known of the chosen frames' source, JSON-friendly: enough to find the same pixels again."""
+        """Return the facts about the source frames, as JSON types: enough to find the same pixels again."""
         _, kind, crop, placed = self.kinds[0]
         facts = {
             "codec": self.codec,
@@ -119,12 +119,12 @@ class DecodedClip:
         }
 
     def _assumed(self, kind: FrameKind) -> str | None:
-        """The matrix that was assumed, where one was. Specs of before this fact (`ffmpeg`, `auto`) keep their rows."""
+        """Return the matrix that was assumed, if any. Specs with `ffmpeg` or `auto` are older than this fact: None."""
         return None if self.spec.untagged_colorspace in ("ffmpeg", "auto") else untagged_as(kind, self.spec)
 
 
 def merge_facts(pieces: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The facts of a whole clip from those of its pieces, in order: equal to those of the clip decoded whole.
+    """Merge the facts of a clip's pieces, in order, into those of the clip decoded whole.
 
     Pieces may overlap; changes are counted by clip frame.
     """

@@ -1,9 +1,9 @@
-"""What was lost of a stream, and which frames that reaches.
+"""Damage: which packets of a stream were lost, and which frames may be predicted from them.
 
-A keyframe stops damage twice over. What was lost before it, in decoding order, reaches no frame that is decoded and
-shown after it. And the pictures that lead it (decoded after it, shown before it: the B-frames of an open GOP) serve one
-another only: no frame shown after a keyframe may be predicted from what precedes that keyframe in either order
-(H.265 8.3.2, H.266 8.3.2; H.264 D.2.8 says it of recovery points; MPEG-2 predicts nothing from B-frames).
+A keyframe stops damage in two ways. Loss before it, in decoding order, affects no frame that is decoded and shown after
+it. And its leading pictures (decoded after it, shown before it: the B-frames of an open GOP) are references for one
+another only: no frame shown after a keyframe may be predicted from a frame that precedes this keyframe in either order
+(H.265 8.3.2, H.266 8.3.2; H.264 D.2.8 for recovery points; MPEG-2 predicts nothing from B-frames).
 """
 
 from __future__ import annotations
@@ -14,46 +14,46 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a packet stands in the stream."""
+    """The place of a packet in the stream."""
 
     order: int
-    """In decoding order."""
+    """Index in decoding order."""
     disposable: bool = False
-    """No other frame is predicted from its own."""
+    """No other frame is predicted from its frame."""
     keyframe: bool = False
-    """Decoding can begin here, by the container's account."""
+    """Decoding can begin with this packet, according to the container."""
     leads: int | None = None
-    """When the keyframe is shown that its frame leads; None if it leads none."""
+    """Ticks of the keyframe that its frame leads; None if it leads none."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Damage:
-    """A packet that was lost, or gave a frame that the decoder flags."""
+    """A packet that was lost, or whose frame the decoder flags as corrupt."""
 
     place: Place
     ticks: int | None
-    """When its frame should have been shown; None if a frame is there, or nobody knows."""
+    """Time at which its frame should have been shown; None if there is a frame, or the time is unknown."""
 
 
 class Damage:
-    """Every damage since the last `forget`, and the keyframes that stop it."""
+    """All damage since the last `forget`, and the keyframes that stop it."""
 
     def __init__(self) -> None:
         self.forget()
 
     def forget(self) -> None:
-        """Begin with a decoder that knows of no frame before."""
+        """Start again, for a decoder that has no earlier frames."""
         self._all: list[_Damage] = []
         self._keyframes: list[tuple[int, int]] = []
         self._led: int | None = None
-        """When the last keyframe is shown, unless the clock started anew since."""
+        """Ticks of the last keyframe, unless the clock restarted since then."""
         self._last_dts: int | None = None
 
     def __bool__(self) -> bool:
         return bool(self._all)
 
     def follow(self, packet: Any, order: int, ticks: int, *, disposable: bool) -> Place:
-        """Place the next packet of the stream, which is shown at `ticks`."""
+        """Return the place of the next packet of the stream, whose frame is shown at `ticks`."""
         leads = None
         if packet.is_keyframe:
             self._keyframes.append((order, ticks))
@@ -66,29 +66,29 @@ class Damage:
         return Place(order, disposable, packet.is_keyframe, leads)
 
     def refuse_keyframe(self, place: Place) -> None:
-        """Let this keyframe stop nothing: it is predicted itself, and begins a gradual refresh, as H.264 allows."""
+        """Treat this keyframe as an ordinary frame: it is predicted and begins a gradual refresh, as H.264 allows."""
         self._keyframes = [(order, ticks) for order, ticks in self._keyframes if order != place.order]
         self._led = None
         self._all = [replace(d, place=replace(d.place, leads=None)) for d in self._all]
 
     def lose(self, place: Place, ticks: int | None) -> None:
-        """No frame comes of the packet at `place`, which should have been shown at `ticks`."""
+        """Record that the packet at `place`, which should have been shown at `ticks`, gives no frame."""
         self._all.append(_Damage(place, ticks))
 
     def flag(self, place: Place) -> None:
-        """The frame of the packet at `place` came, and is not what it should be."""
+        """Record that the frame of the packet at `place` is corrupt."""
         self._all.append(_Damage(place, None))
 
     def hole_between(self, ticks: int, until: int) -> bool:
-        """Whether a frame that was lost should have been shown after `ticks`, up to and including `until`."""
+        """Return whether a lost frame should have been shown after `ticks`, up to and including `until`."""
         return any(d.ticks is not None and ticks < d.ticks <= until for d in self._all)
 
     def lost_after(self, ticks: int) -> bool:
-        """Whether a frame later than `ticks` was lost."""
+        """Return whether a frame later than `ticks` was lost."""
         return any(d.ticks is not None and d.ticks > ticks for d in self._all)
 
     def reaches(self, order: int, ticks: int) -> bool:
-        """Whether the frame of this place and time may have been predicted from what was lost."""
+        """Return whether the frame with this place and time may have been predicted from a lost frame."""
         if not self._all:
             return False
         stopped = max((key for key, shown in self._keyframes if key <= order and shown <= ticks), default=0)

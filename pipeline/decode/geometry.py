@@ -1,7 +1,7 @@
-"""Which source pixels land where: orientation from the display matrix, the crop window, the place in the output.
+"""Geometry: orientation from the display matrix, the crop window in the source, and its place in the output.
 
 Pure arithmetic. "Source" is the decoded picture as coded, "upright" is as a viewer sees it: upright = flips(T(source)),
-where T transposes or not. Everything is cropped and scaled in source orientation and turned last, on the small picture.
+where T transposes or not. Pictures are cropped and scaled in source orientation and turned last, when they are small.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from fractions import Fraction
 from pipeline.decode.spec import Fit
 
 _MAX_SKEW_DEGREES = 1.0
-"""How far a display matrix may be from a multiple of 90 degrees; FFmpeg's autorotate has the same bound."""
+"""Allowed deviation of a display matrix from a multiple of 90 degrees; FFmpeg's autorotate has the same bound."""
 
 
 _MIN_ASPECT = Fraction(1, 16)
-"""Pixels narrower or wider than this are a broken header, not an anamorphic picture."""
+"""Allowed pixel aspect ratios; others are a broken header, not an anamorphic picture."""
 
 
 def pixel_aspect(*stated: Fraction | None) -> Fraction:
-    """Width by height of a pixel: the first that is stated; none, and what makes no sense, count as square."""
+    """Return width / height of a pixel: the first value that is given, or 1 if there is none or it makes no sense."""
     aspect = next(filter(None, stated), Fraction(1))
     return Fraction(aspect) if _MIN_ASPECT <= aspect <= 1 / _MIN_ASPECT else Fraction(1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Orientation:
-    """How to turn a decoded picture upright: transpose, then mirror across, then mirror down."""
+    """How to turn a decoded picture upright: transpose, then mirror horizontally, then mirror vertically."""
 
     transpose: bool = False
     hflip: bool = False
@@ -37,13 +37,13 @@ class Orientation:
 
     @property
     def flipped(self) -> bool:
-        """Mirrored: upright = turn(mirror across(source))."""
+        """Whether the picture is mirrored: upright = turn(mirror horizontally(source))."""
         return (self.transpose + self.hflip + self.vflip) % 2 == 1
 
     @property
     def rotation(self) -> int:
-        """Degrees counter-clockwise to turn, after mirroring across if `flipped`: 0, 90, 180 or 270."""
-        # Turning by 90 is vflip(transpose). With a mirror first, transpose alone is the turn by 90.
+        """Degrees to turn counter-clockwise, after mirroring horizontally if `flipped`: 0, 90, 180 or 270."""
+        # A turn by 90 degrees is vflip(transpose). After a mirror, transpose alone is the turn by 90.
         vflip = self.vflip
         if self.flipped:
             vflip = not vflip if self.transpose else vflip
@@ -56,9 +56,9 @@ UPRIGHT = Orientation()
 
 
 def orientation(matrix: Sequence[int] | None) -> Orientation:
-    """Orientation of a display matrix: 9 int32 as FFmpeg keeps them (16.16, rows a b u / c d v / x y w).
+    """Return the orientation of a display matrix: 9 int32 in FFmpeg's format (16.16, rows a b u / c d v / x y w).
 
-    x' = a x + c y, y' = b x + d y. A matrix that is absent, singular or skewed counts as upright, as in players.
+    x' = a x + c y, y' = b x + d y. A missing, singular or skewed matrix counts as upright, as in players.
     """
     if matrix is None or len(matrix) < 5:
         return UPRIGHT
@@ -87,7 +87,7 @@ class Box:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Placement:
-    """Source window `crop` is scaled to `scaled` (source orientation), turned, and put at `placed` (upright)."""
+    """The source window `crop` is scaled to `scaled` (source orientation), turned, and put at `placed` (upright)."""
 
     crop: Box
     scaled: tuple[int, int]
@@ -104,10 +104,10 @@ def place(
     position: tuple[float, float],
     chroma: tuple[int, int] = (2, 2),
 ) -> Placement:
-    """Fit a source picture into an output, sizes as (width, height), `target` and `position` upright.
+    """Fit a source picture into an output. Sizes are (width, height); `target` and `position` are upright.
 
-    `chroma` is how many pixels share one chroma sample, across and down. A window begins where a sample begins, and on
-    an even pixel; its size is even, except where it spans the whole of an odd picture.
+    `chroma` is the number of pixels per chroma sample, horizontally and vertically. A window begins at a chroma sample
+    and at an even pixel; its size is even, unless it covers a whole picture of odd size.
     Example: 1280x720 into 720x480, "cover", position (0.5, 0.5): the window is 1080x720 at x=100, y=0.
     """
     width, height = source
@@ -140,7 +140,7 @@ def place(
 
 
 def display_size(width: int, height: int, sar: Fraction, turn: Orientation) -> tuple[int, int]:
-    """Width and height as seen: square pixels, upright. Lines are kept, columns stretched."""
+    """Return width and height as displayed: square pixels, upright. Lines are kept, columns are stretched."""
     seen = max(1, round(width * sar))
     return (height, seen) if turn.transpose else (seen, height)
 
@@ -152,7 +152,7 @@ def _to_source(position: tuple[float, float], turn: Orientation) -> tuple[float,
 
 
 def _even(size: Fraction, limit: int) -> int:
-    """The even size nearest to `size`, at least 2; `limit` where that is reached."""
+    """Return the even size nearest to `size`, at least 2, or `limit` if it reaches the limit."""
     if size >= limit:
         return limit
     return min(limit, max(2, 2 * round(size / 2)))

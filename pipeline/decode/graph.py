@@ -1,12 +1,12 @@
-"""One filter graph per kind of frame: crop -> scale -> RGB -> turn upright. Only chosen frames are put in.
+"""FFmpeg filter graphs, one per kind of frame: crop -> scale -> RGB -> turn upright. Only chosen frames are filtered.
 
 The flags matter: without `full_chroma_int`, swscale's fast path darkens by 1.7 levels and shares chroma between pixel
 pairs, 9 dB worse against a float reference (measured on 720p to 720x480). With it, swscale has vector code for planar
-RGB only. So frames go through that: the bytes are the same (but for `bilinear` and `area` scaling up, which may be off
-by one), in 2.4 ms instead of 6.1 for 1080p to 720x480, 1.3 instead of 3.9 for 720p.
+RGB only, so frames are converted to planar RGB first. The bytes are the same (except for upscaling with `bilinear` and
+`area`, which may be off by one), in 2.4 ms instead of 6.1 for 1080p to 720x480, 1.3 instead of 3.9 for 720p.
 
-A graph that meets a frame of another size goes on silently with the wrong window, so graphs are keyed by every property
-that they were built for.
+A graph that gets a frame of another size silently continues with the wrong window, so graphs are keyed by every
+property that they were built for.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ _RGB = 0
 _LIMITED_RANGE, _FULL_RANGE = 1, 2
 _SWSCALE_TRANSFERS = frozenset({1, 2, *range(4, 9), *range(11, 19)})
 _SWSCALE_PRIMARIES = frozenset({1, 2, *range(4, 23)})
-"""What swscale 9.5 accepts (tried one by one); the others fail with "operation not supported"."""
+"""Values that swscale 9.5 accepts (each was tested); the others fail with "operation not supported"."""
 _UNNAMED_SIDE_DATA = range(28, 40)
-"""AVFrameSideDataType from where PyAV 18's enumeration ends."""
+"""The first AVFrameSideDataType that PyAV 18's enumeration does not have."""
 _TRANSPOSE = {(False, False): 0, (True, False): 1, (False, True): 2, (True, True): 3}
 """The `transpose` filter's `dir` by (hflip, vflip) after transposing."""
 
@@ -56,25 +56,25 @@ class FrameKind:
     turn: Orientation
     is_interlaced: bool
     alpha: Alpha | None
-    """What becomes of transparency, if there is any: the picture is laid on black, or shown as if opaque."""
+    """How transparency is handled: the picture is composed on black, or treated as opaque."""
 
     @property
     def display_size(self) -> tuple[int, int]:
-        """Width and height as a viewer sees them."""
+        """Width and height as displayed."""
         return display_size(self.width, self.height, self.sar, self.turn)
 
     @property
     def chroma(self) -> tuple[int, int]:
-        """How many pixels share one chroma sample, across and down."""
+        """Number of pixels per chroma sample, horizontally and vertically."""
         samples = av.VideoFormat(self.pix_fmt)
         return 16 // samples.chroma_width(16), 16 // samples.chroma_height(16)
 
 
 def drops_alpha(stream: Any) -> bool:
-    """Whether a video's transparency is ignored.
+    """Return whether a video's transparency is ignored.
 
-    In WebM it stands beside the frames, where FFmpeg's own decoders of VP8 and VP9 leave it. In raw video the fourth
-    byte is as a rule unused and zero: taken for transparency, it would black out the picture.
+    In WebM it is stored beside the frames, and FFmpeg's decoders of VP8 and VP9 ignore it. In raw video the fourth byte
+    is usually unused and zero; as transparency it would make the picture black.
     """
     context = stream.codec_context
     is_raw = context.name == "rawvideo" and context.pix_fmt is not None and _has_alpha(context.pix_fmt)
@@ -82,7 +82,7 @@ def drops_alpha(stream: Any) -> bool:
 
 
 def frame_kind(frame: Any, sar: Fraction, *, drops_alpha: bool = False) -> FrameKind:
-    """Read a frame's properties. `sar` is its sample aspect ratio, which PyAV's frames do not carry."""
+    """Return a frame's properties. `sar` is its sample aspect ratio, which PyAV's frames do not have."""
     alpha: Alpha | None = "black" if _has_alpha(frame.format.name) else None
     return FrameKind(
         width=frame.width,
@@ -100,10 +100,10 @@ def frame_kind(frame: Any, sar: Fraction, *, drops_alpha: bool = False) -> Frame
 
 
 def display_matrix(frame: Any) -> list[int] | None:
-    """The frame's display matrix as 9 integers, or None.
+    """Return the frame's display matrix as 9 integers, or None.
 
-    Not by `frame.side_data`: the frame would hold its container and that the frame, so that decoded pictures pile up
-    until the garbage collector comes (measured at 1080p: 13.9 ms a frame instead of 11.9, mostly page faults).
+    It does not use `frame.side_data`: the frame and the side data would reference each other, so decoded pictures stay
+    in memory until garbage collection (measured at 1080p: 13.9 ms per frame instead of 11.9, mostly page faults).
     """
     side_data: Any = SideDataContainer  # whose stub has no constructor
     try:
@@ -114,13 +114,13 @@ def display_matrix(frame: Any) -> list[int] | None:
 
 
 class Converter:
-    """Frames of one kind into uint8 RGB of one spec's size."""
+    """Convert frames of one kind to uint8 RGB of the size in one spec."""
 
     def __init__(self, kind: FrameKind, spec: DecodeSpec) -> None:
         self.placement = placement(kind, spec)
         self._kind, self._spec = kind, spec
         self._graph = self._new_graph()
-        # The deinterlacer gives a frame out when the next one comes, or at the end: so each frame has its own graph.
+        # The deinterlacer outputs a frame when it gets the next one, or at the end, so each frame has its own graph.
         self._is_one_way = _deinterlaces(kind, spec)
 
     def into(self, frame: Any, out: np.ndarray) -> None:
@@ -153,7 +153,7 @@ class Converter:
 
 
 def placement(kind: FrameKind, spec: DecodeSpec) -> Placement:
-    """Where a frame of `kind` goes in the output of `spec`."""
+    """Return the placement of a frame of `kind` in the output of `spec`."""
     return place(
         source=(kind.width, kind.height),
         sar=kind.sar if spec.square_pixels else Fraction(1),
@@ -166,7 +166,7 @@ def placement(kind: FrameKind, spec: DecodeSpec) -> Placement:
 
 
 def filters(kind: FrameKind, spec: DecodeSpec, where: Placement) -> list[tuple[str, str]]:
-    """The graph between source and sink as (filter, arguments): also what one gives to `ffmpeg -vf`."""
+    """Return the graph between source and sink as (filter, arguments), as for `ffmpeg -vf`."""
     turn = kind.turn if spec.autorotate else UPRIGHT
     chain = []
     if unreadable := _unreadable_tags(kind):
@@ -186,20 +186,20 @@ def filters(kind: FrameKind, spec: DecodeSpec, where: Placement) -> list[tuple[s
 
 
 def _scaled_rgb(kind: FrameKind, spec: DecodeSpec, where: Placement) -> list[tuple[str, str]]:
-    """Scale and convert to packed RGB, in one step or, where swscale would be wrong, in two."""
+    """Scale and convert to packed RGB, in one step, or in two if swscale would be wrong."""
     flags = f"flags={spec.filter}+accurate_rnd+full_chroma_int"
     to_size = f"{where.scaled[0]}:{where.scaled[1]}:{flags}"
     matrix = ":in_color_matrix=bt709" if untagged_as(kind, spec) == "bt709" else ""
     if kind.alpha == "black":
-        # swscale takes 0 for black in limited range, too: so blend in RGB, and before what is hidden is scaled in.
+        # swscale treats 0 as black in limited range too. So blend in RGB, and before hidden pixels are scaled in.
         to_rgba = [("scale", flags + matrix), ("format", "pix_fmts=gbrap")]
         steps = [*to_rgba, ("scale", f"{to_size}:alphablend=uniform_color")]
     elif _is_grey(kind) and kind.color_range == _LIMITED_RANGE:
-        # swscale takes all grey for full range.
+        # swscale treats all grey as full range.
         as_full = [("scale", f"{to_size}:out_range=full"), ("format", f"pix_fmts=yuv444p{'10le' * _is_deep(kind)}")]
         steps = [*as_full, ("setparams", "range=limited"), ("scale", flags)]
     elif _is_deep(kind) and kind.color_range == _FULL_RANGE:
-        # On the way to RGB, swscale takes 1023 of 10 bits for 1020: up to 0.8 of a level too bright.
+        # In the conversion to RGB, swscale treats 1023 of 10 bits as 1020: up to 0.8 of a level too bright.
         as_limited = [("scale", f"{to_size}:out_range=limited"), ("format", "pix_fmts=yuv444p10le")]
         steps = [*as_limited, ("scale", flags + matrix)]
     else:
@@ -208,7 +208,7 @@ def _scaled_rgb(kind: FrameKind, spec: DecodeSpec, where: Placement) -> list[tup
 
 
 def untagged_as(kind: FrameKind, spec: DecodeSpec) -> Literal["bt601", "bt709"] | None:
-    """The matrix by which YUV is converted that states none; None where it states one, and for RGB and grey."""
+    """Return the matrix for YUV without a matrix tag; None if there is a tag, and for RGB and grey."""
     samples = av.VideoFormat(kind.pix_fmt)
     is_yuv = not samples.is_rgb and len(samples.components) >= 3 and not kind.pix_fmt.startswith("xyz")
     if not is_yuv or _matrix(kind) != _UNSPECIFIED:
@@ -227,7 +227,7 @@ def untagged_as(kind: FrameKind, spec: DecodeSpec) -> Literal["bt601", "bt709"] 
 def _build(kind: FrameKind, spec: DecodeSpec, where: Placement) -> Any:
     graph = av.filter.Graph()
     graph.threads = 1
-    # PyAV's add_buffer leaves colour out; libavfilter negotiates it and warns when frames then differ.
+    # PyAV's add_buffer omits colour; libavfilter then negotiates it and warns about frames that differ.
     source = f"video_size={kind.width}x{kind.height}:pix_fmt={kind.pix_fmt}:time_base=1/1000:pixel_aspect=1/1"
     nodes = [graph.add("buffer", f"{source}:colorspace={_matrix(kind)}:range={kind.color_range}")]
     nodes += [graph.add(name, args or None) for name, args in filters(kind, spec, where)]
@@ -238,7 +238,7 @@ def _build(kind: FrameKind, spec: DecodeSpec, where: Placement) -> Any:
 
 
 def _without_new_side_data(frame: Any) -> Any:
-    """The frame without side data of types that PyAV 18 has no name for: it then refuses to list any of them.
+    """Return the frame without side data types unknown to PyAV 18, which otherwise cannot list any side data.
 
     JPEG files with EXIF are the common case (type 31).
     """
@@ -258,7 +258,7 @@ def _is_grey(kind: FrameKind) -> bool:
 
 
 def _is_deep(kind: FrameKind) -> bool:
-    """Whether luma has more than 8 bits."""
+    """Return whether luma has more than 8 bits."""
     luma = av.VideoFormat(kind.pix_fmt).components[0]
     return bool(luma.is_luma and luma.bits > 8)
 
@@ -269,14 +269,14 @@ def _has_alpha(pix_fmt: str) -> bool:
 
 
 def _matrix(kind: FrameKind) -> int:
-    """The YUV matrix; the reserved value 3, and "RGB" on a YUV format, mean that nobody set it."""
+    """Return the YUV matrix. The reserved value 3, and "RGB" on a YUV format, count as unspecified."""
     samples = av.VideoFormat(kind.pix_fmt)
     is_rgb = samples.is_rgb or samples.has_palette
     return _UNSPECIFIED if kind.colorspace == _RESERVED or (kind.colorspace == _RGB and not is_rgb) else kind.colorspace
 
 
 def _unreadable_tags(kind: FrameKind) -> list[str]:
-    """Tags that swscale refuses although they do not enter the conversion: reserved values, and log transfers."""
+    """Return tags that swscale rejects although the conversion does not use them: reserved values, log transfers."""
     tags = []
     if kind.colorspace != _matrix(kind):
         tags.append("colorspace")

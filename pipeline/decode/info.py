@@ -1,4 +1,4 @@
-"""What a container says about its video, before anything is cut from it."""
+"""VideoInfo: the facts in the headers of a video, and the probe that reads them."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class VideoInfo:
     """As coded."""
     display_width: int
     display_height: int
-    """As seen: square pixels, upright."""
+    """Size as displayed: square pixels, upright."""
     sar: Fraction
     rotation: int
-    """Degrees counter-clockwise to turn the coded picture upright, after mirroring it across if `flipped`."""
+    """Degrees to turn the coded picture counter-clockwise, after mirroring it horizontally if `flipped`."""
     flipped: bool
     pix_fmt: str
     colorspace: int
@@ -42,18 +42,18 @@ class VideoInfo:
     """A still image: one frame, no clock."""
     size_bytes: int
     duration_from_header: Fraction | None
-    """Seconds; containers lie."""
+    """Duration in seconds according to the container, which may be wrong."""
     num_frames_from_header: int | None
     fps_from_header: Fraction | None
-    """For orientation only: 1000/1 and 1/1 occur on ordinary 30 fps videos."""
+    """Only a hint: 1000/1 and 1/1 occur in ordinary 30 fps videos."""
 
 
 def probe(src: Source, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> VideoInfo:
-    """Read the headers of `src` and, unless they announce more than `max_pixels`, glance at the first frame.
+    """Read the headers of `src`, and the first frame unless the headers give more than `max_pixels`.
 
     Raises:
         OpenError, NoVideoStreamError, UnsupportedCodecError, UnsupportedEditsError
-        OSError: as the storage raised it.
+        OSError: any error of the storage.
     """
     with open_feed(src) as feed, open_container(feed, with_trial=False) as container:
         stream = choose_stream(container, feed)
@@ -88,7 +88,7 @@ def probe(src: Source, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> VideoInfo:
 
 
 def is_still(format_name: str) -> bool:
-    """Whether a container format is a single image: jpeg_pipe, png_pipe, webp_pipe, image2, ..."""
+    """Return whether a container format is a single image: jpeg_pipe, png_pipe, webp_pipe, image2, ..."""
     return format_name.endswith("_pipe") or format_name == "image2"
 
 

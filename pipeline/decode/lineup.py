@@ -1,6 +1,6 @@
-"""The clips of one pass, each made when it begins and let go when it is handed out.
+"""Lineup: the clips of one pass, each created when it begins and released when it is handed out.
 
-A video has thousands of clips and one held picture may be the whole of many, so no step takes more than one of them.
+A video may have thousands of clips, and one long picture may fill many of them, so no step keeps more than one.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from pipeline.errors import VideoError
 
 
 class Lineup:
-    """Makes a builder for each spec in the order in which clips begin, and gives results in the order of the specs."""
+    """Create a builder for each spec in the order in which clips begin, and yield results in the order of the specs."""
 
     def __init__(
         self, specs: Sequence[DecodeSpec], make: Callable[[DecodeSpec], ClipBuilder], time_base: Fraction, origin: int
     ) -> None:
-        """`specs` are sorted by start. Their time 0 is at `origin`, in ticks of `time_base` seconds."""
+        """Take specs sorted by start. Their time 0 is at `origin`, in ticks of `time_base` seconds."""
         self._specs, self._make = specs, make
         self._base, self._origin = time_base, origin
         self._made: dict[int, ClipBuilder] = {}
-        """By the index of the spec: begun or about to, and not handed out."""
+        """Builders by index of the spec, until they are handed out."""
         self._waiting: list[tuple[int, int]] = []
-        """A heap of (first ticks, index) of those that have not begun."""
+        """A heap of (first ticks, index) of the builders that have not begun."""
         self._num_made = 0
         self.num_yielded = 0
 
     def restart(self) -> None:
-        """Begin again with the clips that have no result yet."""
+        """Start again with the clips that have no result yet."""
         unfinished = {index: builder for index, builder in self._made.items() if not builder.is_finished}
         for builder in unfinished.values():
             builder.restart()
@@ -42,12 +42,12 @@ class Lineup:
 
     @property
     def num_begun(self) -> int:
-        """Clips that have begun and are not handed out: those that hold frames."""
+        """Number of clips that have begun and are not handed out, so that have frames in memory."""
         return len(self._made) - len(self._waiting)
 
     @property
     def next_first(self) -> int | None:
-        """Ticks at which the next clip begins; None if all have begun."""
+        """Return the ticks at which the next clip begins; None if all have begun."""
         while self._num_made < len(self._specs) and (not self._waiting or self._earliest <= self._waiting[0][0]):
             index = self._num_made
             builder = self._builder(index)
@@ -56,18 +56,18 @@ class Lineup:
         return self._waiting[0][0] if self._waiting else None
 
     def beginning(self, until: int) -> Iterator[ClipBuilder]:
-        """The clips that begin before `until`, one by one."""
+        """Yield the clips that begin before `until`, one by one."""
         while (first := self.next_first) is not None and first < until:
             _, index = heapq.heappop(self._waiting)
             yield self._made[index]
 
     def left(self) -> Iterator[ClipBuilder]:
-        """Every clip that is not handed out, one by one, in the order of the specs."""
+        """Yield every clip that is not handed out, one by one, in the order of the specs."""
         while self.num_yielded < len(self._specs):
             yield self._made.get(self.num_yielded) or self._builder(self.num_yielded)
 
     def results(self) -> Iterator[DecodedClip | VideoError]:
-        """Hand out what is ready, in the order of the specs."""
+        """Yield the results that are ready, in the order of the specs."""
         while (builder := self._made.get(self.num_yielded)) is not None and builder.is_finished:
             del self._made[self.num_yielded]
             self.num_yielded += 1
@@ -75,7 +75,7 @@ class Lineup:
 
     @property
     def _earliest(self) -> int:
-        """Ticks before which no clip begins that is still to be made: pieces of a clip begin after its start."""
+        """Return the earliest ticks at which a clip without a builder can begin. A piece begins after its start."""
         return self._origin + math.floor(self._specs[self._num_made].start / self._base)
 
     def _builder(self, index: int) -> ClipBuilder:

@@ -1,13 +1,13 @@
-"""Bytes, a path or a file object into an open container and its video stream, with every safety on.
+"""Open bytes, a path or a file object as a container, and choose its video stream, with these safety rules:
 
-* FFmpeg never opens a file or an address by itself: it reads through `Feed`, so a playlist or a reference inside the
-  content leads nowhere, and a fault of the storage is recognised as such however FFmpeg reports it.
-* One decoding thread (`SLICE`, 1), set before the first decode: PyAV's default takes every core of the host and leaks
-  threads from containers that are dropped.
-* Whatever FFmpeg raises is content, "cannot allocate memory" too: that is how it answers an absurd size in a header.
-  A machine that is out of memory kills, or raises Python's own MemoryError, which passes.
+* FFmpeg never opens a file or a URL by itself: it reads through `Feed`. So playlists and references inside the content
+  have no effect, and a storage fault is recognised, whatever error FFmpeg makes of it.
+* Decoding uses one thread (`SLICE`, 1), set before the first decode: PyAV's default uses every core of the machine and
+  leaks threads of unreferenced containers.
+* Every FFmpeg error counts as bad content, also "cannot allocate memory": FFmpeg raises it for absurd sizes in headers.
+  A machine without memory kills the process, or raises Python's MemoryError, which is not caught.
 * FFmpeg's log level is never set: with a Python log callback, a decoder error in a worker thread can deadlock on the
-  GIL (seen on two of our files; PyAV issues 751, 909, 2276).
+  GIL (seen with two of our files; PyAV issues 751, 909, 2276).
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ Source = bytes | bytearray | memoryview | str | Path | BinaryIO
 """An encoded file: its bytes, a local path, or a seekable binary file object (read from 0, never closed)."""
 
 _SILENT_ABOUT_LOSS = {"hevc", "vvc"}
-"""Decoders that skip a damaged NAL unit and give the frame out, with a hole and no flag, unless they are told to raise.
-H.264 and the MPEGs flag what they conceal. In VP8, VP9 and AV1 a flipped bit mostly gives another valid stream: nobody
-can tell."""
+"""Decoders that skip a damaged NAL unit and output the frame with a hole and without a flag, unless set to raise.
+The decoders of H.264 and the MPEGs flag concealed damage. In VP8, VP9 and AV1 a flipped bit usually gives another valid
+stream, so damage cannot be detected."""
 _AV_OPTIONS = {"protocol_whitelist": "none", "probesize": "5000000"}
 _NO_TRIAL = {"skip_frame": "all"}
-"""For the decoder that FFmpeg opens a file with: it tries some frames, 7 of H.264, which is 18 ms at 720p and 42 ms at
-1080p. They tell how far a stream reorders its frames, where no header does."""
+"""Options for the trial decode while FFmpeg opens a file: some frames, 7 of H.264, which takes 18 ms at 720p and 42 ms
+at 1080p. It finds how far a stream reorders its frames, if no header says so."""
 
 
 class Feed:
-    """One source, read by any number of containers. Remembers the first exception that the storage raised."""
+    """One source, read by any number of containers. It keeps the first exception of the storage."""
 
     def __init__(self, src: Source) -> None:
         self.fault: Exception | None = None
@@ -59,20 +59,20 @@ class Feed:
             self._owned.close()
 
     def read_at(self, offset: int, size: int) -> bytes:
-        """Bytes [offset, offset + size), fewer at the end of the source only."""
+        """Return bytes [offset, offset + size), fewer only at the end of the source."""
         if self._file is None:
             return bytes(self._view[offset : offset + size])
         self._file.seek(offset)
         return bytes(self._file.read(size))
 
     def check(self) -> None:
-        """Raise the storage's own exception if there was one: to libav it looked like the end of the file."""
+        """Raise the exception of the storage, if there was one: to libav it looked like the end of the file."""
         if self.fault is not None:
             raise self.fault
 
 
 class _Cursor:
-    """The file object that one container sees: a position of its own over a shared feed, and no `close`."""
+    """The file object of one container: its own position in a shared feed, and no `close`."""
 
     def __init__(self, feed: Feed) -> None:
         self._feed = feed
@@ -81,7 +81,7 @@ class _Cursor:
     def read(self, size: int) -> bytes:
         try:
             data = self._feed.read_at(self._offset, size)
-        except Exception as error:  # kept for `check`; raised through libav, it might get lost
+        except Exception as error:  # kept for `check`, because libav may lose it
             self._feed.fault = self._feed.fault or error
             data = b""
         self._offset += len(data)
@@ -100,7 +100,7 @@ class _Cursor:
 
 @contextmanager
 def open_feed(src: Source) -> Iterator[Feed]:
-    """The feed of `src`, closed at the end if it was a path."""
+    """Yield the feed of `src`. It is closed at the end if `src` is a path."""
     feed = Feed(src)
     try:
         yield feed
@@ -110,16 +110,16 @@ def open_feed(src: Source) -> Iterator[Feed]:
 
 @contextmanager
 def open_container(feed: Feed, *, with_trial: bool = True) -> Iterator[Any]:
-    """An open container; closed on the way out, or threads and descriptors stay behind.
+    """Yield an open container. It is closed at the end, because threads and descriptors would remain.
 
-    Without a trial, some properties of the streams are unknown, and frames may come in the wrong order. So it is left
-    out for MP4 only, which states when packets are decoded; where FFmpeg must guess that, it needs the trial, too.
+    Without a trial decode, some properties of the streams are unknown, and frames may come in the wrong order. So it is
+    skipped for MP4 only, which gives the decoding time of packets; otherwise FFmpeg needs the trial to guess it.
 
     Raises:
-        OpenError: FFmpeg can't make anything of the content.
+        OpenError: FFmpeg cannot read the content.
         UnsupportedCodecError: an animated WebP.
-        CorruptVideoError: in place of an FFmpeg error that the body of the `with` lets through.
-        OSError: as the storage raised it.
+        CorruptVideoError: replaces an FFmpeg error in the body of the `with`.
+        OSError: any error of the storage.
     """
     with _open(feed, _AV_OPTIONS if with_trial or not _is_mp4(feed) else _AV_OPTIONS | _NO_TRIAL) as container:
         feed.check()
@@ -146,7 +146,7 @@ def _open(feed: Feed, options: dict[str, str]) -> Any:
     try:
         try:
             return av.open(_Cursor(feed), "r", options=options, metadata_errors="replace")
-        except TypeError:  # PyAV 19 drops the argument and never raises on metadata
+        except TypeError:  # PyAV 19 has no such argument and never raises on metadata
             return av.open(_Cursor(feed), "r", options=options)
     except (av.FFmpegError, UnicodeDecodeError, ValueError) as error:
         feed.check()
@@ -154,15 +154,15 @@ def _open(feed: Feed, options: dict[str, str]) -> Any:
 
 
 def choose_stream(container: Any, feed: Feed, max_pixels: int | None = None, *, any_order: bool = False) -> Any:
-    """The video stream that a player would show, set up for decoding on one thread.
+    """Return the video stream that a player would show, set up for decoding on one thread.
 
-    FFmpeg's own choice (`best`), unless that is cover art: then the largest of the others. With `any_order` H.264
-    frames may be reordered as far as its specification allows, where the stream does not say how far: the decoder takes
-    that for not at all, corrects itself, and drops what comes too late by then.
+    It is FFmpeg's choice (`best`), or the largest other stream if that is cover art. If an H.264 stream does not state
+    how far it reorders frames, the decoder assumes no reordering, corrects itself later, and by then has dropped late
+    frames. With `any_order` it assumes the most reordering that the specification allows.
 
     Raises:
         NoVideoStreamError, UnsupportedCodecError, UnsupportedEditsError
-        LimitExceededError: the header announces more than `max_pixels` a frame.
+        LimitExceededError: the header gives more than `max_pixels` per frame.
     """
     moving = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     whole = [s for s in moving if not s.disposition & Disposition.dependent]
@@ -189,20 +189,20 @@ def choose_stream(container: Any, feed: Feed, max_pixels: int | None = None, *, 
         options["err_detect"] = "explode"
     if any_order and stream.codec_context.name == "h264":
         options["strict"] = "1"
-    stream.codec_context.flags |= Flags.unaligned  # else columns that the stream crops on the left stay (seen: 4 to 6)
+    stream.codec_context.flags |= Flags.unaligned  # or columns cropped on the left remain (seen: 4 to 6)
     stream.codec_context.options = options
     return stream
 
 
 def discard_others(container: Any, stream: Any) -> None:
-    """Let the demuxer skip every other stream's data."""
+    """Make the demuxer skip the data of all other streams."""
     for other in container.streams:
         if other.index != stream.index:
             other.discard = Discard.all
 
 
 def describe(error: Exception) -> str:
-    """The error's class and message, without PyAV's log excerpt."""
+    """Return the error's class and message, without PyAV's log excerpt."""
     text = getattr(error, "strerror", None) or str(error)
     return f"{type(error).__name__}: {text}"
 

@@ -1,8 +1,7 @@
-"""One pass over a video that serves every clip wanted from it.
+"""Decode all clips of a video in one pass.
 
-The pass runs forward and shows each picture to the clips until the next one comes. Before a stretch that no clip wants
-it may seek, and of a stretch that is wanted it may leave frames out; see `seeking`. A clip is the same however it was
-reached.
+The pass runs forward and offers each picture to the clips until the next one comes. It may seek over parts that no clip
+needs, and skip frames within the other parts; see `seeking`. The result does not depend on seeks and skipped frames.
 """
 
 from __future__ import annotations
@@ -31,20 +30,20 @@ from pipeline.errors import (
 )
 
 _MAX_LEADING_CORRUPT = 64
-"""Flagged frames that may precede the first clean one: an open GOP's leading pictures, a stream cut in mid-GOP."""
+"""Flagged frames allowed before the first clean one: leading pictures of an open GOP, or a stream cut within a GOP."""
 _WORTH_MEASURING = 50
-"""Packets of the whole video for each frame that the clips span, up to which it pays to measure the video in order to
-leave frames out. A packet costs 10 us; at 720p a frame takes about 4 ms, and leaving out spares a quarter of that."""
+"""Packets of the whole video per frame in the clips' span, up to which measuring the video in order to skip frames is
+faster. A packet costs 10 us; a frame at 720p takes about 4 ms, and skipping saves a quarter of that."""
 
 _MAX_ARRAYS = 2
-"""Clips held at a time that convert into an array of their own, without a copy; further ones share frames."""
+"""Open clips that convert into their own array, without a copy; further ones share frames."""
 
 
 def decode_clip(src: Source, spec: DecodeSpec, *, timeline: Timeline | None = None) -> DecodedClip:
     """Decode one clip.
 
     Raises:
-        VideoError: the content is at fault; see `iter_clips`.
+        VideoError: the content is bad; see `iter_clips`.
         OSError: as the storage raised it.
     """
     (result,) = iter_clips(src, [spec], timeline=timeline)
@@ -58,11 +57,11 @@ def iter_clips(
 ) -> Iterator[DecodedClip | VideoError]:
     """Decode several clips of one video in one pass.
 
-    `specs` are sorted by start and may overlap; each gets one result, in order. A clip that can't be had gives its
-    VideoError and the others follow. `timeline`, where the caller has measured one, saves measuring again.
+    `specs` are sorted by start and may overlap; each gives one result, in order: a clip, or a VideoError for this clip
+    only. Pass the `timeline` if it is already measured, to save measuring it again.
 
     Raises:
-        OSError: as the storage raised it; nothing is known of the clips that have not been yielded.
+        OSError: any error of the storage; the clips that were not yielded have no result.
     """
     if any(a.start > b.start for a, b in pairwise(specs)):
         raise ValueError("specs must be sorted by start")
@@ -77,7 +76,7 @@ def iter_clips(
 
 
 class _LateError(Exception):
-    """The decoder gives frames out too early, and drops those that should have come before them."""
+    """The decoder outputs frames too early, and drops frames that should have come before them."""
 
 
 class _Pass:
@@ -106,7 +105,7 @@ class _Pass:
         return self.lineup.num_yielded if self.lineup else 0
 
     def _once(self) -> Iterator[DecodedClip | VideoError]:
-        """Open the video and go through it once, seeking where that is allowed."""
+        """Open the video and decode it once, with seeks if they are allowed."""
         max_pixels = max(spec.max_pixels for spec in self.specs)
         with open_container(self.feed) as container:
             self.stream = choose_stream(container, self.feed, max_pixels, any_order=self.any_order)
@@ -125,7 +124,7 @@ class _Pass:
                 self.errors += self.reader.errors
 
     def _from_first_clean(self) -> Iterator[Picture]:
-        """Pictures from the first that the decoder does not flag; raises if there is none."""
+        """Yield pictures from the first one that the decoder does not flag as corrupt. Raises if there is none."""
         num_corrupt = 0
         pictures = self.reader.pictures()
         for picture in pictures:
@@ -144,7 +143,7 @@ class _Pass:
         raise NoFramesError("the video stream holds no frame")
 
     def _lined_up(self, first: Picture) -> Lineup:
-        """The clips that have no result yet, from the first picture on."""
+        """Return the Lineup of the clips that have no result yet, from the first picture on."""
         self.origin = first.ticks
         if self.lineup is None:
             self.lineup = Lineup(self.specs, self._builder_from(first.ticks), self.stream.time_base, first.ticks)
@@ -155,7 +154,7 @@ class _Pass:
         return lambda spec: ClipBuilder(spec, self.stream, origin)
 
     def _walk(self, lineup: Lineup, shown: Picture, pictures: Iterator[Picture]) -> Iterator[DecodedClip | VideoError]:
-        """Go forward, showing each picture to the clips that have begun, until all have their result."""
+        """Go forward and offer each picture to the clips that have begun, until all have a result."""
         begun: list[ClipBuilder] = []
         while (first := lineup.next_first) is not None or begun:
             if not begun and self.may_seek:
@@ -190,11 +189,11 @@ class _Pass:
 
     @property
     def _doubts_order(self) -> bool:
-        """Whether frames may come out too early: H.264 need not say how far it reorders them."""
+        """Return whether frames may come too early: an H.264 stream may omit how far it reorders them."""
         return self.stream.codec_context.name == "h264" and not self.any_order
 
     def _pays_to_leave_out(self, container: Any) -> bool:
-        """Whether there may be frames to leave out, and it pays to find out which."""
+        """Return whether there may be frames to skip, and finding them costs less than it saves."""
         if not self.reader.can_skip or any(spec.fps is None or spec.on_error == "skip" for spec in self.specs):
             return False
         rate = self.stream.average_rate
@@ -205,7 +204,7 @@ class _Pass:
         return bool(0 < num_packets <= _WORTH_MEASURING * num_spanned)
 
     def _leave_out(self, first: Picture) -> None:
-        """Spare the decoder what no clip wants. Where a clip reaches its limit of frames, each must be counted."""
+        """Skip frames that no clip needs, unless a clip reaches its limit of source frames, where each one counts."""
         timeline = self._measured()
         wanted = {timeline.ticks[-1]}
         for builder in map(self._builder_from(self.origin), self.specs):
@@ -216,7 +215,7 @@ class _Pass:
         self.seeker.leave_out(frozenset(timeline.ticks) - wanted, first, timeline)
 
     def _end(self, last: Picture, builder: ClipBuilder) -> None:
-        """The video is over: a clip without a result is padded, cut, or refused with the reason why it ended early."""
+        """Finish a clip without a result at the end of the video: pad it, truncate it, or reject it with the reason."""
         if builder.is_finished:
             return
         spec = builder.spec
@@ -241,7 +240,7 @@ class _Pass:
         return self.timeline
 
     def _last_step(self, last: Picture) -> int:
-        """How long the video's last picture stays, in ticks. Not from decoded neighbours: a seek may have none."""
+        """Return the duration of the video's last picture, in ticks. Decoded neighbours may be missing after a seek."""
         timeline = self._measured()
         return timeline.end - last.ticks if last.ticks == timeline.ticks[-1] else timeline.step
 

@@ -1,7 +1,7 @@
-"""Packets into pictures: decoded frames in presentation order, each with an exact time and a verdict on its health.
+"""PictureReader: packets to decoded frames in presentation order, each with its exact time and whether it is damaged.
 
-Errors are caught packet by packet, so what follows a damaged packet still comes out. What was lost is remembered:
-a picture that was predicted from it, or that would be shown in its place, is not what the file meant to show.
+Errors are caught per packet, so frames after a damaged packet are still decoded. Lost packets are remembered, because a
+picture that was predicted from one, or is shown in its place, is not the picture that the file was meant to show.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from pipeline.decode.opening import Feed
 from pipeline.errors import UnsupportedCodecError
 
 _MAX_BARREN_ERRORS = 100
-"""Damaged packets in a row, with no frame between and keyframes among them, after which the rest counts as undecodable.
-Not without keyframes: a recording that is cut just after one begins with hundreds of packets that lack it."""
+"""Damaged packets in a row, without a frame between them and including keyframes, after which the rest counts as
+undecodable. Keyframes are required: a recording cut just after one begins with hundreds of packets that lack it."""
 _MAX_BARREN_KEYFRAMES = 1
 _MAX_DEMUX_ERRORS = 8
 _MAX_DEMUX_ERRORS_IN_ALL = 1000
-"""Faults of the demuxer in a row, and in all, after which the file counts as over."""
+"""Faults of the demuxer in a row, and in total, after which the file counts as ended."""
 _MAX_REORDERED = 32
-"""Packets that may come between a frame and those shown before it: the 16 frames of H.264, as fields."""
+"""Packets that may come between a frame and the frames shown before it: the 16 frames of H.264, as fields."""
 
 _PREDICTED = {PictureType.P, PictureType.B}
 _MPEG = {"mpeg1video", "mpeg2video", "mpeg4"}
 _BARE = {"mpegts", "mpeg", "mpegvideo", "m4v", "h264", "hevc", "vvc"}
-"""Containers that leave it to the stream to say what a keyframe is, and of what shape a pixel, which may change, as in
+"""Containers in which the stream itself marks keyframes and gives the pixel aspect ratio, which may change, as in
 broadcasts."""
 
 
@@ -49,24 +49,24 @@ class Picture:
     ticks: int
     """Presentation time in the stream's time base, repaired so that it strictly increases."""
     repaired: bool
-    """The timestamp was missing or did not increase."""
+    """Whether the timestamp was missing or did not increase."""
     tainted: bool
-    """Predicted, as far as can be told, from a packet that was lost."""
+    """Whether it was predicted, as far as is known, from a lost packet."""
     sar: Fraction
-    """Sample aspect ratio: a pixel's width by its height."""
+    """Sample aspect ratio: width / height of a pixel."""
     converted: dict[Any, Any] = field(default_factory=dict)
-    """Outputs by geometry: clips that overlap convert a frame once."""
+    """Converted frames by geometry, so that overlapping clips convert a frame once."""
 
     @property
     def corrupt(self) -> bool:
-        """The decoder itself flags the frame."""
+        """Whether the decoder flags the frame as corrupt."""
         return bool(self.frame.is_corrupt)
 
 
 class PictureReader:
-    """Pictures of one stream of an open container, from where it stands; `seek` moves it.
+    """Read the pictures of one stream of an open container, from its current position; `seek` moves it.
 
-    Not thread-safe. `damage` and the counters refer to what was read since the last seek or the start.
+    Not thread-safe. `damage` and the counters cover everything since the last seek or the start.
     """
 
     def __init__(self, container: Any, stream: Any, feed: Feed) -> None:
@@ -77,11 +77,11 @@ class PictureReader:
         self.errors = 0
         self.first_error: str | None = None
         self.is_cut = False
-        """The demuxer ran into a fault: the file goes on by its own account, but can't be read."""
+        """Whether the demuxer failed before the end of the file."""
         self.unwanted: frozenset[int] = frozenset()
-        """Timestamps of frames that need not come."""
+        """Timestamps of frames that may be skipped."""
         self.skipped: set[int] = set()
-        """Those of them that were left out, as nothing is predicted from them."""
+        """Timestamps of frames that were skipped, because no frame is predicted from them."""
         self._length_size = nal_length_size(stream)
         self._aspects: list[tuple[int, Fraction]] = []
         self._is_bare = container.format.name in _BARE
@@ -102,17 +102,17 @@ class PictureReader:
         self._demux_errors = 0
 
     def seek(self, ticks: int) -> None:
-        """Go to the keyframe at or before `ticks`, by the container's own account, which may be wrong."""
+        """Go to the keyframe at or before `ticks` according to the container, which may be wrong."""
         self._container.seek(ticks, stream=self._stream, backward=True, any_frame=False)
         self._reset()
 
     def pictures(self) -> Iterator[Picture]:
-        """Pictures in presentation order until the end of the file."""
+        """Yield pictures in presentation order until the end of the file."""
         self._packets = self.packets()
         while (packet := self._ahead.popleft() if self._ahead else next(self._packets, None)) is not None:
             is_flush = packet.size == 0 and packet.pts is None and packet.dts is None
             if packet.size == 0 and not is_flush:
-                continue  # the frame before stays, as AVI and Theora say it
+                continue  # in AVI and Theora this means that the previous frame stays
             if not is_flush:
                 disposable = self._is_disposable(packet)
                 if disposable and packet.pts in self.unwanted:
@@ -139,7 +139,7 @@ class PictureReader:
                 yield self._picture(frame)
 
     def packets(self, *, every_stream: bool = False) -> Iterator[Any]:
-        """Packets of the stream, or of all. A demuxer's error does not end them, unless it persists."""
+        """Yield packets of the stream, or of all streams. They end at an error of the demuxer only if it persists."""
         faults = 0
         wanted = () if every_stream else (self._stream,)
         while True:
@@ -151,7 +151,7 @@ class PictureReader:
                     yield packet
                     faults = 0
             except IndexError:
-                # A stream that no header announced: PyAV has no object for it. The packet is not ours; go on.
+                # A packet of a stream that is in no header: PyAV has no object for it. It is not our stream.
                 continue
             except (av.FFmpegError, ValueError) as error:
                 self._feed.check()
@@ -166,13 +166,13 @@ class PictureReader:
             return
 
     def is_late_ahead(self) -> bool:
-        """Whether a packet is still to come whose frame should have been shown before the last picture."""
+        """Return whether a later packet has a frame that should have been shown before the last picture."""
         self._ahead.extend(islice(self._packets, _MAX_REORDERED - len(self._ahead)))
         return any(self.clock.would_be_late(packet) and packet.pts not in self.unwanted for packet in self._ahead)
 
     @property
     def lacks_keyframe(self) -> bool:
-        """Whether every packet was lost, and there was no keyframe to begin with."""
+        """Return whether every packet was lost, and none of them was a keyframe."""
         return self._is_bare and self._lost_all and not self._barren_keyframes
 
     @property
@@ -201,9 +201,9 @@ class PictureReader:
         return place
 
     def _begin_anew(self) -> None:
-        """Take this keyframe for the first packet: all before it were lost, as in a recording that was cut anywhere.
+        """Treat this keyframe as the first packet, because all before it were lost, as in a cut recording.
 
-        Else the HEVC decoder expects the frames that lead the keyframe to be decodable, and raises for each.
+        Otherwise the HEVC decoder expects that the keyframe's leading frames can be decoded, and raises for each.
         """
         self._stream.codec_context.flush_buffers()
         self.damage.forget()
@@ -240,7 +240,7 @@ class PictureReader:
         return Picture(frame=frame, ticks=ticks, repaired=repaired, tainted=tainted, sar=self._aspect_of(place.order))
 
     def _note_aspect(self) -> None:
-        """Remember the aspect that the decoder knows now, by the place in decoding order from which on it holds."""
+        """Store the decoder's current pixel aspect ratio, with the place in decoding order from which it is valid."""
         by_container = None if self._is_bare else self._stream.sample_aspect_ratio
         aspect = pixel_aspect(by_container, self._stream.codec_context.sample_aspect_ratio)
         if not self._aspects or self._aspects[-1][1] != aspect:
@@ -252,5 +252,5 @@ class PictureReader:
         return next((aspect for since, aspect in reversed(self._aspects) if since <= order), self._aspects[0][1])
 
     def _is_never_referred_to(self, frame: Any) -> bool:
-        """Whether nothing is predicted from the frame: a B-frame before H.264 came."""
+        """Return whether no frame is predicted from it: a B-frame of a codec older than H.264."""
         return frame.pict_type == PictureType.B and self._stream.codec_context.name in _MPEG

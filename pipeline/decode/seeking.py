@@ -1,10 +1,10 @@
-"""Skipping ahead without being lied to: what follows is held against the packets' timestamps, frame by frame.
+"""Seek, and check every following frame against the timestamps of the packets.
 
-Seeking lies in many ways (of 67 real files 8 disagreed with linear decoding): it lands late, past the data, or on
-frames whose timestamps are off by a tick or two. So it is tried only where the packets' timestamps can be trusted, the
-first picture taken is a keyframe at or before the target, every later one must be the one that the packets foretell,
-and at the first disagreement `DistrustError` sends the whole pass back to decode from the start. Frames that nobody
-wants and nothing is predicted from are left out on the same terms.
+Seeks are often wrong (8 of 67 real files gave other frames than linear decoding): they land late, after the data, or on
+frames whose timestamps differ by a tick or two. So a seek is tried only if the packets' timestamps can be trusted. The
+first picture must be a keyframe at or before the target, and every later one must have the next timestamp of the
+packets. At the first difference, DistrustError makes the whole pass decode from the start again. Frames that no clip
+needs and no frame is predicted from are skipped under the same check.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ from pipeline.decode.reader import Picture, PictureReader
 from pipeline.decode.timeline import Timeline
 
 _MIN_SEEK_SECONDS = Fraction(1)
-"""Shorter gaps are decoded through: a seek costs a keyframe's way, and once a file its packets."""
+"""Shorter gaps are decoded: a seek costs the decoding from a keyframe and, once per file, reading all packets."""
 _SEEK_EARLIER_SECONDS = (0, 2, 10)
-"""Where a seek lands late or on nothing, it is tried again this much earlier (decode.md: then all but AVI agree)."""
+"""If a seek lands late or finds nothing, it is tried again this much earlier (then all containers but AVI agree)."""
 _MAX_LEADING = 64
 """Packets that may precede the first presentable frame."""
 
 
 class DistrustError(Exception):
-    """What a seek led to does not agree with the packets."""
+    """The frames after a seek do not agree with the packets."""
 
 
 class Seeker:
-    """Decides on seeks in one pass, does them, and checks what follows them and what was left out."""
+    """Decide on the seeks of one pass, do them, and check the frames after seeks and skipped frames."""
 
     def __init__(self, reader: PictureReader, feed: Feed, time_base: Fraction, origin: int) -> None:
         self._reader, self._feed, self._base, self._origin = reader, feed, time_base, origin
         self._sought: int | None = None
-        self._foretold: Iterator[int] | None = None
+        self._expected: Iterator[int] | None = None
         self.num_seeks = 0
 
     def towards(
         self, target: int, shown: Picture, measured: Callable[[], Timeline]
     ) -> tuple[Picture, Iterator[Picture]] | None:
-        """Jump to the last keyframe at or before `target`, if that skips anything; None to decode on.
+        """Seek to the last keyframe at or before `target`, if that skips anything; return None to decode on.
 
         Raises:
-            DistrustError: the seek led nowhere, or too far.
+            DistrustError: the seek found nothing, or landed after the target.
         """
         if target == self._sought or (target - shown.ticks) * self._base < _MIN_SEEK_SECONDS:
             return None
@@ -68,26 +68,26 @@ class Seeker:
         raise DistrustError
 
     def leave_out(self, unwanted: frozenset[int], shown: Picture, timeline: Timeline) -> None:
-        """From `shown` on, do not decode the frames of these timestamps, unless others are predicted from them."""
+        """From `shown` on, skip the frames with these timestamps, unless other frames are predicted from them."""
         if self._trusts(timeline):
             self._reader.unwanted = unwanted
             self._follow(timeline, shown)
 
     def check(self, picture: Picture | None) -> None:
-        """Compare the next picture (None: the end) with the packets, if anything was skipped.
+        """Compare the next picture (None at the end) with the packets, if anything was skipped.
 
         Raises:
             DistrustError
         """
-        if self._foretold is None:
+        if self._expected is None:
             return
         if self._reader.clock.is_ranked:
-            raise DistrustError  # packets are told by their times, and those are others' here
+            raise DistrustError  # packets are identified by their times, which belong to other packets
         if self._reader.has_damage or (picture is not None and (picture.corrupt or picture.repaired)):
             raise DistrustError
         if picture is not None and picture.frame.interlaced_frame and self._reader.skipped:
-            raise DistrustError  # half of a frame may have been left out
-        foretold = next((ticks for ticks in self._foretold if ticks not in self._reader.skipped), None)
+            raise DistrustError  # half of a frame may have been skipped
+        foretold = next((ticks for ticks in self._expected if ticks not in self._reader.skipped), None)
         if foretold != (None if picture is None else picture.ticks):
             raise DistrustError
 
@@ -96,12 +96,12 @@ class Seeker:
         return timeline.is_trusted and begins_as_told and not (self._reader.has_damage or self._reader.clock.is_ranked)
 
     def _follow(self, timeline: Timeline, shown: Picture) -> None:
-        """Hold every picture from `shown` on against the timeline."""
-        self._foretold = iter(timeline.ticks[bisect_left(timeline.ticks, shown.ticks) :])
+        """Start to compare every picture after `shown` with the timeline."""
+        self._expected = iter(timeline.ticks[bisect_left(timeline.ticks, shown.ticks) :])
         self.check(shown)
 
     def _land(self, key: int, target: int, timeline: Timeline) -> tuple[Picture, Iterator[Picture]] | None:
-        """Seek to a keyframe; the first keyframe picture that comes out, if it does so in time."""
+        """Seek to a keyframe. Return the first keyframe picture and the rest, or None if it comes too late."""
         try:
             self._reader.seek(key)
         except (av.FFmpegError, ValueError):

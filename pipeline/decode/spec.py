@@ -1,4 +1,4 @@
-"""What to cut out of a video, and how: the request that `decode_clip` and `iter_clips` answer."""
+"""DecodeSpec: which frames to cut out of a video, and how to convert them. The input of decode_clip and iter_clips."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ OnError = Literal["raise", "skip"]
 Hdr = Literal["as_is", "reject"]
 Deinterlace = Literal["off", "spatial"]
 UntaggedColorspace = Literal["by_size", "bt601", "bt709", "ffmpeg", "auto"]
-"""The last two are the words of earlier versions, and mean in their outputs what they meant then."""
+"""The last two are names from earlier versions, kept for their outputs."""
 
 DEFAULT_MAX_PIXELS = 4096 * 2304
 DEFAULT_MAX_DECODED_FRAMES = 20_000
@@ -31,40 +31,40 @@ class DecodeSpec:
 
     num_frames: int
     fps: Fraction | None
-    """Frames a second of the grid; None takes consecutive source frames, the first at or after `start`."""
+    """Frames per second of the grid; None takes consecutive source frames, the first at or after `start`."""
     height: int
     width: int
-    """Pixels of the upright output. Even: an odd width sends swscale down another path with other pixels."""
+    """Pixels of the upright output. Even, because swscale gives other pixels for an odd width."""
     start: Fraction = Fraction(0)
     offset: int = 0
     """Grid index (native: source frame after `start`) of this piece's first frame."""
     fit: Fit = "cover"
     crop: tuple[float, float] = (0.5, 0.5)
-    """Where the crop (cover) or the picture (pad) sits, across and down: 0 left or top, 1 right or bottom."""
+    """Position of the crop (cover) or the picture (pad), horizontal and vertical: 0 left or top, 1 right or bottom."""
     filter: Filter = "bicubic"
     autorotate: bool = True
     square_pixels: bool = True
-    """Honour the sample aspect ratio."""
+    """Whether to use the sample aspect ratio."""
     untagged_colorspace: UntaggedColorspace = "by_size"
-    """Matrix of untagged YUV. "by_size" is BT.709 from 720 lines or 1280 columns on, as browsers and players have it,
+    """Matrix of untagged YUV. "by_size" is BT.709 from 720 lines or 1280 columns on, as in browsers and players,
     and BT.601 below. "ffmpeg" is BT.601, "auto" is BT.709 from 720 lines on, whatever the width."""
     deinterlace: Deinterlace = "off"
     """"spatial" runs estdif on frames that are flagged interlaced. Not bwdif: it needs the neighbours of every frame,
     and the graph sees only the chosen ones."""
     hdr: Hdr = "as_is"
     short: Short = "error"
-    """What to do when the video ends before the clip. A truncated file is an error under each of them."""
+    """What to do if the video ends before the clip. A truncated file is an error with each of them."""
     on_error: OnError = "raise"
-    """"skip" takes frames that were predicted from lost ones and holds frames across lost ones; frames that the decoder
-    itself flags corrupt are passed over. "raise" refuses the clip."""
+    """"skip" takes frames that were predicted from lost ones, repeats the previous frame for lost ones, and ignores
+    frames that the decoder flags as corrupt. "raise" rejects the clip."""
     max_hold: Fraction | None = None
-    """Seconds; the longest time that one source frame may stand in for later ones."""
+    """Longest time, in seconds, for which one source frame may be shown in place of later ones."""
     min_motion: float | None = None
-    """Levels; refuse the piece if no two neighbouring frames differ by this much on average."""
+    """Reject the piece if no two neighbouring frames differ by this many levels on average."""
     max_pixels: int = DEFAULT_MAX_PIXELS
-    """Source pixels a frame."""
+    """Limit: source pixels per frame."""
     max_decoded_frames: int = DEFAULT_MAX_DECODED_FRAMES
-    """Source frames between the first and the last frame of the piece."""
+    """Limit: source frames between the first and the last frame of the piece."""
     max_output_bytes: int = DEFAULT_MAX_OUTPUT_BYTES
 
     def __post_init__(self) -> None:
@@ -86,7 +86,7 @@ class DecodeSpec:
                 raise ValueError(f"{name} must be one of {get_args(kind)}, got {getattr(self, name)!r}")
 
     def target(self, i: int) -> Fraction:
-        """Time of the piece's frame i on the grid, in seconds after the first presentable frame."""
+        """Return the time of the piece's frame i on the grid, in seconds after the first presentable frame."""
         assert self.fps is not None
         return self.start + (self.offset + i) / self.fps
 

@@ -1,4 +1,4 @@
-"""When a video's frames are shown, from its packets alone: nothing is decoded."""
+"""Timeline: the presentation times of a video's frames, from its packets, without decoding."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from pipeline.errors import LimitExceededError, NoFramesError
 
 _HONEST_DURATION = {"matroska", "flv"}
 """Containers whose header states the duration. Not MPEG streams, where it is estimated from the bit rate; not MP4,
-where edit lists make it mean something else, and which states the number of samples; not AVI, of which FFmpeg computes
-it from the size of the file, and which states the number of frames."""
+where edit lists change its meaning, but the number of samples is stated; not AVI, where FFmpeg computes it from the
+file size, but the number of frames is stated."""
 _MPEG_STREAMS = {"mpegts", "mpeg"}
-"""Containers in which a packet that is marked as corrupt followed a gap; elsewhere the end of the file cut it short."""
+"""Containers in which a packet marked as corrupt follows a gap; in others, it was cut by the end of the file."""
 _SLACK_SECONDS = Fraction(1, 2)
 _SLACK_SHARE = Fraction(1, 50)
-"""What every stream together may fall short of the header's duration before the file counts as cut off."""
+"""How much shorter than the header's duration all streams may be before the file counts as truncated."""
 _MAX_FRAMES = 4_000_000
-"""37 hours at 30 frames a second. Measuring takes 270 bytes of memory a frame: 1.1 GB at this limit."""
+"""Limit: 37 hours at 30 frames per second. Measuring takes 270 bytes of memory per frame: 1.1 GB at this limit."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,28 +38,28 @@ class Timeline:
     """Presentation times of the chosen video stream. Times are seconds after the first presentable frame."""
 
     time_base: Fraction
-    """Seconds a tick."""
+    """Seconds per tick."""
     ticks: tuple[int, ...]
-    """Presentation timestamps, ascending; frames that an edit list drops are not among them."""
+    """Presentation timestamps, ascending, without frames that an edit list drops."""
     keyframes: tuple[int, ...]
-    """Those of keyframes, ascending."""
+    """Timestamps of keyframes, ascending."""
     end: int
-    """When the last frame's time is up."""
+    """Ticks at which the last frame ends."""
     step: int
-    """Median distance of neighbours."""
+    """Median distance between neighbouring timestamps."""
     synthetic: bool
-    """The packets carry no timestamps: these are counted from the nominal frame rate."""
+    """Whether the packets have no timestamps, and these are computed from the nominal frame rate."""
     is_trusted: bool
-    """Timestamps are complete, unique and agree with decoding order. Else frames are found by decoding from the start,
-    and their number and duration are estimates."""
+    """Whether timestamps are complete, unique and consistent with decoding order. If not, frames are found by decoding
+    from the start, and their number and duration are estimates."""
     is_truncated: bool
-    """The file ends before it says it does."""
+    """Whether the file ends before the end that its header or container states."""
     promised: Fraction
-    """Seconds that the header promises; never less than `duration`."""
+    """Duration in seconds according to the header; never less than `duration`."""
 
     @property
     def origin(self) -> int:
-        """The first presentable frame's timestamp, by the packets."""
+        """Timestamp of the first presentable frame, according to the packets."""
         return self.ticks[0]
 
     @property
@@ -73,31 +73,31 @@ class Timeline:
 
     @property
     def fps(self) -> Fraction | None:
-        """Frames a second on average; None for a single frame."""
+        """Average frames per second; None for a single frame."""
         if len(self.ticks) < 2:
             return None
         return (len(self.ticks) - 1) / ((self.ticks[-1] - self.ticks[0]) * self.time_base)
 
     def time(self, index: int) -> Fraction:
-        """When frame `index` appears, in seconds after the first."""
+        """Return the time of frame `index`, in seconds after the first frame."""
         return (self.ticks[index] - self.origin) * self.time_base
 
     def shown_at(self, ticks: int) -> int:
-        """The timestamp of the frame that is on screen at `ticks`; the first one's before that."""
+        """Return the timestamp of the frame that is on screen at `ticks`; before the first frame, the first one's."""
         return self.ticks[max(bisect_right(self.ticks, ticks) - 1, 0)]
 
     def num_between(self, first: int, last: int) -> int:
-        """How many frames are on screen at some time from `first` to `last`."""
+        """Return how many frames are on screen at some time from `first` to `last`."""
         return bisect_right(self.ticks, last) - bisect_right(self.ticks, first) + 1
 
     def keyframe_before(self, ticks: int) -> int | None:
-        """The last keyframe at or before `ticks`."""
+        """Return the timestamp of the last keyframe at or before `ticks`."""
         index = bisect_right(self.keyframes, ticks)
         return self.keyframes[index - 1] if index else None
 
 
 def measure(src: Source) -> Timeline:
-    """Read every packet of `src` and say when its frames are shown. Costs I/O and about 10 us a packet.
+    """Read every packet of `src` and return its Timeline. Costs I/O and about 10 us per packet.
 
     Raises:
         OpenError, NoVideoStreamError, UnsupportedCodecError, UnsupportedEditsError
@@ -110,7 +110,7 @@ def measure(src: Source) -> Timeline:
 
 
 def measure_feed(feed: Feed) -> Timeline:
-    """`measure` for a source that is already open; another container may be reading it."""
+    """Measure a source that is already open; another container may read it at the same time."""
     with open_container(feed, with_trial=False) as container:
         return _Tally(container, choose_stream(container, feed), feed).timeline()
 
@@ -125,9 +125,9 @@ class _Tally:
         self.num_packets = self.num_untimed = 0
         self.is_ranked = uses_ranked_times(container, stream)
         self.first_out: int | None = None
-        """Where times are ranked: that of the packet with which the first frame comes out."""
+        """With ranked times: the time of the packet whose submission gives the first frame."""
         self.ends: dict[int, int] = {}
-        """Where each stream ends, in its ticks."""
+        """End of each stream, in its ticks."""
         reader = PictureReader(container, stream, feed)
         last_dts: int | None = None
         lead: Lead | None = None
@@ -195,18 +195,18 @@ class _Tally:
         )
 
     def _drop_before_first_keyframe(self) -> None:
-        """Leave out what comes before the first keyframe of a recording that begins in the middle of things.
+        """Drop the packets before the first keyframe of a recording that was cut at its beginning.
 
-        Only for MPEG streams: there the parser, and not the container, says what a keyframe is, and H.264, HEVC and
-        MPEG-2 decoders give out nothing before it.
+        Only for MPEG streams: their keyframes are found by the parser, not by the container, and the decoders of H.264,
+        HEVC and MPEG-2 output nothing before the first one.
         """
         if self.container.format.name in _MPEG_STREAMS and not self.restarts and self.first_key is not None:
             self.shown = self.shown[self.first_key[0] :]
 
     def _join_fields(self, nominal: int) -> None:
-        """Count two fields that travel in packets of their own, as AVCHD cameras send them, as the one frame they make.
+        """Count two fields in separate packets, as AVCHD cameras write them, as one frame.
 
-        Told by every second packet, in decoding order, being half a frame later than the one before it.
+        In such a stream every second packet, in decoding order, is half a frame later than the previous one.
         """
         if self.container.format.name != "mpegts" or len(self.shown) % 2 or self.restarts:
             return
@@ -215,7 +215,7 @@ class _Tally:
             self.shown = [(ticks, 2 * duration) for ticks, duration in firsts]
 
     def _in_order_of_show(self, nominal: int) -> list[tuple[int, int]]:
-        """(ticks, duration) as decoding will find them: ascending, one step on where a clock is missing or restarts."""
+        """Return (ticks, duration) as in decoding: ascending, plus one step where a clock is missing or restarts."""
         shown: list[tuple[int, int]] = []
         for start, stop in pairwise([0, *self.restarts, len(self.shown)]):
             told = list(_with_untimed(self.shown[start:stop], nominal))
@@ -240,13 +240,15 @@ class _Tally:
             self.ends[packet.stream_index] = max(self.ends.get(packet.stream_index, end), end)
 
     def _promise(self, end: int) -> tuple[Fraction, bool]:
-        """Seconds on the stream's clock that the header promises, and whether the file falls short of them. If it does
-        not and they are more than were seen, the last picture stays so long."""
+        """Return the end of the video, in seconds, according to the header, and whether the file ends before it.
+
+        If the file is complete and this end is later than the last packet, the last picture stays until this end.
+        """
         seen = end * Fraction(self.stream.time_base)
         formats = set(self.container.format.name.split(","))
         promised = seen
         if self.container.duration and formats & _HONEST_DURATION:
-            # Matroska counts from 0, not from the first frame; where another counts otherwise, this asks too little.
+            # Matroska counts from 0, not from the first frame; for a writer that does not, this requires too little.
             promised = max(seen, Fraction(self.container.duration, 1_000_000))
         slack = max(_SLACK_SECONDS, promised * _SLACK_SHARE)
         bases = {index: self.container.streams[index].time_base for index in self.ends}
@@ -264,12 +266,12 @@ class _Tally:
         return (promised if truncated else seen), truncated
 
     def _num_listed(self) -> int:
-        """Samples that the header of an MP4 lists and its edit list does not leave out; 0 where fragments list them."""
+        """Return the number of samples in the header of an MP4, within its edit list; 0 if fragments list them."""
         return min(int(self.stream.frames), len(self.stream.index_entries))
 
 
 def _with_untimed(shown: Sequence[tuple[int | None, int]], nominal: int) -> Iterator[tuple[int | None, int]]:
-    """Times in ascending order, and what came without one where they leave room for it; what is left, at the end."""
+    """Yield times in ascending order, with missing times put into gaps between them; the rest follow at the end."""
     timed = sorted((ticks, duration) for ticks, duration in shown if ticks is not None)
     untimed = [duration for ticks, duration in shown if ticks is None]
     for i, (ticks, duration) in enumerate(timed):
@@ -291,5 +293,5 @@ def _gives_a_frame(packet: Any) -> bool:
 
 
 def _every_packet(reader: PictureReader, container: Any) -> Any:
-    """The packets of all streams: a cut-off file is one where none of them lasts as long as the header says."""
+    """Yield the packets of all streams: a file is truncated if none of them is as long as the header states."""
     return reader.packets(every_stream=True) if len(container.streams) > 1 else reader.packets()

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 from pipeline.settings.spec import PATH, Spec, diff
 
 
-def settle(output: Storage, spec: Spec) -> None:
+def write_spec(output: Storage, spec: Spec) -> None:
     """Write spec.json if this output has none; otherwise refuse any difference, touching nothing.
 
     Raises:
@@ -29,7 +29,7 @@ def check(output: Storage, spec: Spec) -> None:
     """Compare with the spec.json of this output, if it has one. Writes nothing.
 
     Raises:
-        ConfigError: as `settle`; or there is none, and yet data files or parts, made by nobody knows which Spec.
+        ConfigError: as `write_spec`; or there is none, and yet data files or parts, made by nobody knows which Spec.
     """
     try:
         lines = diff(spec.to_json(), output.read(PATH).decode())

@@ -119,7 +119,7 @@ def make_plan(
     return Plan(files, done, _list_staged(output), limit)
 
 
-def foresee(
+def plan_dry_run(
     output: Storage,
     sources: Sequence[str],
     *,
@@ -127,7 +127,7 @@ def foresee(
     limit: int | None = None,
     on_changed: OnChanged = "refuse",
 ) -> Iterator[Shard]:
-    """The shards of the plan that `make_plan` would make: those that are frozen, then the new ones. Writes nothing."""
+    """Yield the shards of the plan that `make_plan` would make: planned ones, then new ones. Writes nothing."""
     done = _list_done(output)
     files = _plan_files(output)
     _refuse_strangers(output, files, done)

@@ -1,10 +1,10 @@
-"""CSV lines -> records, where damage costs the line that it stands in and never the lines after it.
+"""Parse CSV lines into records, so that damage costs the damaged line only and never the lines after it.
 
-A quoted field may hold newlines, so one quote too few makes a lenient reader take the rest of the file for one caption.
-Here a record of several lines must be flawless: quotes as RFC 4180 has them, the right number of fields, no more than
-MAX_RECORD_LINES. Otherwise its first line alone is refused, and the next record begins on the line after it. So each
-line belongs to exactly one record, and a byte range that ends between two records holds the same records when it is
-read by itself.
+A quoted field may contain newlines, so with one missing quote a lenient reader takes the rest of the file as one
+caption. This reader accepts a record of several lines only if it is correct: quotes as in RFC 4180, the right number of
+fields, at most MAX_RECORD_LINES. Otherwise only its first line is rejected, and the next record begins on the next
+line. So each line belongs to exactly one record, and a byte range that ends between two records gives the same records
+when it is read separately.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from typing import NamedTuple
 MAX_LINE_BYTES = 64 << 20
 MAX_RECORD_LINES = 1000
 MAX_RECORD_BYTES = 4 << 20
-"""Of a record of several lines: how far an open quote is followed."""
+"""Limit of a record of several lines: how far the reader looks for the closing quote."""
 
 _OPENING = re.compile(rb',"(?:"")*(?:,|\r?\n?\Z)').search
-"""A quote after a comma that may close a field that began on an earlier line: more likely that one was never closed."""
+"""A quote after a comma that would close a field from an earlier line. More likely, that field was never closed."""
 
 
 class CsvRecord(NamedTuple):
     """One record, blank lines included."""
 
     fields: list[str]
-    """Empty for a blank line and for a refused record."""
+    """Empty for a blank line and for a rejected record."""
     fault: str
-    """Why it is refused, and which lines that concerns; "" if it is not."""
+    """Why the record is rejected, and which lines; "" if it is accepted."""
     size: int
-    """Bytes of its lines."""
+    """Number of bytes of its lines."""
 
 
 def csv_records(lines: Iterator[bytes], num_fields: int | None = None) -> Iterator[CsvRecord]:
-    """The records of `lines`. With `num_fields`, one with another number of fields is refused."""
-    # The limit of the csv module is one for the process; its default, 128 KiB, is less than some captions.
+    """Yield the records of `lines`. With `num_fields`, a record with another number of fields is rejected."""
+    # The csv module has one limit per process; its default, 128 KiB, is too small for some captions.
     csv.field_size_limit(MAX_LINE_BYTES)
     source = _Lines(lines)
     reader = csv.reader(source, strict=True)
@@ -72,7 +72,7 @@ def _fault(fields: list[str], lines: list[bytes], num_fields: int | None) -> str
 
 
 class _Lines:
-    """Lines for csv.reader, which takes as many as one record needs; all but the first can be given back."""
+    """Lines for csv.reader, which reads as many as one record needs; all but the first can be given back."""
 
     def __init__(self, lines: Iterator[bytes]) -> None:
         self.taken: list[bytes] = []

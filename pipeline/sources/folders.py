@@ -1,8 +1,8 @@
-"""Folders and globs -> shards: each tar is one, each table its row ranges, loose videos go in groups of `shard_size`.
+"""Turn folders and globs into shards: one per tar, one per row range of a table, one per `shard_size` loose videos.
 
-Everything streams from one sorted listing, so that a folder of ten million files needs no more memory than a page. A
-video's sidecars are the `.json` and `.txt` with its name; an image with a video's name is its poster; other files are
-ignored.
+Everything streams from one sorted listing, so a folder of ten million files needs only the memory of one page. The
+sidecars of a video are the `.json` and `.txt` with its name; an image with a video's name is its poster; other files
+are ignored.
 """
 
 from __future__ import annotations
@@ -39,9 +39,10 @@ def tar_shard(uri: str, entry: Entry) -> Shard:
 
 
 def list_items(entries: Iterable[Entry], containers: frozenset[str]) -> Iterator[ListedVideo | Entry]:
-    """What a sorted listing holds: `containers` (suffixes) as they are, and videos with their sidecars, sorted by path.
+    """Yield the `containers` (by suffix) of a sorted listing, and its videos with their sidecars, sorted by path.
 
-    All that can belong together shares folder and name up to the first dot, so in a sorted listing it stands together.
+    Files that may belong together have the same folder and the same name up to the first dot, so they are neighbours in
+    a sorted listing.
     """
     group: list[tuple[str, Entry]] = []
     prefix = ""
@@ -64,7 +65,7 @@ def list_items(entries: Iterable[Entry], containers: frozenset[str]) -> Iterator
 
 
 def files_shard(root: str, group: list[ListedVideo]) -> Shard:
-    """A shard of the videos of `group`, whose paths are relative to the folder `root`."""
+    """Return a shard of the videos of `group`, whose paths are relative to the folder `root`."""
     paths = "\n".join(video.path for video in group)
     return Shard(
         name=shard_name(root, PurePosixPath(root).name, paths),
@@ -77,10 +78,10 @@ def files_shard(root: str, group: list[ListedVideo]) -> Shard:
 
 
 def read_files(root: str, group: FileGroup, *, max_bytes: int) -> Iterator[Sample | Rejection]:
-    """The samples of a group: sidecars are read here, videos are opened by decode.
+    """Yield the samples of a group. Sidecars are read now; videos are opened by the decode stage.
 
     Raises:
-        ChangedError: a sidecar is not the one that was planned.
+        ChangedError: a sidecar has changed since it was planned.
     """
     folder = Storage(root)
     for video in group.videos:
@@ -103,7 +104,7 @@ def read_files(root: str, group: FileGroup, *, max_bytes: int) -> Iterator[Sampl
 
 
 def glob_matcher(pattern: str) -> Callable[[str], bool]:
-    """Match "*" and "?" within a folder's name, "[...]" in a name, "**/" over any number of folders."""
+    """Compile a glob: "*" and "?" match within a name, "[...]" one character, "**/" any number of folders."""
     expression = ""
     position = 0
     while position < len(pattern):
@@ -124,7 +125,7 @@ def glob_matcher(pattern: str) -> Callable[[str], bool]:
 
 def _pair(group: list[tuple[str, Entry]]) -> list[ListedVideo]:
     """The videos among entries that may belong together, sorted, each with the sidecars of its own stem."""
-    if len(group) == 1:  # the common case, worth 2 us of 5
+    if len(group) == 1:  # a shortcut for the most common case, which saves 2 us of 5
         suffix, only = group[0]
         if suffix in SIDECAR_SUFFIXES:
             return []
@@ -139,7 +140,7 @@ def _pair(group: list[tuple[str, Entry]]) -> list[ListedVideo]:
         sidecars = {
             suffix: (entry.size, entry.etag)
             for suffix, entry in entries
-            if suffix in SIDECAR_SUFFIXES and entry.path == stem + suffix  # written in lower case, as it is looked up
+            if suffix in SIDECAR_SUFFIXES and entry.path == stem + suffix  # lower case, as the reader opens it
         }
         for video in videos or posters:
             found.append(ListedVideo(video.path, video.size, video.etag, sidecars))

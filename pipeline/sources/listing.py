@@ -1,4 +1,4 @@
-"""List a source: a tar, a folder, a glob or a table becomes shards, in the order of its listing."""
+"""List a source: turn a tar, a folder, a glob or a table into shards, in the order of its listing."""
 
 from __future__ import annotations
 
@@ -22,37 +22,37 @@ from pipeline.storage import Entry, Storage, open_uri
 from pipeline.storage.addresses import folder_of, normal_uri, redacted
 
 NO_MORE = -1
-"""For `Planned.end_of`: take nothing more from this object."""
+"""Result of `Planned.end_of`: this object gives no more shards."""
 
 
 class Planned(Protocol):
-    """What the plan has already frozen of a source."""
+    """The part of a source that is already in the plan."""
 
     def end_of(self, uri: str, entry: Entry) -> int | None:
-        """None: this tar or table is new. Else where its last range ends (a tar: 0), or NO_MORE.
+        """Return None for a new tar or table, else the end of its last planned range (0 for a tar), or NO_MORE.
 
         Raises:
-            ChangedError: the entry is another object than the plan recorded.
+            ChangedError: the entry is not the object that was planned.
         """
 
     def videos_under(self, root: str) -> Iterator[ListedVideo]:
-        """The loose videos planned under the folder `root`, sorted by path."""
+        """Yield the loose videos planned under the folder `root`, sorted by path."""
 
     def check_video(self, root: str, planned: ListedVideo, found: ListedVideo) -> None:
-        """Compare a video with its record. Raises as `end_of`."""
+        """Compare a video with the plan. Raises as `end_of`."""
 
 
 def list_source(uri: str, *, shard_size: int, planned: Planned | None = None) -> Iterator[Shard]:
-    """The shards of a source that are not planned yet, in the order of its listing, as the listing comes in.
+    """Yield the shards of a source that are not planned yet, in the order of its listing, while it is listed.
 
     Args:
         uri: a tar; a table (.parquet, .jsonl, .ndjson, .csv); a video; a folder with tars or videos; a glob of these.
-        shard_size: videos or rows of a shard. Tars are one shard each.
-        planned: what earlier runs froze; tables go on where it ends.
+        shard_size: videos or rows per shard. A tar is always one shard.
+        planned: the part that earlier runs planned; tables continue where it ends.
 
     Raises:
-        ConfigError: there is nothing of the kind at `uri`.
-        ChangedError: a planned object is not what it was.
+        ConfigError: there is no such object at `uri`.
+        ChangedError: a planned object has changed.
     """
     if shard_size < 1:
         raise ConfigError(f"--shard-size must be at least 1, got {shard_size}")
@@ -72,19 +72,19 @@ def list_source(uri: str, *, shard_size: int, planned: Planned | None = None) ->
         yield files_shard(root, group)
     if not found_any:
         raise ConfigError(
-            f"--source {redacted(uri)} holds nothing to read. Looked for a .tar, a table "
+            f"--source {redacted(uri)} has nothing to read. Expected a .tar, a table "
             f"({', '.join(sorted(TABLE_SUFFIXES))}), a video, a folder with tars or videos, or a glob of these"
         )
 
 
 def _find(uri: str) -> tuple[str, Iterator[Entry], frozenset[str]]:
-    """The folder that paths are relative to, the listing of what `uri` means in it, and what may be a shard there.
+    """Return the folder that paths are relative to, the listing of `uri` in it, and the suffixes of allowed containers.
 
-    A table is a source where it is named: in a folder it is, as a rule, about the folder's videos.
+    A table is a source only if it is named directly: a table in a folder is usually about the folder's videos.
     """
     try:
         folder, name = open_uri(uri)
-    except ConfigError:  # a whole bucket
+    except ConfigError:  # `uri` is a whole bucket
         return uri, Storage(uri).list(), TAR_SUFFIXES
     first = next(folder.list(name), None)
     if first is not None and first.path == name:
@@ -100,7 +100,7 @@ def _find(uri: str) -> tuple[str, Iterator[Entry], frozenset[str]]:
 
 
 def _with_sidecars(folder: Storage, entry: Entry) -> list[Entry]:
-    """A single object; a video comes with its sidecars."""
+    """Return a single object; for a video, also its sidecars."""
     found = [entry]
     if suffix_of(entry.path) in VIDEO_SUFFIXES | IMAGE_SUFFIXES:
         for suffix in SIDECAR_SUFFIXES:
@@ -114,7 +114,7 @@ def _with_sidecars(folder: Storage, entry: Entry) -> list[Entry]:
 def _compared(
     items: Iterator[ListedVideo | Entry], root: str, planned: Planned | None
 ) -> Iterator[tuple[ListedVideo | Entry, bool]]:
-    """Each item, and whether it is new: a merge of two sorted sequences, so nothing is held."""
+    """Yield each item and whether it is new, by merging two sorted sequences without keeping them in memory."""
     records = planned.videos_under(root) if planned else iter(())
     record = next(records, None)
     for item in items:

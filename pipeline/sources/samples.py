@@ -1,7 +1,7 @@
-"""What a source gives for one video before it has an ordinal, and the parsing of what comes beside it.
+"""Sample, a video of a source before it has an ordinal, and the parsing of its sidecars.
 
-Everything here is text from strangers: it is parsed within limits, and what can't stand in an output row (half
-surrogates, NaN) is refused or made null, here and not in the middle of a commit.
+All of this text is untrusted: it is parsed within limits, and values that an output row cannot store (half surrogates,
+NaN) are rejected or set to null now, not in the middle of a commit.
 """
 
 from __future__ import annotations
@@ -40,10 +40,11 @@ VIDEO_SUFFIXES = frozenset(
     | {".h264", ".264", ".avc", ".h265", ".265", ".hevc", ".h266", ".266", ".vvc", ".av1", ".gif", ".webp", ".apng"}
     | {".ogg", ".ogx", ".ismv", ".mk3d", ".mj2", ".dav", ".dat", ".vc1", ".h261", ".h263", ".cavs", ".drc", ".mpv2"}
 )
-"""What FFmpeg's demuxers know as video, by name; what is inside decides later."""
+"""File suffixes of video containers that FFmpeg can read. The content decides later."""
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".jxl", ".ppm"})
-"""Videos of one frame; beside a video of the same name they are its poster, and ignored."""
+"""Suffixes of still images, which are videos of one frame. Beside a video of the same name, an image is its poster and
+is ignored."""
 
 SIDECAR_SUFFIXES = frozenset({".json", ".txt"})
 
@@ -51,14 +52,14 @@ MAX_SIDECAR_BYTES = 1 << 20
 MAX_NAME_BYTES = 4096
 
 MAX_NESTING = 64
-"""Of JSON. By the stack's own limit one and the same text would pass in one process and not in another."""
+"""Limit of nesting in JSON. With Python's stack limit, the same text could pass in one process and fail in another."""
 
 _BRACKETS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[{]|[\]}]', re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """A video as its source tells of it: a records.Video without shard and ordinal."""
+    """A video as listed by its source: a records.Video without shard and ordinal."""
 
     key: str
     uri: str
@@ -74,19 +75,19 @@ class Sample:
 
 
 def suffix_of(name: str) -> str:
-    """The last suffix in lower case: "a/clip.v2.MP4" -> ".mp4"; "" for "a/clip", "clip." and ".hidden"."""
-    # PurePosixPath says the same in ten times the time, and a plan asks for ten million.
+    """Return the last suffix in lower case: "a/clip.v2.MP4" -> ".mp4"; "" for "a/clip", "clip." and ".hidden"."""
+    # PurePosixPath gives the same but takes ten times as long, and a plan may need ten million suffixes.
     stem, dot, suffix = name.rpartition("/")[2].rpartition(".")
     return f".{suffix.lower()}" if stem and suffix else dot[1:]
 
 
 def refuse(reason: Reason, message: str, *, key: str, uri: str) -> Rejection:
-    """The Rejection of one sample by the read stage; whatever strangers wrote into it is cut to a sane length."""
+    """Return the Rejection of one sample by the read stage. Untrusted text in it is cut to a reasonable length."""
     return Rejection(reason=reason, stage="read", message=message[:500], key=key[:MAX_NAME_BYTES], uri=uri[:8192])
 
 
 def name_refusal(name: str) -> str | None:
-    """Why a member's name is refused, or None. We write nothing to it, but others may take it for a path."""
+    """Return why a member's name is rejected, or None. We never use it as a path, but other programs may."""
     if name.startswith("/") or ".." in name.split("/"):
         return "an absolute name or one with '..'"
     if "\0" in name or not _is_text(name):
@@ -97,7 +98,7 @@ def name_refusal(name: str) -> str | None:
 
 
 def parse_sidecars(text: bytes | None, metadata: bytes | None) -> tuple[str | None, dict[str, Any]]:
-    """Caption and further fields from a `.txt` and a `.json`. The text file wins, then "caption", then "text".
+    """Return caption and other fields from a `.txt` and a `.json`. The caption is the `.txt`, "caption" or "text".
 
     Raises:
         ValueError: not UTF-8, not JSON, or not a JSON object.
@@ -126,10 +127,10 @@ def take_caption(fields: dict[str, Any]) -> str | None:
 
 
 def parse_json(data: bytes | str) -> Any:
-    """JSON that can be written again as JSON: NaN and infinities become null.
+    """Parse JSON into values that can be written as JSON again: NaN and infinities become null.
 
     Raises:
-        ValueError: not UTF-8, not JSON, nested too deep, or with half a surrogate pair.
+        ValueError: not UTF-8, not JSON, nested too deeply, or with half a surrogate pair.
     """
     try:
         text = data if isinstance(data, str) else data.decode("utf-8-sig")
@@ -153,7 +154,7 @@ def _check_nesting(text: str) -> None:
 
 
 def plain(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a table as JSON can hold them: no nulls, dates and decimals as text.
+    """Return fields of a table as JSON types: without nulls, dates and decimals as text.
 
     Raises:
         ValueError: text that is not UTF-8.
@@ -164,7 +165,7 @@ def plain(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parse_seconds(value: object) -> Fraction | None:
-    """A time in seconds, exactly as written: 0.1 -> 1/10. None and "" mean that none was given.
+    """Parse a time in seconds exactly as written: 0.1 -> 1/10. None and "" mean that no time is given.
 
     Raises:
         ValueError: not a number from 0 to 1e9, or written with more than 40 characters.
@@ -176,7 +177,7 @@ def parse_seconds(value: object) -> Fraction | None:
         raise ValueError(f"not a time in seconds: {text[:40]!r}")
     numerator, slash, denominator = text.partition("/")
     try:
-        # By way of Decimal: Fraction("1e999999999") would compute the power.
+        # With Decimal, because Fraction("1e999999999") would compute the power.
         seconds = _exact(numerator) / (_exact(denominator) if slash else 1)
     except (InvalidOperation, ZeroDivisionError, ValueError) as error:
         raise ValueError(f"not a time in seconds: {text!r}") from error

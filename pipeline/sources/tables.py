@@ -1,11 +1,12 @@
-"""A table of videos -> row ranges, and a range -> samples. Parquet, JSONL or CSV; one column must be `video`.
+"""Tables of videos: split a table into row ranges, and read a range as samples. Parquet, JSONL or CSV.
 
-`start` and `end` are seconds, kept exactly; `caption` (or `text`) is the caption; every other column passes through,
-except binary ones. A relative address starts at the table's folder. A row without a video, with a time that can't be
-read or with start >= end is the Rejection `bad_row`; an address that a table may not name is `unsafe_uri`.
+The column `video` is required. `start` and `end` are seconds, kept exactly; `caption` (or `text`) is the caption; all
+other columns are copied to the output, except binary ones. A relative address is relative to the table's folder. A row
+without a video, with an invalid time or with start >= end becomes the Rejection `bad_row`; an address that the table
+may not name becomes `unsafe_uri`.
 
-Ranges are rows of a Parquet file and bytes of the others. A Parquet range decodes its row group from the group's start:
-write row groups of a few thousand rows, not of a million.
+Ranges are rows of a Parquet file and bytes of the other formats. A Parquet range is decoded from the start of its row
+group, so write row groups of a few thousand rows, not of a million.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ log = logging.getLogger(__name__)
 
 
 def list_table(uri: str, entry: Entry, *, shard_size: int, start: int) -> Iterator[Shard]:
-    """Ranges of a table from `start` (a row or a byte: where the plan ends) to its end.
+    """Yield the ranges of a table from `start` (a row or a byte: the end of the plan) to its end.
 
     Raises:
-        ConfigError: no column `video`, or not the kind of file that its suffix says.
+        ConfigError: there is no column `video`, or the file is not of the kind that its suffix says.
     """
     kind = suffix_of(uri)
     if kind == ".parquet":
@@ -55,14 +56,14 @@ def list_table(uri: str, entry: Entry, *, shard_size: int, start: int) -> Iterat
 
 
 def table_end(uri: str, entry: Entry) -> int:
-    """Where the last range of a table ends: its number of rows (Parquet) or of bytes."""
+    """Return the end of a table's last range: its number of rows (Parquet) or bytes."""
     return open_parquet(uri, entry.size, entry.etag).metadata.num_rows if suffix_of(uri) == ".parquet" else entry.size
 
 
 def read_table(
     shard: Shard, part: TableRange, *, allow_private: bool, allow_local: bool
 ) -> Iterator[Sample | Rejection]:
-    """The samples of one range, in order; every row is one."""
+    """Yield the samples of one range, in order, one per row."""
     start, stop = part.start, part.stop
     rows: Iterator[dict[str, Any] | str]
     match suffix_of(shard.uri):
@@ -101,7 +102,7 @@ def _sample(
     try:
         uri = joined(folder, video)
         why = refusal(uri, folder, allow_private=allow_private, allow_local=allow_local)
-    except ValueError as error:  # ConfigError is one: credentials in the address, no bucket
+    except ValueError as error:  # includes ConfigError: credentials in the address, no bucket
         why = str(error)
     if why:
         return refuse("unsafe_uri", f"{where}: {why}", key=key, uri=table_uri)
@@ -117,7 +118,7 @@ def _parquet_ranges(uri: str, entry: Entry, shard_size: int, start: int) -> Iter
     largest = max((metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)), default=0)
     if largest > 100 * shard_size:
         log.warning(
-            "table=%s has row groups of %d rows, and each shard of %d reads one: write smaller ones",
+            "table=%s has row groups of %d rows, and each shard of %d rows reads a whole one: write smaller row groups",
             *(redacted(uri), largest, shard_size),
         )
     for first in range(start, metadata.num_rows, shard_size):
@@ -127,7 +128,7 @@ def _parquet_ranges(uri: str, entry: Entry, shard_size: int, start: int) -> Iter
 
 
 def _parquet_rows(uri: str, size: int, etag: str, start: int, stop: int) -> Iterator[dict[str, Any] | str]:
-    """Rows [start, stop). A page that can't be unpacked costs the rest of the range, each row of it, and no more."""
+    """Yield rows [start, stop). If a page cannot be decoded, each row in the rest of the range is rejected."""
     given = start
     try:
         for batch in _parquet_batches(uri, size, etag, start, stop):
@@ -168,7 +169,7 @@ def _plain_rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | str]:
             (row,) = batch.slice(index, 1).to_pylist()
         except MemoryError:
             raise
-        except Exception as error:  # not UTF-8, a date out of range, a time zone that is none, and what else there is
+        except Exception as error:  # not UTF-8, a date out of range, an invalid time zone, or any other fault
             yield f"a value that cannot be read: {error}"
         else:
             yield row

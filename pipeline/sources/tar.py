@@ -1,9 +1,9 @@
-"""A tar as a stream of members that notices when it is not whole.
+"""TarReader: read a tar as a stream of members, and detect damage.
 
-`tarfile` in stream mode ends without an error on a cut or a flipped header, so the blocks are read here: POSIX ustar
-and pax, GNU long names, V7. A tar is whole only if every header's checksum is right, the two zero blocks of the end are
-there, and nothing but zeros follows up to the object's planned size. Nothing is written, and nothing is allocated on
-the word of a header alone.
+`tarfile` in stream mode ends without an error at a truncated or damaged header, so this module parses the blocks: POSIX
+ustar and pax, GNU long names, V7. A tar is whole only if the checksum of every header is right, the two zero blocks of
+the end are present, and only zeros follow up to the object's planned size. Nothing is written to disk, and a size in a
+header is checked before memory is allocated for it.
 
     block 0    header: name 0:100, size 124:136, checksum 148:156, type 156, magic 257:263, prefix 345:500
     block 1..  data, padded to 512
@@ -22,21 +22,21 @@ from pipeline.errors import StorageError, TarDamagedError
 
 BLOCK = 512
 MAX_EXTENDED_BYTES = 1 << 20
-"""Of one pax header or long name: real ones are a few hundred bytes."""
+"""Largest size of a pax header or long name; real ones have a few hundred bytes."""
 
-_NO_DATA = frozenset(b"123456")  # links, devices, folders, pipes: no data follows, whatever the size field says
+_NO_DATA = frozenset(b"123456")  # links, devices, folders, pipes: no data follows, even if the size is not 0
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One named thing in a tar."""
+    """One member of a tar."""
 
     name: str
-    """As written, without a leading "./"; bytes that are not UTF-8 appear as backslash escapes."""
+    """Name as written, without a leading "./"; bytes that are not UTF-8 appear as backslash escapes."""
     kind: Literal["file", "folder", "other"]
-    """other: a link, a device, a pipe, a sparse file: nothing that plain bytes could stand for."""
+    """other: a link, a device, a pipe or a sparse file, which has no plain content."""
     size: int
-    """Bytes of data."""
+    """Size of the data in bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +45,14 @@ class _Header:
     type: int
     size: int
     extended: bool
-    """An old GNU sparse header that goes on in further blocks."""
+    """Whether it is an old GNU sparse header that continues in further blocks."""
 
 
 class TarReader:
-    """Iterate over the members of `file`, which holds `size` bytes; `read()` the current one's data, or leave it.
+    """Iterate over the members of `file`, which has `size` bytes. `read()` returns the data of the current member.
 
     Raises:
-        TarDamagedError: the bytes are there, but they are not a whole tar.
+        TarDamagedError: all bytes were read, but they are not a whole tar.
         StorageError: there are fewer bytes than planned.
     """
 
@@ -70,7 +70,7 @@ class TarReader:
             yield member
 
     def read(self) -> memoryview:
-        """The data of the member that was yielded last, once."""
+        """Return the data of the last yielded member. Call it once per member."""
         self._check_claim()
         data = memoryview(bytearray(self._unread))
         self._take_into(data)
@@ -122,7 +122,7 @@ class TarReader:
         self._claim(size, name)
         plain = chr(header.type) not in "123456S" and not sparse
         kind: Literal["file", "folder", "other"] = "file" if plain else "folder" if header.type == ord("5") else "other"
-        if plain and name.endswith("/"):  # V7 has no type for folders
+        if plain and name.endswith("/"):  # V7 has no type for folders, only this slash
             kind = "folder"
         return Member(name=name.removeprefix("./"), kind=kind, size=size)
 
@@ -130,9 +130,9 @@ class TarReader:
         self._unread, self._padding, self._name = size, -size % BLOCK, name
 
     def _check_claim(self) -> None:
-        """Hold the size that a header says against what the store says is left, before anything is allocated.
+        """Check that the size in a header is not larger than the rest of the object, before memory is allocated.
 
-        Not as soon as the header is read: its name is right, and closes the sample before it.
+        This happens after the member is yielded: its name is valid, and it ends the previous sample.
         """
         if self._unread + self._padding > self._left:
             raise TarDamagedError(f"member {self._name[:200]!r} claims {self._unread} bytes, and {self._left} are left")
@@ -181,15 +181,15 @@ class TarReader:
 
 
 def parse_header(block: bytes) -> _Header:
-    """One 512-byte header.
+    """Parse one 512-byte header.
 
     Raises:
         TarDamagedError: its checksum or a number in it is wrong.
     """
-    # The sum counts the checksum field as eight spaces.
+    # The checksum field counts as eight spaces in the sum.
     plain = block[:148] + b"        " + block[156:]
     excess = sum(plain) - parse_number(block[148:156])
-    if excess and excess != 256 * sum(byte >= 128 for byte in plain):  # some old writers summed signed chars
+    if excess and excess != 256 * sum(byte >= 128 for byte in plain):  # some old writers sum signed chars
         raise TarDamagedError("a header with a wrong checksum")
     name = block[:100].split(b"\0", 1)[0]
     if block[257:263] == b"ustar\0" and block[345]:
@@ -203,10 +203,10 @@ def parse_header(block: bytes) -> _Header:
 
 
 def parse_number(field: bytes) -> int:
-    """Octal digits between spaces and NULs, or GNU's base-256 for what octal can't hold.
+    """Parse octal digits between spaces and NULs, or GNU's base-256 for numbers that are too large for octal.
 
     Raises:
-        TarDamagedError: neither, or negative.
+        TarDamagedError: neither format, or a negative number.
     """
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
@@ -217,7 +217,7 @@ def parse_number(field: bytes) -> int:
 
 
 def parse_pax(data: bytes) -> dict[str, bytes]:
-    """The records `length key=value newline` of a pax header: b"12 path=a.b\\n" -> {"path": b"a.b"}.
+    """Parse the records `length key=value newline` of a pax header: b"12 path=a.b\\n" -> {"path": b"a.b"}.
 
     Raises:
         TarDamagedError: a length that does not fit.

@@ -1,6 +1,6 @@
-"""JSONL and CSV tables as text: byte ranges of so many rows, and the rows of a range.
+"""JSONL and CSV tables: split the text into byte ranges by number of rows, and read the rows of a range.
 
-Both cut at "\\n" alone, so that a range made by one is the range read by the other.
+Lines end only at "\\n", both when ranges are made and when they are read, so that the rows are the same.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def csv_ranges(uri: str, entry: Entry, shard_size: int, start: int) -> Iterator[
 
 
 def csv_rows(data: bytes, columns: list[str]) -> Iterator[dict[str, Any] | str]:
-    # Lines end at "\n" alone, as they did when the ranges were made.
+    # Lines end only at "\n", as when the ranges were made.
     for record in csv_records(io.BytesIO(data), len(columns)):
         if record.fault:
             yield record.fault

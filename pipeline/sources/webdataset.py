@@ -1,11 +1,11 @@
-"""A tar in WebDataset form -> samples: consecutive members with one key belong together.
+"""Read a tar in WebDataset form as samples: consecutive members with the same key are one sample.
 
-The key is the name up to the first dot after the last slash. A sample is one video (or image) and, if they are there, a
-`.json` and a `.txt`; other members are ignored. A sample without sidecars is a sample without a caption. Refused, each
-on its own: sidecars without a video (`bad_sidecar`), sidecars that don't parse (`bad_sidecar`), a second video under
-one key and a key that comes back later (`duplicate_key`), a video that is a link, a device or has an unsafe name
-(`unsafe_member`), or is too large (`limit_exceeded`). Where the tar itself is damaged, the rest is one rejection, and
-so is the sample that was open: its next member may have been its caption.
+The key is the name up to the first dot after the last slash. A sample is one video (or image) with an optional `.json`
+and `.txt`; other members are ignored. A sample without sidecars has no caption. Rejected, each separately: sidecars
+without a video and sidecars that cannot be parsed (`bad_sidecar`), a second video with the same key and a key that
+comes again later (`duplicate_key`), a video that is a link or a device or has an unsafe name (`unsafe_member`), and one
+that is too large (`limit_exceeded`). If the tar itself is damaged, the rest of it is one rejection, and the open sample
+is another, because its next member may have been its caption.
 """
 
 from __future__ import annotations
@@ -32,17 +32,18 @@ from pipeline.sources.samples import (
 from pipeline.sources.tar import Member, TarReader
 
 MAX_SAMPLES = 1_000_000
-"""Per tar: their keys are remembered (100 bytes each), and a tar of ten million is an attack or a mistake."""
+"""Limit per tar: all keys are kept in memory (100 bytes each), and a tar of ten million is an attack or a mistake."""
 
 MAX_DUPLICATES = 1000
-"""Rejections for further videos under one key: frames stored as one sample, say. What comes after is not counted."""
+"""Largest number of rejections for further videos with one key, such as frames stored as one sample. The rest is not
+counted."""
 
 
 def read_tar(uri: str, *, size: int, etag: str, max_bytes: int) -> Iterator[Sample | Rejection]:
-    """The samples of a tar in order, holding one at a time, from one GET.
+    """Yield the samples of a tar in order, with one in memory at a time, from one GET.
 
     Raises:
-        StorageError: the object is not the planned one, or its bytes did not all come.
+        StorageError: the object is not the planned one, or not all bytes could be read.
     """
     seen: set[bytes] = set()
     group: _Group | None = None
@@ -75,7 +76,7 @@ def read_tar(uri: str, *, size: int, etag: str, max_bytes: int) -> Iterator[Samp
 
 
 def key_of(name: str) -> str | None:
-    """The WebDataset key: "a/b.c.mp4" -> "a/b". None for names without one: no dot, or hidden."""
+    """Return the WebDataset key: "a/b.c.mp4" -> "a/b". None for names without a dot and for hidden files."""
     folder, slash, base = name.rpartition("/")
     stem, dot, _ = base.partition(".")
     return f"{folder}{slash}{stem}" if dot and stem else None
@@ -130,7 +131,7 @@ class _Group:
             self.sidecars[ext] = bytes(tar.read())
 
     def close(self, seen: set[bytes]) -> Iterator[Sample | Rejection]:
-        """What the group comes to; its key goes into `seen`."""
+        """Yield the sample or the rejections of the group, and add its key to `seen`."""
         if self.video is None and not (self.sidecars.keys() & {"json", "txt"}) and not self.fault:
             return
         digest = hashlib.blake2b(self.key.encode("utf-8", "surrogateescape"), digest_size=16).digest()
@@ -151,7 +152,7 @@ class _Group:
             return self.video
         if self.fault:
             return refuse("bad_sidecar", self.fault, key=self.key, uri=self.video.uri)
-        # "a.cut.mp4" goes with "a.cut.json", else with "a.json".
+        # "a.cut.mp4" belongs to "a.cut.json", or if there is none, to "a.json".
         own = self.video_ext.lower().rpartition(".")[0]
         text, metadata = (
             self.sidecars.get(f"{own}.{kind}", self.sidecars.get(kind)) if own else self.sidecars.get(kind)

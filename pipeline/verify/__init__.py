@@ -1,1 +1,1 @@
-"""Read an output back and check everything in it."""
+"""Read an output back, and check everything in it."""

@@ -1,4 +1,4 @@
-"""What verify finds: problems, notes and counts."""
+"""The results of verify: problems, notes and counts."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """One thing that is wrong."""
+    """One problem in an output."""
 
     file: str
-    """Under the output."""
+    """Path of the file under the output."""
     row: int | None = None
-    """Of that file, from 0."""
+    """Row of the file, from 0."""
     what: str
-    """The column, or the promise that is broken."""
+    """The column, or the guarantee that does not hold."""
     found: str
     expected: str
 
@@ -25,17 +25,17 @@ class Problem:
 
 @dataclass(slots=True, kw_only=True)
 class Checked:
-    """What came out of checking a shard, or (shard "") something of the whole output."""
+    """The result of checking a shard, or (with shard "") a part of the whole output."""
 
     shard: str = ""
     rows: int = 0
     rejections: int = 0
     latent_bytes: int = 0
     remaining: int = 0
-    """Planned shards without a data file."""
+    """Number of planned shards without a data file."""
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    """Worth saying, and not wrong: what is not done yet, what is derived and may lag."""
+    """Facts that are no problems: unfinished shards, and derived files that are not up to date."""
 
     def wrong(self, file: str, what: str, found: object, expected: object, row: int | None = None) -> None:
         """Add a problem."""

@@ -1,7 +1,7 @@
-"""Encode stored clips again from their source, by the stages of the job, and compare.
+"""Encode stored clips again from their source, with the stages of the job, and compare the latents.
 
-Equal bytes are demanded where every recorded run had this machine's environment (runs.environment). Elsewhere a bound
-on the relative L2 difference of the latent is, by compute dtype: see BOUNDS.
+If every recorded run had this machine's environment (run_records.environment), the bytes must be equal. Otherwise the
+relative L2 difference of the latent must be below a bound that depends on the compute dtype: see BOUNDS.
 """
 
 from __future__ import annotations
@@ -35,27 +35,27 @@ from pipeline.storage.range_file import open_parquet
 from pipeline.verify.findings import Problem
 
 BOUNDS = {"bfloat16": 0.05, "float16": 0.03, "float32": 0.03}
-"""Relative L2 difference that another environment may make to a latent. bfloat16 is the bound of the encoder's start-up
-self-check. Measured with `tiny`, the same clip: other kernels or threads 0.014 in bfloat16 and 3e-6 in float32; one
-pixel in ten rounded to the next level, as another FFmpeg might, 0.016 in float32 and 0.021 in bfloat16; storage in
-bfloat16 0.0017. The same clip a frame later is off by 0.66."""
+"""Largest relative L2 difference of a latent in another environment. bfloat16 has the bound of the encoder's self-check
+at start. Measured with `tiny` on the same clip: other kernels or threads 0.014 in bfloat16 and 3e-6 in float32; one
+pixel in ten rounded to the next level, as by another FFmpeg, 0.016 in float32 and 0.021 in bfloat16; storage in
+bfloat16 0.0017. A clip that starts one frame later differs by 0.66."""
 
 _LATENT_COLUMNS = ("latent", "latent_crc32", "npy_file", "npy_row")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Again:
-    """What came of encoding one clip again."""
+    """The result of encoding one clip again."""
 
     file: str
     row: int
     difference: float = 0.0
-    """Relative L2 of the latent; 0: equal bytes."""
+    """Relative L2 difference of the latent; 0 for equal bytes."""
     problems: tuple[Problem, ...] = ()
 
 
 def choose(rows: Mapping[str, int], count: int, seed: int) -> dict[str, list[int]]:
-    """`count` rows out of all (number of rows by shard), the same ones for the same seed: row numbers by shard."""
+    """Choose `count` of all rows (given as number of rows by shard) by the seed. Return row numbers by shard."""
     shards = sorted(shard for shard, num_rows in rows.items() if num_rows)
     ends = list(accumulate(rows[shard] for shard in shards))
     total = ends[-1] if ends else 0
@@ -79,7 +79,7 @@ def differences(output: Storage, here: dict[str, Any]) -> list[str]:
 
 
 def recorded_threads(output: Storage) -> int:
-    """Torch threads per encoder of the first run that recorded them; else 1, the job's default."""
+    """Return the torch threads per encoder of the first run that recorded them, or 1, the default of the job."""
     for _, environment in environments(output):
         if threads := environment.get("threads_per_encoder"):
             return int(threads)
@@ -98,7 +98,7 @@ def reencode(
     Args:
         chosen: row numbers by shard; see `choose`.
         decoder, encoder: the job's stages.
-        bound: largest relative L2 difference; None demands equal bytes.
+        bound: largest relative L2 difference; None requires equal bytes.
     """
     for shard in read_plan(output):
         if shard.name in chosen:
@@ -123,7 +123,7 @@ def _shard_again(
     wanted: dict[ClipKey, int] = {keys[row]: row for row in rows}
     for clip, result in _encoded(shard, frozenset(wanted), settled, decoder, encoder):
         row = wanted.pop(clip, None)
-        if row is None:  # a further chunk of a clip that has failed already
+        if row is None:  # a further chunk of a clip that already failed
             continue
         stored = file.read_row_group(row).to_pylist()[0]
         yield _compare(output, path, row, stored, result, bound)
@@ -138,7 +138,7 @@ def _encoded(
     decoder: Decoder,
     encoder: Callable[[Chunk], Latent],
 ) -> Iterator[tuple[ClipKey, Latent | str]]:
-    """The wanted clips of a shard, encoded, or why not. The source is read no further than the last of them."""
+    """Yield the wanted clips of a shard, encoded, or why not. The source is read up to the last of them only."""
     left = {video for video, _ in wanted}
     try:
         for record in read_shard(shard):
@@ -147,7 +147,7 @@ def _encoded(
             if not isinstance(record, Video) or record.video not in left:
                 continue
             left.remove(record.video)
-            # What is settled and not wanted is left out as a resumed run leaves out the guard's verdicts.
+            # Clips that are not wanted are skipped just as a resumed run skips clips that the guard rejected.
             others = tuple(clip for video, clip in settled - wanted if video == record.video)
             yield from _video_again(replace(record, verdicts=others), wanted, decoder, encoder)
     except StorageError as error:
@@ -204,7 +204,7 @@ def _compare(output: Storage, path: str, number: int, stored: Row, result: Laten
 
 
 def _relative(stored: bytes, made: bytes, dtype: str) -> float:
-    """L2 of the difference by L2 of what was made now; 0 for equal bytes alone, inf where it cannot be said."""
+    """Return L2 of the difference / L2 of the new latent; 0 only for equal bytes, inf if it cannot be computed."""
     if stored == made:
         return 0.0
     if len(stored) != len(made):

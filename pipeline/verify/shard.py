@@ -1,13 +1,13 @@
 """Read one committed shard back: footer, rows, latents, NPY arrays, index and rejections against each other.
 
-    footer      names this shard; its Spec is spec.json's; planned = rows + rejections; the plan's videos are all there
-    rows        the ids that follow from shard, video and clip; source order; each video's clips are 0, 1, 2, ...
-    latents     crc32, shape against bytes and against what the Spec makes of the frames, dtype, finite values
-    arrays      named by their content, as long as the rows that name them
-    index       the bytes at file, byte_offset, byte_length are the latent; every other column is the row's
-    rejected/   the footer's rejections, line by line
+    footer      names this shard; its Spec equals spec.json; planned = rows + rejections; all videos of the plan
+    rows        ids match shard, video and clip; source order; each video's clips are 0, 1, 2, ...
+    latents     crc32, shape against bytes and against the Spec, dtype, finite values
+    arrays      their names match their content, and their lengths the rows that name them
+    index       the bytes at file, byte_offset, byte_length are the latent; every other column equals the row
+    rejected/   equals the footer's rejections, line by line
 
-A latent is read twice, as a Parquet reader reads it and by the index's byte range: both promises are kept or not. One
+A latent is read twice, as a Parquet reader reads it and by the index's byte range, because both are guaranteed. One
 clip is in memory at a time.
 """
 
@@ -39,12 +39,12 @@ from vae.info import VAEInfo
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """What the plan says of a shard."""
+    """The facts of a shard in the plan."""
 
     num_videos: int | None = None
-    """None: the plan does not know; a tar tells when it is read."""
+    """None if the plan does not know it: the videos of a tar are counted when it is read."""
     is_retry: bool = False
-    """Its clips are some of a video's, under their numbers in the shard before."""
+    """Whether it is a retry: its clips are some clips of a video, numbered as in the original shard."""
 
 
 def check_shard(output: Storage, spec: Spec, shard: str, arrays: list[str], planned: Planned) -> Checked:
@@ -62,7 +62,7 @@ def check_shard(output: Storage, spec: Spec, shard: str, arrays: list[str], plan
 
 
 def shard_of(path: str) -> str:
-    """The shard that a file of data/, index/ or rejected/ belongs to: shard names hold no dot and no slash."""
+    """Return the shard of a file in data/, index/ or rejected/. Shard names have no dot and no slash."""
     return path.rpartition("/")[2].partition(".")[0]
 
 
@@ -75,7 +75,7 @@ class _ShardCheck:
         self._in_array: defaultdict[str, set[int]] = defaultdict(set)
 
     def open(self) -> bool:
-        """Footer and index. False: there are no rows to look at."""
+        """Open the file, and check footer and index. Return False if there are no rows to check."""
         try:
             entry = self._output.entry(self._path)
             self._file = open_parquet(self._output.address(self._path), entry.size, entry.etag)
@@ -102,7 +102,7 @@ class _ShardCheck:
         return True
 
     def rows(self) -> None:
-        """Every row, its latent and its line in the index."""
+        """Check every row, its latent and its row in the index."""
         last: ClipKey = (-1, -1)
         for i in range(self._file.num_row_groups):
             try:
@@ -126,7 +126,7 @@ class _ShardCheck:
             self._latent(i, row)
 
     def conservation(self, plan: Planned) -> None:
-        """planned = rows + rejections, no clip twice, no gap in a video's clips, and as many videos as were planned."""
+        """Check that planned = rows + rejections, no clip is missing or twice, and all planned videos are there."""
         rejections = self._footer["rejections"]
         ends = self._clips + Counter((rejection["video"], rejection["clip"]) for rejection in rejections)
         self.checked.rejections = len(rejections)
@@ -151,7 +151,7 @@ class _ShardCheck:
                 self._wrong("rejection", rejection["reason"], "a reason of the closed set")
 
     def rejected(self) -> None:
-        """rejected/<shard>.jsonl. It is made before the index, so without an index it may still come."""
+        """Check rejected/<shard>.jsonl. It is written before the index, so without an index it may be missing."""
         path = f"rejected/{self._shard}.jsonl"
         expected = [json.dumps(rejection) for rejection in self._footer["rejections"]]
         try:
@@ -167,7 +167,7 @@ class _ShardCheck:
                 self.checked.wrong(path, "rejection", ours, theirs, i)
 
     def arrays(self, paths: list[str]) -> None:
-        """Each NPY array is what its name says, and holds the latents of the rows that name it and no others."""
+        """Check that each NPY array matches its name, and has exactly the latents of the rows that name it."""
         for path in sorted(self._in_array.keys() - set(paths)):
             self.checked.wrong(path, "file", "none", f"the array that rows of {self._path} name")
         for path in paths:
@@ -183,7 +183,7 @@ class _ShardCheck:
             try:
                 length = npy_header(self._output, path)[0][0]
             except (ValueError, IndexError):
-                continue  # said for each row
+                continue  # already reported for each row
             if self._in_array[path] != set(range(length)):
                 self.checked.wrong(path, "latents", length, f"those of {len(self._in_array[path])} rows")
 
@@ -204,7 +204,7 @@ class _ShardCheck:
         return rows
 
     def _facts(self, i: int, row: Row) -> None:
-        """What can be known of a row without its latent."""
+        """Check everything in a row except its latent."""
         expected_id = clip_id(self._shard, row["video_index"], row["clip_index"])
         if row["id"] != expected_id:
             self._wrong("id", row["id"], expected_id, i)
@@ -224,7 +224,7 @@ class _ShardCheck:
             self._wrong("latent_shape", row["latent_shape"], f"{wanted} of {'x'.join(map(str, shape))}", i)
 
     def _may_be(self, num_frames: int, height: int, width: int) -> bool:
-        """Whether the Spec's clips can have this shape: trimmed ones are shorter, images have one frame."""
+        """Return whether a clip of the Spec can have this shape: trimmed clips are shorter, images have one frame."""
         rule = self._rule.clip
         return any(
             (height, width) == (h, w)
@@ -237,7 +237,7 @@ class _ShardCheck:
         )
 
     def _latent(self, i: int, row: Row) -> None:
-        """The bytes of a row's latent, and where the index says that they are."""
+        """Check the bytes of a row's latent, in the data file and at the place in the index."""
         dtype = row["latent_dtype"]
         if dtype != self._rule.latent.store_dtype:
             self._wrong("latent_dtype", dtype, self._rule.latent.store_dtype, i)
@@ -262,7 +262,7 @@ class _ShardCheck:
             self._indexed(i, row, payload)
 
     def _indexed(self, i: int, row: Row, payload: bytes) -> None:
-        """The index's line for a row."""
+        """Check the row of the index for a row."""
         assert self._index is not None
         path, line = f"index/{self._shard}.parquet", self._index[i]
         expected = {name: value for name, value in row.items() if name != "latent"}

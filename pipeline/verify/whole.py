@@ -1,11 +1,11 @@
-"""Read an output back and hold everything in it against everything else. Reads only; a job may be running.
+"""Read an output back and check that all of it is consistent. Read-only, also during a run.
 
-    the whole     every planned shard is done or named as remaining; nothing in data/, index/, rejected/ is astray
-    each shard    see verify_shard: footer, rows, latents, index, rejections
-    the seal      index.parquet equals the index files that it was made of; it may lag
+    the whole     every planned shard is done or listed as remaining; no unknown files in data/, index/, rejected/
+    each shard    see verify/shard.py: footer, rows, latents, index, rejections
+    the seal      index.parquet equals the index files that it was made from; it may be older
 
-Why no id stands twice, without a table of all ids: each row's id is compared with the one that follows from its own
-file's name, video and clip (sha256 over the three), and each of these triples stands once.
+It also proves, without a table of all ids, that no id is used twice: the id of each row must equal the sha256 over its
+shard, video and clip, and each of these triples must occur once.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ SEAL = "index.parquet"
 def verify(output: Storage) -> Iterator[Checked]:
     """Check an output: first as a whole, then shard by shard in the order of their names, then index.parquet.
 
-    Holds the names of the shards, and one clip for each of tally.READERS threads.
+    Memory: the names of the shards, and one clip for each of parallel.READERS threads.
 
     Raises:
-        ConfigError: there is no spec.json, or it is not one.
-        StorageError: storage failed, which says nothing about the output.
+        ConfigError: there is no valid spec.json.
+        StorageError: storage failed, so nothing is known about the output.
     """
     spec = load_spec(output)
     derived = [entry.path for folder in ("index/", "rejected/") for entry in output.list(folder)]
-    in_data = [entry.path for entry in output.list("data/")]  # after what is derived from it, before the plan
+    in_data = [entry.path for entry in output.list("data/")]  # listed after the derived files and before the plan
     done = {path[len("data/") : -len(".parquet")] for path in in_data if path.endswith(".parquet")}
     arrays: defaultdict[str, list[str]] = defaultdict(list)
     for path in in_data:
@@ -62,7 +62,7 @@ def verify(output: Storage) -> Iterator[Checked]:
 
 
 def _whole(output: Storage, done: set[str], paths: list[str]) -> tuple[Checked, dict[str, Planned]]:
-    """The plan against what is there; and what it says of each done shard."""
+    """Compare the plan with the files. Return the result, and the plan's facts of each done shard."""
     checked = Checked()
     known: dict[str, Planned] = {}
     planned: Counter[str] = Counter()
@@ -86,14 +86,14 @@ def _whole(output: Storage, done: set[str], paths: list[str]) -> tuple[Checked, 
     for path in paths:
         folder, _, name = path.partition("/")
         if not name.endswith((".parquet", ".npy") if folder == "data" else (".parquet", ".jsonl")):
-            checked.notes.append(f"{path} is no file of latentmill's")
+            checked.notes.append(f"{path} is not a file of latentmill")
         elif folder != "data" and shard_of(path) not in done:
             checked.wrong(data_path(shard_of(path)), "file", "none", f"the data file that {path} was made of")
     return checked, known
 
 
 def _seal(output: Storage, rows: dict[str, int]) -> Checked:
-    """index.parquet against the index files. `rows` are the numbers of rows of the shards with a data file."""
+    """Compare index.parquet with the index files. `rows` are the numbers of rows of the shards with a data file."""
     checked = Checked()
     sealed: Counter[str] = Counter()
     try:
@@ -112,7 +112,7 @@ def _seal(output: Storage, rows: dict[str, int]) -> Checked:
             checked.notes.append(f"{SEAL} is not there yet; the end of a run makes it")
         return checked
     except ChangedError:
-        checked.notes.append(f"{SEAL} was renewed while it was read: not checked")
+        checked.notes.append(f"{SEAL} was rewritten while it was read, so it was not checked")
         return checked
     except StorageError:
         raise
@@ -120,12 +120,12 @@ def _seal(output: Storage, rows: dict[str, int]) -> Checked:
         checked.wrong(SEAL, "file", str(error), "an index")
         return checked
     if lagging := sum(shard not in sealed for shard, num_rows in rows.items() if num_rows):
-        checked.notes.append(f"{SEAL} lags: {lagging} of {len(rows)} shards are not in it; the end of a run renews it")
+        checked.notes.append(f"{SEAL} lacks {lagging} of {len(rows)} shards; the end of a run adds them")
     return checked
 
 
 def _runs(file: pq.ParquetFile) -> Iterator[tuple[str, pa.Table]]:
-    """The rows of index.parquet shard by shard, wherever its row groups are cut."""
+    """Yield the rows of index.parquet shard by shard, independent of its row groups."""
     shard, pieces = "", list[pa.Table]()
     for group in range(file.num_row_groups):
         table = file.read_row_group(group)
@@ -142,7 +142,7 @@ def _runs(file: pq.ParquetFile) -> Iterator[tuple[str, pa.Table]]:
 
 
 def _is_index(output: Storage, shard: str, found: pa.Table) -> bool:
-    """Whether these are the rows of the shard's index. A missing or damaged one was reported with its shard."""
+    """Return whether these rows equal the shard's index. A missing or damaged index is reported with its shard."""
     try:
         return bool(found.equals(pq.read_table(io.BytesIO(output.read(f"index/{shard}.parquet")))))
     except (NotFoundError, pa.ArrowException, ValueError):

@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.output.commit import commit, seal
 from pipeline.output.parts import stage
-from pipeline.output.spec_file import settle
+from pipeline.output.spec_file import write_spec
 from pipeline.records import CompleteShard, Latent, clip_id
 from pipeline.settings.spec import LatentRule, Spec
 from pipeline.storage import Storage
@@ -28,7 +28,7 @@ def write_output(
 ) -> Spec:
     """Commit shards of `clips` rows each, of three shapes in turn; every third row has no caption."""
     output, made = Storage(str(where)), spec(latent=rule)
-    settle(output, made)
+    write_spec(output, made)
     for shard in shard_names(num_shards):
         write_shard(output, made, shard, clips)
     if is_sealed:

@@ -1,1 +1,1 @@
-"""Facts that only the bytes of a container or codec tell: disposable frames, extents, invisible frames, GIF."""
+"""Facts read directly from the bytes of a container or codec: disposable and invisible frames, edits, extents, GIF."""

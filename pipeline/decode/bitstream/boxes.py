@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 _MAX_BOXES = 1_000_000
 
 Box = tuple[bytes, int, int]
-"""(type, where its content starts, where the box ends by its own account: maybe beyond what holds it)."""
+"""(type, start of its content, end of the box according to its header, which may be after the end of its parent)."""
 
 
 def boxes(feed: Feed, start: int, end: int) -> Iterator[Box]:
-    """Boxes that follow each other from `start` to `end`, up to the first whose size makes no sense."""
+    """Yield the consecutive boxes from `start` to `end`, up to the first one with an invalid size."""
     for _ in range(_MAX_BOXES):
         header = feed.read_at(start, 16) if start < end else b""
         if len(header) < 8:
@@ -32,7 +32,7 @@ def boxes(feed: Feed, start: int, end: int) -> Iterator[Box]:
 
 
 def boxes_at(feed: Feed, path: tuple[bytes, ...], start: int, end: int) -> Iterator[Box]:
-    """Boxes whose type and whose parents' types, from the outside, are `path`."""
+    """Yield the boxes at `path`: the types of its parents from the outside, then its own type."""
     for kind, inside, after in boxes(feed, start, end):
         if kind != path[0]:
             continue

@@ -1,9 +1,9 @@
-"""Frames that no other frame is predicted from. Who does not want such a frame need not decode it.
+"""Disposable frames: no other frame is predicted from them, so the decoder can skip those that no clip needs.
 
-H.264 says so in two bits of every NAL unit (nal_ref_idc, ITU-T H.264 7.4.1). Encoders make every second frame or so
-disposable: leaving those out saved 30 % of the decoding of 8 out of 60 frames a second, and 25 % of 8 out of 30 (x264
-medium, 720p and 1080p). Told for MP4, Matroska and FLV only, where a packet's NAL units carry their length, and for
-progressive streams only, where a packet is a whole frame.
+H.264 marks them with two bits of every NAL unit (nal_ref_idc, ITU-T H.264 7.4.1). Encoders make about every second
+frame disposable: skipping them saved 30 % of the decoding of 8 out of 60 frames per second, and 25 % of 8 out of 30
+(x264 medium, 720p and 1080p). Supported only for MP4, Matroska and FLV, where a packet's NAL units have their length,
+and only for progressive streams, where a packet is a whole frame.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any
 _SLICE, _SEI, _SPS, _DELIMITER, _FILLER = 1, 6, 7, 9, 12
 """nal_unit_type (H.264, table 7-1)."""
 _SEI_OF_ONE_FRAME = {1, 4, 5}
-"""payloadType of messages that end with their frame: picture timing, user data."""
+"""payloadType of messages that apply to their frame only: picture timing, user data."""
 _HIGH_PROFILES = {44, 83, 86, 100, 110, 118, 122, 128, 134, 135, 138, 139, 244}
 """profile_idc whose SPS states the chroma format (H.264 7.3.2.1.1)."""
 
 
 def nal_length_size(stream: Any) -> int | None:
-    """Bytes of the length before each NAL unit; None where it cannot be told whether a packet is disposable."""
+    """Return the size of the length before each NAL unit; None if disposable packets cannot be identified."""
     context = stream.codec_context
     extradata = bytes(context.extradata or b"")
     # An AVCDecoderConfigurationRecord (ISO/IEC 14496-15, 5.3.3.1): version 1, ..., one SPS or more with their lengths.
@@ -35,7 +35,7 @@ def nal_length_size(stream: Any) -> int | None:
 
 
 def is_disposable(packet: Any, length_size: int) -> bool:
-    """Whether the packet holds one frame that nothing refers to, and nothing else that matters to another frame."""
+    """Return whether the packet has one frame that no frame refers to, and nothing else that affects another frame."""
     data = memoryview(packet)
     offset, num_slices = 0, 0
     while offset < len(data):
@@ -57,7 +57,7 @@ def is_disposable(packet: Any, length_size: int) -> bool:
 
 
 def _is_progressive(sps: bytes) -> bool:
-    """Whether a sequence parameter set (H.264 7.3.2.1.1) rules out fields. False where it says too much to follow."""
+    """Return whether a sequence parameter set (H.264 7.3.2.1.1) excludes fields. False if it cannot be parsed."""
     if len(sps) < 4 or sps[0] & 31 != _SPS:
         return False
     bits = _Bits(sps[4:64].replace(b"\0\0\3", b"\0\0"))
@@ -87,10 +87,10 @@ def _is_progressive(sps: bytes) -> bool:
 
 
 class _Bits:
-    """Bits of a byte string, first to last.
+    """The bits of a byte string, first to last.
 
     Raises:
-        ValueError: there are no more.
+        ValueError: there are no more bits.
     """
 
     def __init__(self, data: bytes) -> None:

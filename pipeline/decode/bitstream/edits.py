@@ -1,8 +1,8 @@
-"""Edit lists of MP4 and QuickTime: which part of a track is shown, and when. Only plain ones are supported.
+"""Edit lists of MP4 and QuickTime: which part of a track is shown, and when. Only plain lists are supported.
 
-FFmpeg is right about empty edits at the start, which delay the track, followed by one edit that shows media. Of other
-lists it makes frames at wrong times: it takes a later empty edit for one that shows media from the start, lets the
-second of two edits begin a frame late where frames are reordered, and plays every edit at rate 1.
+FFmpeg handles empty edits at the start, which delay the track, followed by one edit that shows media. With other lists
+its frames have wrong times: a later empty edit is treated as one that shows media from the start, the second of two
+edits begins a frame late if frames are reordered, and every edit is played at rate 1.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class _Edit(NamedTuple):
     """An entry of an edit list (ISO/IEC 14496-12, 8.6.6)."""
 
     duration: int
-    """In units of the movie header."""
+    """Duration in units of the movie header."""
     media_time: int
-    """Where the media starts, in the track's own units. -1: nothing is shown."""
+    """Start in the media, in units of the track. -1: nothing is shown."""
     rate: Fraction
 
     @property
@@ -42,7 +42,7 @@ class _Edit(NamedTuple):
 
 
 def check_edits(feed: Feed, stream: Any) -> None:
-    """Refuse a stream of an MP4 or QuickTime file whose edit list is not plain.
+    """Reject a stream of an MP4 or QuickTime file whose edit list is not plain.
 
     Raises:
         UnsupportedEditsError
@@ -58,7 +58,7 @@ def check_edits(feed: Feed, stream: Any) -> None:
 
 
 def _edit_lists(feed: Feed, track_id: int) -> Iterator[list[_Edit]]:
-    """The edit lists of a track; one at most, unless the file is odd."""
+    """Yield the edit lists of a track: at most one in a regular file."""
     for _, start, end in boxes_at(feed, (b"moov", b"trak"), 0, feed.size):
         if any(_track_id(feed, at) == track_id for _, at, _ in boxes_at(feed, (b"tkhd",), start, end)):
             for _, at, after in boxes_at(feed, (b"edts", b"elst"), start, end):
@@ -66,14 +66,14 @@ def _edit_lists(feed: Feed, track_id: int) -> Iterator[list[_Edit]]:
 
 
 def _track_id(feed: Feed, at: int) -> int:
-    """From the content of a track header: version, flags, two dates of 4 or 8 bytes, the id."""
+    """Return the id in the content of a track header: version, flags, two dates of 4 or 8 bytes, the id."""
     header = feed.read_at(at, 24)
     offset = 20 if header[:1] == b"\1" else 12
     return int.from_bytes(header[offset : offset + 4])
 
 
 def _edits(content: bytes) -> Iterator[_Edit]:
-    """The edits of an `elst` box: version, flags, the number of entries, the entries."""
+    """Yield the edits of an `elst` box: version, flags, the number of entries, the entries."""
     entry = struct.Struct(">QqI" if content[:1] == b"\1" else ">IiI")
     count = min(int.from_bytes(content[4:8]), max(0, len(content) - 8) // entry.size)
     for duration, media_time, rate in entry.iter_unpack(content[8 : 8 + count * entry.size]):

@@ -1,8 +1,8 @@
-"""Whether a file ends before its outermost elements do: the one sign of truncation that needs no clock.
+"""Detect a file that ends before its outermost elements do: the only sign of truncation that needs no timestamps.
 
-Matroska and MP4 state the size of their top-level elements, ASF that of the file, Ogg that of each page, and a GIF ends
-with a trailer. Demuxers read on to the end of the file and say nothing. AVI states sizes too, but real files have wrong
-ones (`androidx__sample-with-large-length.avi`), so it is not asked.
+Matroska and MP4 state the size of their top-level elements, ASF the size of the file, Ogg the size of each page, and a
+GIF ends with a trailer. Demuxers read to the end of the file without an error. AVI states sizes too, but some files
+have wrong ones (`androidx__sample-with-large-length.avi`), so they are not used.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _MAX_PAGE_BYTES = 65_307
 
 
 def breaks_off(feed: Feed, formats: set[str]) -> bool | None:
-    """Whether the last element reaches beyond the end of the file. None: the file does not say."""
+    """Return whether the last element reaches beyond the end of the file, or None if the file does not state it."""
     if "matroska" in formats:
         return _segment_breaks_off(feed)
     if "mov" in formats:
@@ -33,7 +33,7 @@ def breaks_off(feed: Feed, formats: set[str]) -> bool | None:
 
 
 def _asf_breaks_off(feed: Feed) -> bool | None:
-    """ASF specification, 3.2: in the header, the size of the file stands 40 bytes after this id; 0 if it was live."""
+    """ASF specification, 3.2: the header has the file size 40 bytes after this id; 0 if it was a live stream."""
     head = feed.read_at(0, 1 << 16)
     at = head.find(_FILE_PROPERTIES)
     stated = int.from_bytes(head[at + 40 : at + 48], "little") if at >= 0 else 0
@@ -54,7 +54,7 @@ def _last_page_breaks_off(feed: Feed) -> bool | None:
 def _boxes_break_off(feed: Feed) -> bool:
     for kind, _, end in boxes(feed, 0, feed.size):
         if not kind.isascii() or not kind.strip(b"\0"):
-            return False  # no box, but what someone appended to the file
+            return False  # not a box, but data appended to the file
         if end > feed.size:
             return True
     return False

@@ -1,4 +1,4 @@
-"""As much of GIF as it takes to tell images from what stands between them (GIF89a specification, sections 17 to 27)."""
+"""Parse GIF far enough to distinguish images from other blocks (GIF89a specification, sections 17 to 27)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ _IMAGE, _EXTENSION, _TRAILER = 0x2C, 0x21, 0x3B
 
 
 def holds_an_image(packet: memoryview) -> bool:
-    """Whether an image comes in a packet, after any number of extensions. The first packet has the header."""
+    """Return whether a packet has an image, after any number of extensions. The first packet has the header."""
     at = _after_header(packet)
     while at < len(packet) and packet[at] == _EXTENSION:
         at = _after_sub_blocks(packet, at + 2)
@@ -14,7 +14,7 @@ def holds_an_image(packet: memoryview) -> bool:
 
 
 def breaks_off(file: bytes) -> bool | None:
-    """Whether a file ends before its trailer. None: it holds something that is no GIF."""
+    """Return whether a file ends before its trailer, or None if it has anything that is not GIF."""
     at = _after_header(memoryview(file))
     while at < len(file):
         if file[at] == _TRAILER:
@@ -36,7 +36,7 @@ def _after_header(data: memoryview) -> int:
 
 
 def _table(flags: int) -> int:
-    """Bytes of a colour table."""
+    """Return the size of a colour table in bytes."""
     return 6 << (flags & 7) if flags & 0x80 else 0
 
 

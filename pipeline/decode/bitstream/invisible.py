@@ -1,4 +1,4 @@
-"""Packets that show nothing: what a container counts, and no viewer sees."""
+"""Invisible packets: the container counts them, but they show no frame."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pipeline.decode.bitstream.gif import holds_an_image
 
 
 def is_invisible(packet: Any, stream: Any) -> bool:
-    """Whether a packet shows nothing: an empty one (dropped in AVI, repeated in Ogg), a frame that is only
-    referred to, what follows the last image of a GIF.
+    """Return whether a packet shows no frame: an empty packet (a dropped frame in AVI, a repeated one in Ogg), a frame
+    that is only a reference, or data after the last image of a GIF.
 
-    VP8 (RFC 6386, 9.1) and VP9 (bitstream specification, 6.2) say so in their first byte; a VP9 superframe, told by
-    its last byte, always shows one.
+    VP8 (RFC 6386, 9.1) and VP9 (bitstream specification, 6.2) state it in their first byte. A VP9 superframe, which has
+    a special last byte, always shows a frame.
     """
     if packet.size == 0:
         return True
