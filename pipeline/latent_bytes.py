@@ -1,13 +1,10 @@
-"""A latent as stored bytes, and back: the stored dtypes, and how numpy sees them."""
+"""A latent as stored bytes, and back. `latentmill.format` owns the stored dtypes and how numpy sees them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import numpy as np
 
-if TYPE_CHECKING:
-    pass
+from latentmill.format import DTYPES as DTYPES
 
 
 def is_finite(payload: bytes, dtype: str) -> bool:
@@ -24,7 +21,3 @@ def to_float32(payload: bytes | memoryview, dtype: str) -> np.ndarray:
     if dtype == "bfloat16":
         return (array.astype(np.uint32) << 16).view(np.float32)
     return array.astype(np.float32)
-
-
-DTYPES: dict[str, np.dtype[Any]] = {"bfloat16": np.dtype("<u2"), "float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
-"""Stored dtypes as numpy sees them; numpy has no bfloat16, its bits travel as uint16."""

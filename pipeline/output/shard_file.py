@@ -5,6 +5,8 @@
     index/<shard>.parquet                           every column but the bytes, plus file, byte offset, byte length
     rejected/<shard>.jsonl                          for people
 
+`latentmill.format` owns the names, types and places; here they are written.
+
 Its bytes are a function of source and Spec: no time, host, run or attempt. One row group a clip, the latent column
 uncompressed, one value a page: a clip is one exact byte range (measured: reading by that range costs 1.01x of a raw
 preadv, other Parquet layouts 2x to 350x; the default write_batch_size overflows a page at 8 x 300 MB).
@@ -14,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,48 +28,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.latent_bytes import DTYPES
+from latentmill.format import DTYPES, npy_path
+from latentmill.format import FOOTER_SHARD as FOOTER_SHARD
+from latentmill.format import FOOTER_SPEC as FOOTER_SPEC
+from latentmill.format import SCHEMA as SCHEMA
+from latentmill.format import data_path as data_path
+from latentmill.format import footer_of as footer_of
+from latentmill.format import index_of as index_of
 from pipeline.records import CompleteShard, Latent, canonical_json
-
-SCHEMA = pa.schema(
-    [
-        pa.field("id", pa.string(), nullable=False),
-        pa.field("latent", pa.large_binary()),  # null with format npy
-        pa.field("latent_shape", pa.list_(pa.field("element", pa.int32(), nullable=False)), nullable=False),
-        pa.field("latent_dtype", pa.string(), nullable=False),
-        pa.field("latent_crc32", pa.uint32(), nullable=False),
-        pa.field("npy_file", pa.string()),
-        pa.field("npy_row", pa.int32()),
-        pa.field("key", pa.string(), nullable=False),
-        pa.field("caption", pa.string()),
-        pa.field("source_uri", pa.string(), nullable=False),
-        pa.field("video_index", pa.int32(), nullable=False),
-        pa.field("clip_index", pa.int32(), nullable=False),
-        pa.field("start_sec", pa.float64(), nullable=False),
-        pa.field("end_sec", pa.float64()),
-        pa.field("fps", pa.float64()),
-        pa.field("num_frames", pa.int32(), nullable=False),
-        pa.field("height", pa.int32(), nullable=False),
-        pa.field("width", pa.int32(), nullable=False),
-        pa.field("timestamps_sec", pa.list_(pa.field("element", pa.float64(), nullable=False)), nullable=False),
-        pa.field("num_duplicates", pa.int32(), nullable=False),
-        pa.field("longest_hold_sec", pa.float64(), nullable=False),
-        pa.field("num_repaired", pa.int32(), nullable=False),
-        pa.field("source_json", pa.string(), nullable=False),
-        pa.field("extra_json", pa.string(), nullable=False),
-    ]
-)
 
 _LEAVES = {"latent_shape": "latent_shape.list.element", "timestamps_sec": "timestamps_sec.list.element"}
 _COMPRESSION = {_LEAVES.get(name, name): "none" if name == "latent" else "zstd" for name in SCHEMA.names}
-
-FOOTER_SPEC = "latentmill.spec"
-FOOTER_SHARD = "latentmill.shard"
-
-
-def data_path(shard: str) -> str:
-    """Where the data file of a shard stands, under the output. It exists = the shard is done."""
-    return f"data/{shard}.parquet"
 
 
 def write(sink: IO[bytes], spec: str, shard: CompleteShard, rows: Iterable[dict[str, Any]]) -> None:
@@ -121,8 +91,8 @@ class NpyArrays:
             for payload in payloads:
                 body.write(payload)
             content = body.getvalue()
-            digest = hashlib.sha256(content).hexdigest()[:12]
-            path = f"data/{self._shard}.{'x'.join(map(str, shape))}.{digest}.npy"
+            digest = hashlib.sha256(content).hexdigest()
+            path = npy_path(self._shard, shape, digest)
             for row in self._rows:
                 if (row["latent_dtype"], tuple(row["latent_shape"])) == (dtype, shape):
                     row["npy_file"] = path
@@ -176,31 +146,3 @@ def holds(timestamps: Sequence[float], start: str, fps: str | None) -> tuple[int
     return duplicates, max(
         (max(target - time, 0.0) for target, time in zip(grid, timestamps, strict=True)), default=0.0
     )
-
-
-def index_of(source: IO[bytes], shard: str, npy_header_bytes: int = 128) -> pa.Table:
-    """The index of a data file: every column but the latent, plus `file` (under the output), `byte_offset` and
-    `byte_length` of the latent's bytes. They are read from the Parquet footer, not computed from the layout."""
-    file = pq.ParquetFile(source)
-    table = file.read(columns=[name for name in SCHEMA.names if name != "latent"])
-    column = SCHEMA.get_field_index("latent")
-    names, offsets, lengths = [], [], []
-    for i, row in enumerate(table.select(["npy_file", "npy_row", "latent_shape", "latent_dtype"]).to_pylist()):
-        length = int(np.prod(row["latent_shape"])) * DTYPES[row["latent_dtype"]].itemsize
-        if row["npy_file"] is None:
-            chunk = file.metadata.row_group(i).column(column)  # every list has one leaf: positions agree with SCHEMA
-            names.append(data_path(shard))
-            offsets.append(chunk.data_page_offset + chunk.total_compressed_size - length)
-        else:
-            names.append(row["npy_file"])
-            offsets.append(npy_header_bytes + row["npy_row"] * length)
-        lengths.append(length)
-    table = table.append_column("file", pa.array(names, pa.string()))
-    table = table.append_column("byte_offset", pa.array(offsets, pa.int64()))
-    return table.append_column("byte_length", pa.array(lengths, pa.int64())).replace_schema_metadata(None)
-
-
-def footer_of(source: IO[bytes]) -> tuple[str, dict[str, Any]]:
-    """(Spec as canonical JSON, {"shard", "planned", "rejections"}) of a data file."""
-    metadata = pq.ParquetFile(source).metadata.metadata
-    return metadata[FOOTER_SPEC.encode()].decode(), json.loads(metadata[FOOTER_SHARD.encode()])
