@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from jobs.bench.__main__ import __main__
+import jobs.bench
 
 SMALLEST = {
     "stream": ["--clips", "8", "--rounds", "1", "--cases", "encode-bound", "memory"],
@@ -30,19 +30,19 @@ FIGURES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", __main__.BENCHES)
+@pytest.mark.parametrize("name", jobs.bench.BENCHES)
 def test_runs_at_its_smallest(name: str) -> None:
     if name == "encoder" and importlib.util.find_spec("diffusers") is None:
         pytest.skip("diffusers is not installed")
-    command = [sys.executable, "-m", "jobs.bench.__main__.__main__.__main__", name, *SMALLEST[name]]
+    command = [sys.executable, "-m", "jobs.bench", name, *SMALLEST[name]]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert re.search(FIGURES[name], done.stdout), done.stderr
 
 
-@pytest.mark.parametrize("name", __main__.BENCHES)
+@pytest.mark.parametrize("name", jobs.bench.BENCHES)
 def test_tells_its_options(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
-        __main__.main([name, "--help"])
+        jobs.bench.main([name, "--help"])
     shown = capsys.readouterr().out
     assert exit_.value.code == 0
     assert f"python -m jobs.bench {name}" in shown
@@ -51,6 +51,6 @@ def test_tells_its_options(name: str, capsys: pytest.CaptureFixture[str]) -> Non
 
 @pytest.mark.parametrize("argv", [[], ["--help"], ["nothing"], ["all", "--rounds", "1"]])
 def test_without_a_bench_it_lists_them(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert __main__.main(argv) == (0 if argv in ([], ["--help"]) else 2)
+    assert jobs.bench.main(argv) == (0 if argv in ([], ["--help"]) else 2)
     shown = capsys.readouterr().out
-    assert all(f"  {name} " in shown for name in (*__main__.BENCHES, "all"))
+    assert all(f"  {name} " in shown for name in (*jobs.bench.BENCHES, "all"))
