@@ -352,5 +352,5 @@ def test_only_reasons_of_rejections_can_be_asked_for() -> None:
     for wrong in ("bad_luck", "corrupt,", ""):
         with pytest.raises(ConfigError, match=r"retry-rejected must name reasons among bad_row, .*got \['"):
             job(retry_rejected=(wrong,))
-    with pytest.raises(ConfigError, match="no --limit"):
+    with pytest.raises(ConfigError, match="does not take --limit, got 3"):
         job(retry_rejected=("corrupt",), limit=3)

@@ -25,11 +25,13 @@ from pipeline.control.ray_cluster import answer
 from pipeline.decode import DecodedClip, DecodeSpec, iter_clips
 from pipeline.errors import ConfigError, EncoderError, StorageError, VideoError
 from pipeline.guard.strikes import Strikes
+from pipeline.output.spec_file import write_spec
 from pipeline.plan.frozen import plan_dry_run
 from pipeline.records import Chunk, Latent, Receipt, Video
 from pipeline.rows import from_table, to_table
 from pipeline.run import READ_ATTEMPTS, _decode, graph, run
 from pipeline.settings.job import Job, Workers
+from pipeline.settings.resolve import resolve
 from pipeline.settings.spec import LatentRule
 from pipeline.shards import Shard
 from pipeline.stages.read_shard import read_shard
@@ -216,6 +218,7 @@ def test_an_output_that_cannot_be_written_ends_the_run_in_one_line(
     blocked[0].parent.mkdir(parents=True)
     for path in blocked:
         path.touch()
+    write_spec(Storage(wanted.output), resolve(wanted)[0])  # parts without a Spec would be refused
     with pytest.raises(StorageError, match=f"{MAX_FAILED_WRITES} failures in a row.*File exists"):
         run(wanted)
     printed = "".join(capfd.readouterr()) + caplog.text

@@ -34,7 +34,7 @@ pytest_plugins = ["tests.s3"]
 pytestmark = pytest.mark.slow
 
 DIGESTS = {
-    "files": "bec9508a9b112f2499e1a34cc89f27fa21d1b97043721a5eaa369186af323d86",
+    "files": "2bc4e7cecd46c3fcb0a9f62866c399f9dcc2982fa23c63b57ccf54cd80bb81da",
     "tar": "3e4b2e6694b7f9cbab11c4cc5cafe10479c15a55038272ea68e9ae658116f0cd",
 }
 """sha256 over the data files of an output, in the order of their names."""

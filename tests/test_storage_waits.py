@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -52,7 +53,7 @@ class Drip(BaseHTTPRequestHandler):
 @pytest.fixture
 def drip(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A server that drips, and limits that a test can wait for."""
-    monkeypatch.setattr(storage, "PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr(sys.modules["pipeline.storage.stream"], "PATIENCE_SECONDS", 1.0)
     monkeypatch.setattr("pipeline.storage.event_loop.FILL_SECONDS", 0.1)
     monkeypatch.setattr("pipeline.storage.web_store.HEADER_SECONDS", 0.3)
     monkeypatch.setattr("pipeline.storage.web_store.READ_SECONDS", 0.3)
@@ -96,7 +97,7 @@ def test_an_s3_server_that_drips_is_given_up_too(drip: str, what: str, monkeypat
 
 def test_a_fast_stream_is_not_hurried_by_a_slow_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the waits for the store count, not what is done between two reads."""
-    monkeypatch.setattr(storage, "PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(sys.modules["pipeline.storage.stream"], "PATIENCE_SECONDS", 0.05)
     path = tmp_path / "a"
     path.write_bytes(bytes(2000))
     with storage.stream(str(path)) as body:

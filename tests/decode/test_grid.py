@@ -84,9 +84,9 @@ def test_native_takes_consecutive_frames_from_start(start: Fraction) -> None:
 def test_the_end_is_where_the_last_frames_time_is_up() -> None:
     data = make_video(num_frames=24, fps=24)
     assert numbers(decode_clip(data, spec(8, 8)))[-1] == 21
-    with pytest.raises(ClipTooShortError, match="8 of 9"):
+    with pytest.raises(ClipTooShortError, match=r"8 frames fit .*a clip has 9"):
         decode_clip(data, spec(9, 8))
-    with pytest.raises(ClipTooShortError, match="24 of 25"):
+    with pytest.raises(ClipTooShortError, match=r"24 .*25"):
         decode_clip(data, spec(25, None))
 
 

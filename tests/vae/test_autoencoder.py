@@ -68,7 +68,7 @@ def test_same_bits_in_every_process(tiny: VideoVAE) -> None:
     code = (
         f"import torch, vae; torch.set_num_threads({torch.get_num_threads()}); "
         "from tests.vae.test_autoencoder import noise; "
-        "from vae.checkpoint import weights_sha256; "
+        "from vae.checkpoints.checkpoint import weights_sha256; "
         "print(weights_sha256({'z': vae.load_vae('tiny').encode(noise(17)).parameters}))"
     )
     run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
@@ -148,7 +148,7 @@ def test_selfcheck_measures_the_rounding(tiny: VideoVAE) -> None:
         (torch.zeros(1, 3, 9, 17, 16), "multiples of 8, got 17x16"),
         (torch.zeros(1, 3, 9, 16, 4), "multiples of 8, got 16x4"),
         (torch.zeros(1, 3, 0, 16, 16), "at least 1, got 0"),
-        (torch.zeros(0, 3, 9, 16, 16), "no clip"),
+        (torch.zeros(0, 3, 9, 16, 16), "at least one clip"),
         (torch.zeros(1, 3, 9, 16, 16, dtype=torch.int64), "uint8 .* got torch.int64"),
     ],
 )
