@@ -225,9 +225,9 @@ class _Descriptor:
     def __init__(self, path: Path) -> None:
         self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # `os` may be gone when the interpreter ends
         if hasattr(self, "number"):
-            os.close(self.number)
+            close(self.number)
 
 
 def retried(attempt: Callable[[], T], what: str) -> T:

@@ -66,7 +66,7 @@ def open_index(files: Files, columns: Sequence[str] | None, cache: Path, index: 
 def _open_listed(files: Files, columns: Sequence[str] | None, cache: Path, index: str | None) -> IndexFile:
     listed = files.list(format.DATA)
     names = sorted(columns) if columns is not None else None
-    key = json.dumps([LAYOUT, files.uri, sorted(listed.items()), names, index and _digest_of_file(index)])
+    key = json.dumps([LAYOUT, files.uri, list(listed.items()), names, index and _digest_of_file(index)])
     folder = cache / f"index-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
     with contextlib.suppress(OSError):
         return _opened(folder)
