@@ -214,8 +214,9 @@ def test_an_output_that_cannot_be_written_ends_the_run_in_one_line(
 ) -> None:
     """The folders of the parts are files: no part can be put, as on a full disk."""
     wanted = job(tars, tmp_path / "out", latent=LatentRule(chunk_windows=1, context="1", dtype="float32"))
+    write_spec(Storage(wanted.output), resolve(wanted)[0])  # what is staged without a spec is refused
     blocked = [tmp_path / "out/_staging" / shard.name for shard in plan_dry_run(Storage(wanted.output), wanted.source)]
-    blocked[0].parent.mkdir(parents=True)
+    blocked[0].parent.mkdir(parents=True, exist_ok=True)
     for path in blocked:
         path.touch()
     write_spec(Storage(wanted.output), resolve(wanted)[0])  # parts without a Spec would be refused
