@@ -42,7 +42,7 @@ def with_duckdb(output: str) -> tuple[int, Row]:
     import duckdb
 
     files = f"'{output}/data/*.parquet'"
-    (count,) = duckdb.sql(f"select count(*) from {files}").fetchone() or (0,)
+    ((count,),) = duckdb.sql(f"select count(*) from {files}").fetchall()
     columns = ["id", "latent", "latent_shape", "latent_dtype"]
     (values,) = duckdb.sql(f"select {', '.join(columns)} from {files} limit 1").fetchall()
     return count, dict(zip(columns, values, strict=True))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -45,12 +46,25 @@ class Permutation:
 
     def __call__(self, elements: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """Return where the permutation takes each of `elements`, which lie in 0..size-1."""
+        if self.size < SMALL:
+            return self._table[self._checked(elements)]
         if np.size(elements) <= FEW:
             return np.array([self._one(int(element)) for element in np.ravel(elements)], np.int64)
-        values = np.asarray(elements, np.uint64).copy()
-        if not (values < self.size).all():
+        return self._many(self._checked(elements))
+
+    @cached_property
+    def _table(self) -> npt.NDArray[np.int64]:
+        """All of a small permutation."""
+        return self._many(np.arange(self.size))
+
+    def _checked(self, elements: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        values = np.asarray(elements, np.int64)
+        if ((values < 0) | (values >= self.size)).any():
             raise IndexError(f"elements must lie in 0..{self.size - 1}")
-        values = self._once(values)
+        return values
+
+    def _many(self, elements: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        values = self._once(elements.astype(np.uint64))
         while (outside := np.flatnonzero(values >= self.size)).size:
             values[outside] = self._once(values[outside])
         return values.astype(np.int64)
