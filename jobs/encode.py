@@ -15,7 +15,7 @@ import tyro
 from jobs.process import run_command
 from pipeline.control.stop import STATUS
 from pipeline.errors import ChangedError, ConfigError, EncoderError, StorageError
-from pipeline.output.shard_file import data_path
+from pipeline.output.layout import data_path
 from pipeline.output.summary import Summary
 from pipeline.settings.job import Job
 

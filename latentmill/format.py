@@ -65,7 +65,8 @@ FOOTER_SPEC = "latentmill.spec"
 FOOTER_SHARD = "latentmill.shard"
 
 FOOTER_DERIVED = "latentmill.derived"
-"""Of an index: {"data_bytes": size of the data file that it was made of, ...}. Older ones have none."""
+"""Of an index: {"data_bytes": size of its data file, "rejected": sha256 of its JSONL file, "" for none}. Indexes of
+older versions lack it."""
 
 SPEC_PATH = "spec.json"
 SEAL_PATH = "index.parquet"

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from latentmill import format
 from pipeline.control.ledger import Ledger
 from pipeline.guard.strikes import Strikes
-from pipeline.output import shard_file
 from pipeline.output.commit import commit, derive, seal
 from pipeline.output.parts import stage
 from pipeline.output.run_records import environment, record
@@ -83,13 +83,13 @@ def rewrite(out: Path, name: str, change: Callable[[Rows, dict[str, Any]], objec
     """Write the data file of a shard again with other rows or another footer, and derive the rest from it."""
     path = out / "data" / f"{name}.parquet"
     rows = pq.read_table(path).to_pylist()
-    spec, footer = shard_file.footer_of(io.BytesIO(path.read_bytes()))
+    spec, footer = format.footer_of(io.BytesIO(path.read_bytes()))
     change(rows, footer)
-    with pq.ParquetWriter(path, shard_file.SCHEMA, compression={"latent": "none"}, use_dictionary=False) as writer:
+    with pq.ParquetWriter(path, format.SCHEMA, compression={"latent": "none"}, use_dictionary=False) as writer:
         for row in rows:
-            writer.write_table(pa.Table.from_pylist([row], shard_file.SCHEMA))
+            writer.write_table(pa.Table.from_pylist([row], format.SCHEMA))
         footer_text = json.dumps(footer)
-        writer.add_key_value_metadata({shard_file.FOOTER_SPEC: spec, shard_file.FOOTER_SHARD: footer_text})
+        writer.add_key_value_metadata({format.FOOTER_SPEC: spec, format.FOOTER_SHARD: footer_text})
     derive(Storage(str(out)), name)
     seal(Storage(str(out)), sorted(file.stem for file in (out / "data").glob("*.parquet")))
 

@@ -388,5 +388,5 @@ def test_an_output_that_says_a_matrix_in_the_words_of_earlier_versions_is_gone_o
     (clip,) = plan(read.clip)
     assert clip.spec.untagged_colorspace == said
     assert diff(Spec(vae={}, clip=ClipRule(), latent=LatentRule()).to_json(), stored) == [
-        f"clip.untagged_colorspace: by_size here, {said} there"
+        ("clip.untagged_colorspace", "by_size", said)
     ]

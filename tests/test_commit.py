@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.output import shard_file
+from latentmill.format import footer_of
 from pipeline.output.commit import commit, derive, seal, tidy
-from pipeline.output.parts import MissingPartError, join, part_path, read_clip, read_verdict, stage, verdict_path
+from pipeline.output.layout import part_path, verdict_path
+from pipeline.output.parts import MissingPartError, join, read_clip, read_verdict, stage
 from pipeline.output.shard_file import holds
 from pipeline.output.tally import tally
 from pipeline.records import ChunkId, CompleteShard, Latent, Receipt, Rejection
@@ -114,7 +115,7 @@ def test_the_data_file_holds_the_whole_truth_in_source_order(output: Storage) ->
     rows = pq.read_table(data).to_pylist()
     assert [(row["video_index"], row["clip_index"]) for row in rows] == [(0, 0), (0, 1), (1, 0)]
     assert [row["latent"] for row in rows] == [read.payload for read in (PARTS[0], join(PARTS[1:3]), PARTS[3])]
-    found, footer = shard_file.footer_of(data)
+    found, footer = footer_of(data)
     assert found == SPEC
     assert footer["planned"] == 4 == len(rows) + len(footer["rejections"])
     assert footer["rejections"][0]["reason"] == "corrupt"

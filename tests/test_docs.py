@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from jobs.cli import COMMANDS
-from pipeline.output.shard_file import FOOTER_SHARD, FOOTER_SPEC, SCHEMA
+from latentmill.format import FOOTER_SHARD, FOOTER_SPEC, SCHEMA
 from pipeline.records import REASONS
 
 pytest_plugins = ["tests.made_outputs"]

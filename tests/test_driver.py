@@ -16,7 +16,8 @@ from pipeline.control.stop import Stop
 from pipeline.errors import StorageError
 from pipeline.guard.strikes import Strikes
 from pipeline.output.commit import Committed, commit
-from pipeline.output.parts import part_path, read_verdict, stage
+from pipeline.output.layout import part_path
+from pipeline.output.parts import read_verdict, stage
 from pipeline.plan.frozen import make_plan
 from pipeline.records import Chunk, ChunkId, CompleteShard, Receipt, Rejection, Video
 from pipeline.settings.spec import LatentRule

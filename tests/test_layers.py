@@ -81,6 +81,22 @@ def test_every_room_is_on_a_floor_and_a_visitor_sees_few() -> None:
         assert len({path.relative_to(ROOT / package).parts[0] for path in modules(package)}) <= MOST_ROOMS, package
 
 
+OUTPUT_PATHS = ("data/", "index/", "rejected/", "plan/", "runs/", "_claims", "_staging", "index.parquet", "spec.json")
+
+
+def test_paths_of_an_output_are_spelled_in_one_module() -> None:
+    spelled = []
+    for path in [*modules("pipeline"), *modules("jobs")]:
+        tree = ast.parse(path.read_text())
+        docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        for node in ast.walk(tree):
+            is_path = isinstance(node, ast.Constant) and str(node.value).startswith(OUTPUT_PATHS)
+            if is_path and id(node) not in docs:
+                spelled.append(path)
+    store = ROOT / "pipeline/storage/store.py"  # where temporary files of a store go
+    assert set(spelled) - {store} == {ROOT / "pipeline/output/layout.py"}
+
+
 def test_no_file_is_long() -> None:
     packages = ("vae", "pipeline", "jobs")
     lengths = {path: len(path.read_text().splitlines()) for package in packages for path in modules(package)}

@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from latentmill.format import footer_of
 from pipeline.control.claims import Claims, Owner
 from pipeline.control.driver import Driver
 from pipeline.control.stop import Stop
@@ -25,7 +26,6 @@ from pipeline.errors import ConfigError, CorruptVideoError, VideoError
 from pipeline.guard.strikes import MAX_STRIKES, Strikes
 from pipeline.output.commit import commit, tidy
 from pipeline.output.parts import stage
-from pipeline.output.shard_file import footer_of
 from pipeline.output.spec_file import write_spec
 from pipeline.output.tally import tally, target
 from pipeline.plan.frozen import Plan, make_plan, plan_retries, read_plan

@@ -27,6 +27,7 @@ import tyro
 import vae
 from jobs.demo_videos import even_times, make_video
 from pipeline.guard.strikes import Strikes
+from pipeline.output import layout
 from pipeline.output.commit import commit, seal
 from pipeline.output.parts import stage
 from pipeline.plan.frozen import Plan, make_plan
@@ -121,10 +122,10 @@ def _seal(num_shards: int) -> bool:
         index = pool.apply(_index_of_one_shard, (folder,))
         output = Storage(folder)
         for name in names:
-            output.put(f"index/{name}.parquet", _renamed(index, name))
+            output.put(layout.index_path(name), _renamed(index, name))
         with multiprocessing.get_context("spawn").Pool(1) as fresh:
             rows, cpu_seconds, peak_bytes = fresh.apply(measure_seal, (folder, names))
-        num_bytes = output.entry("index.parquet").size
+        num_bytes = output.entry(layout.SEAL_PATH).size
     print(
         f"seal: {rows} rows of {num_shards} shards, {num_bytes / 1e6:.0f} MB: {cpu_seconds:.0f} CPU s, "
         f"peak {peak_bytes / 1e6:.0f} MB"
@@ -160,7 +161,7 @@ def _index_of_one_shard(folder: str) -> bytes:
     latents = {(number, 0): 1 for number in range(FILES_PER_SHARD)}
     spec = Spec(vae=info.to_json(), clip=rule, latent=LatentRule())
     commit(output, spec.to_json(), CompleteShard(name="one", planned=FILES_PER_SHARD, latents=latents, rejections={}))
-    return output.read("index/one.parquet")
+    return output.read(layout.index_path("one"))
 
 
 def _renamed(index: bytes, name: str) -> bytes:
@@ -181,8 +182,8 @@ def _planned(output: Storage, kind: Kind, num_shards: int, done: list[str]) -> P
     def listed(storage: Storage, path: str = "") -> Iterator[Entry]:
         if storage.uri.startswith("fake://"):
             return _source_entries(kind, num_shards, path and f"{path}/")
-        if path == "data/":
-            return (Entry(path=f"data/{name}.parquet", size=1, etag="", mtime=0.0) for name in done)
+        if path == layout.DATA:
+            return (Entry(path=layout.data_path(name), size=1, etag="", mtime=0.0) for name in done)
         return real(storage, path)
 
     with mock.patch.object(Storage, "list", listed):

@@ -13,7 +13,7 @@ from xml.sax.saxutils import escape
 import numpy as np
 
 import vae
-from pipeline.output import shard_file
+from pipeline.output import layout, shard_file
 from pipeline.output.commit import seal
 from pipeline.output.derived import derive
 from pipeline.output.spec_file import write_spec
@@ -39,7 +39,7 @@ def write_latents(where: Path, clips: int) -> None:
         complete = CompleteShard(name=name, planned=count, latents={(i, 0): 1 for i in range(count)}, rejections={})
         sink = io.BytesIO()
         shard_file.write(sink, spec.to_json(), complete, map(shard_file.parquet_row, _latents(name, count)))
-        output.put(shard_file.data_path(name), sink.getvalue())
+        output.put(layout.data_path(name), sink.getvalue())
         derive(output, name)
     seal(output, names)
 

@@ -19,13 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import NotFoundError
-from pipeline.output.shard_file import data_path
+from pipeline.output.layout import claim_path, data_path
 from pipeline.records import canonical_json
 
 if TYPE_CHECKING:
     from pipeline.storage import Storage
-
-CLAIMS = "_claims"
 
 STALE_SECONDS = 600.0
 """Age at which a claim counts as abandoned."""
@@ -78,7 +76,7 @@ class Claims:
     def take(self, shard: str) -> bool:
         """Whether this run processes the shard. The answer is sticky: a retried task must do what the first one did."""
         if shard not in self._answers:
-            self._answers[shard] = not self._stopped and self._claim(f"{CLAIMS}/{shard}") and self._is_open(shard)
+            self._answers[shard] = not self._stopped and self._claim(claim_path(shard)) and self._is_open(shard)
         return self._answers[shard]
 
     def stop(self) -> None:
@@ -89,12 +87,12 @@ class Claims:
         """Show that this run is alive."""
         for shard, ours in self._answers.items():
             if ours:
-                self._output.put(f"{CLAIMS}/{shard}", self._owner)
+                self._output.put(claim_path(shard), self._owner)
 
     def release(self, shard: str) -> None:
         """The shard is committed, or given up."""
         if self._answers.pop(shard, False):
-            self._output.delete(f"{CLAIMS}/{shard}")
+            self._output.delete(claim_path(shard))
 
     def release_all(self) -> None:
         """The end of the run, or of one of its passes."""
@@ -104,7 +102,7 @@ class Claims:
     def _is_open(self, shard: str) -> bool:
         """Whether the shard is still to be done: another run lets go of its claim once it has committed."""
         if self._output.exists(data_path(shard)):
-            self._output.delete(f"{CLAIMS}/{shard}")
+            self._output.delete(claim_path(shard))
             return False
         return True
 

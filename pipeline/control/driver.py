@@ -25,7 +25,8 @@ from pipeline.control.stop import Stop
 from pipeline.control.timer import every
 from pipeline.errors import StorageError
 from pipeline.output.commit import Committed, sweep
-from pipeline.output.parts import MissingPartError, read_verdict, verdict_path
+from pipeline.output.layout import verdict_path
+from pipeline.output.parts import MissingPartError, read_verdict
 from pipeline.output.summary import Summary
 from pipeline.output.tally import tally
 from pipeline.output.unreachable import Unreachable

@@ -22,9 +22,9 @@ from typing import IO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.output import shard_file
+from pipeline.output import layout, shard_file
 from pipeline.output.derived import derive, restored
-from pipeline.output.parts import STAGING, MissingPartError, read_clip
+from pipeline.output.parts import MissingPartError, read_clip
 from pipeline.records import ClipKey, CompleteShard, Latent
 from pipeline.storage import Storage
 from pipeline.storage.parallel import in_parallel
@@ -53,8 +53,8 @@ class Committed:
 
 def commit(output: Storage, spec: str, shard: CompleteShard) -> Committed:
     """Commit a complete shard: see the module. `spec` is canonical JSON."""
-    path = shard_file.data_path(shard.name)
-    staged_bytes = sum(entry.size for entry in output.list(f"{STAGING}/{shard.name}/"))
+    path = layout.data_path(shard.name)
+    staged_bytes = sum(entry.size for entry in output.list(layout.staging_of(shard.name)))
     with _scratch(staged_bytes) as sink:
         try:
             _build(output, spec, shard, sink)
@@ -86,7 +86,7 @@ def tidy(output: Storage, done: Iterable[str], leftovers: Iterable[str], spec: s
     Raises:
         ConfigError: a data file without an index is damaged, or not of this output.
     """
-    indexed = {entry.path.removeprefix("index/").removesuffix(".parquet") for entry in output.list("index/")}
+    indexed = {shard for shard, _ in layout.list_shards(output, layout.INDEX)}
     for shard in sorted(set(done) - indexed):
         derive(output, shard, spec)
     sweep(output, leftovers)
@@ -95,7 +95,7 @@ def tidy(output: Storage, done: Iterable[str], leftovers: Iterable[str], spec: s
 def sweep(output: Storage, shards: Iterable[str]) -> None:
     """Delete what is staged of committed shards: a task that was tried again, or another run, may have come late."""
     for shard in shards:
-        output.delete(f"{STAGING}/{shard}/")
+        output.delete(layout.staging_of(shard))
 
 
 def seal(
@@ -123,7 +123,7 @@ def seal(
             return 0
         writer.close()
         sink.flush()
-        output.put("index.parquet", Path(sink.name))
+        output.put(layout.SEAL_PATH, Path(sink.name))
     return rows
 
 

@@ -1,6 +1,6 @@
 """What is derived of a data file, and made again from it where it is missing, damaged, or of another data file.
 
-index/<shard>.parquet      every column but the bytes; its footer says of what it was made (FACTS)
+index/<shard>.parquet      every column but the bytes; its footer says of what it was made (FOOTER_DERIVED)
 rejected/<shard>.jsonl     the footer's rejections, for people; none where nothing was rejected
 """
 
@@ -14,15 +14,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from latentmill import format
 from pipeline.errors import ConfigError, NotFoundError
-from pipeline.output import shard_file
+from pipeline.output import layout
 from pipeline.records import canonical_json
 from pipeline.settings.spec import diff
 from pipeline.storage import Storage, checksum
 from pipeline.storage.addresses import redacted
-
-FACTS = "latentmill.derived"
-"""Key in the footer of an index: {"data_bytes": of the data file, "rejected": sha256 of the JSONL, "" for none}"""
 
 Derived = tuple[pa.Table, list[dict[str, Any]]]
 """(index, rejections)"""
@@ -42,15 +40,18 @@ def read_derived(output: Storage, shard: str, data_bytes: int | None = None) -> 
         StaleError: they are to be made again.
     """
     try:
-        index = output.read(f"index/{shard}.parquet")
+        index = output.read(layout.index_path(shard))
         checksum.check(index[-checksum.TAIL_BYTES :], [index[: -checksum.TAIL_BYTES]])
         file = pq.ParquetFile(io.BytesIO(index))
-        table, facts = file.read(), json.loads((file.metadata.metadata or {}).get(FACTS.encode(), b"{}"))
+        table, facts = (
+            file.read(),
+            json.loads((file.metadata.metadata or {}).get(format.FOOTER_DERIVED.encode(), b"{}")),
+        )
         if data_bytes is not None and facts.get("data_bytes", data_bytes) != data_bytes:
-            raise StaleError(f"data/{shard}.parquet has {data_bytes} bytes, and had {facts['data_bytes']}")
+            raise StaleError(f"{layout.data_path(shard)} has {data_bytes} bytes, and had {facts['data_bytes']}")
         lines = b"" if facts.get("rejected") == "" else _rejected(output, shard)
         if facts.get("rejected") not in (None, _digest(lines)):
-            raise StaleError(f"rejected/{shard}.jsonl is not what was derived")
+            raise StaleError(f"{layout.rejected_path(shard)} is not what was derived")
         return table.replace_schema_metadata(None), [json.loads(line) for line in lines.splitlines()]
     except (NotFoundError, checksum.DamagedError, ValueError, pa.ArrowException) as error:
         raise StaleError(str(error)) from error
@@ -74,41 +75,42 @@ def derive(output: Storage, shard: str, spec: str | None = None) -> None:
     Raises:
         ConfigError: the data file is damaged, or not that of this shard and output.
     """
-    data = output.read(shard_file.data_path(shard))
+    data = output.read(layout.data_path(shard))
     table, rejections = from_data(output, shard, data, spec)
     lines = "".join(json.dumps(rejection) + "\n" for rejection in rejections).encode()
     if lines:
-        output.put(f"rejected/{shard}.jsonl", lines)
+        output.put(layout.rejected_path(shard), lines)
     facts = {"data_bytes": len(data), "rejected": _digest(lines)}
     index = io.BytesIO()
     with pq.ParquetWriter(index, table.schema, compression="zstd") as writer:
         writer.write_table(table)
-        writer.add_key_value_metadata({FACTS: canonical_json(facts)})
+        writer.add_key_value_metadata({format.FOOTER_DERIVED: canonical_json(facts)})
         writer.add_key_value_metadata(checksum.MARK)
     checksum.stamp(index)
-    output.put(f"index/{shard}.parquet", index.getvalue())
+    output.put(layout.index_path(shard), index.getvalue())
 
 
 def from_data(output: Storage, shard: str, data: bytes, spec: str | None = None) -> Derived:
     """What is to be derived of the bytes of a data file. Raises as `derive`."""
-    where = f"{redacted(output.uri)}: {shard_file.data_path(shard)}"
+    where = f"{redacted(output.uri)}: {layout.data_path(shard)}"
     remedy = "Restore it, or delete it and run again: then its shard is encoded again"
     try:
-        found, footer = shard_file.footer_of(io.BytesIO(data))
+        found, footer = format.footer_of(io.BytesIO(data))
         name, rejections = footer["shard"], footer["rejections"]
-        index = shard_file.index_of(io.BytesIO(data), shard)
+        index = format.index_of(io.BytesIO(data), shard)
     except (pa.ArrowException, OSError, LookupError, TypeError, ValueError) as error:
         raise ConfigError(f"{where} is damaged: {str(error) or repr(error)}. {remedy}") from error
     if name != shard:
         raise ConfigError(f"{where} is the data file of {name}. {remedy}")
-    if spec is not None and (lines := diff(found, spec)):
-        raise ConfigError(f"{where} was made with another spec: {'; '.join(lines)}. {remedy}")
+    if spec is not None and (differences := diff(found, spec)):
+        fields = "; ".join(f"{one.field}: {one.ours} here, {one.theirs} there" for one in differences)
+        raise ConfigError(f"{where} was made with another spec: {fields}. {remedy}")
     return index, rejections
 
 
 def _rejected(output: Storage, shard: str) -> bytes:
     try:
-        return output.read(f"rejected/{shard}.jsonl")
+        return output.read(layout.rejected_path(shard))
     except NotFoundError:
         return b""
 

@@ -24,14 +24,13 @@ import pyarrow as pa
 from pipeline.decode import merge_facts
 from pipeline.errors import NotFoundError
 from pipeline.latent_bytes import DTYPES
+from pipeline.output.layout import part_path, verdict_path
 from pipeline.records import ChunkId, ClipFacts, Latent, Receipt, Record, Rejection, canonical_json
 from pipeline.rows import from_table, to_table
 from pipeline.storage import checksum
 
 if TYPE_CHECKING:
     from pipeline.storage import Storage
-
-STAGING = "_staging"
 
 
 class MissingPartError(Exception):
@@ -41,17 +40,6 @@ class MissingPartError(Exception):
         super().__init__(f"{path} is damaged: {damage}" if damage else f"{path} is not there")
         self.path = path
         self.is_damaged = bool(damage)
-
-
-def part_path(id: ChunkId) -> str:
-    """Where the part of a chunk is staged, under the output."""
-    name = f"v{id.video:06d}.c{id.clip:06d}.k{id.chunk:04d}of{id.num_chunks:04d}.part"
-    return f"{STAGING}/{id.shard}/{name}"
-
-
-def verdict_path(shard: str, video: int, clip: int) -> str:
-    """Where the guard's rejection of a clip is staged, under the output."""
-    return f"{STAGING}/{shard}/v{video:06d}.c{clip:06d}.verdict.json"
 
 
 def stage(record: Record, output: Storage) -> Receipt:

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
+from pipeline.output import layout
 from pipeline.output.summary import Summary
 from pipeline.settings.job import Job
 from pipeline.storage import Storage
@@ -55,7 +56,7 @@ def warn_of_differences(output: Storage, here: dict[str, Any]) -> None:
 
 def environments(output: Storage) -> Iterator[tuple[str, dict[str, Any]]]:
     """(path, environment) of each recorded run, in the order of time. A run with nothing to do has none."""
-    for entry in output.list("runs/"):
+    for entry in output.list(layout.RUNS):
         try:
             environment = json.loads(output.read(entry.path))["environment"]
         except (ValueError, LookupError, TypeError) as error:
@@ -83,4 +84,4 @@ def record(
         "environment": here,
         "summary": asdict(summary),
     }
-    output.put(f"runs/{now:%Y%m%dT%H%M%S%f}-{run_id}.json", json.dumps(facts, indent=2).encode())
+    output.put(layout.run_path(now, run_id), json.dumps(facts, indent=2).encode())

@@ -28,13 +28,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from latentmill.format import DTYPES, npy_path
-from latentmill.format import FOOTER_SHARD as FOOTER_SHARD
-from latentmill.format import FOOTER_SPEC as FOOTER_SPEC
-from latentmill.format import SCHEMA as SCHEMA
-from latentmill.format import data_path as data_path
-from latentmill.format import footer_of as footer_of
-from latentmill.format import index_of as index_of
+from latentmill.format import DTYPES, FOOTER_SHARD, FOOTER_SPEC, SCHEMA
+from pipeline.output.layout import npy_path
 from pipeline.records import CompleteShard, Latent, canonical_json
 
 _LEAVES = {"latent_shape": "latent_shape.list.element", "timestamps_sec": "timestamps_sec.list.element"}

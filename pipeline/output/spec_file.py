@@ -7,11 +7,12 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from pipeline.errors import ConfigError, NotFoundError
+from pipeline.output import layout
+from pipeline.settings.spec import Spec, diff
 from pipeline.storage.store import TEMPORARY
 
 if TYPE_CHECKING:
     from pipeline.storage import Storage
-from pipeline.settings.spec import PATH, Spec, diff
 
 
 def write_spec(output: Storage, spec: Spec) -> None:
@@ -21,7 +22,7 @@ def write_spec(output: Storage, spec: Spec) -> None:
         ConfigError: the output was made with another Spec; names every field that differs, with both values.
     """
     text = json.dumps(json.loads(spec.to_json()), indent=2, sort_keys=True).encode() + b"\n"
-    if output.exists(PATH) or not output.create(PATH, text):
+    if output.exists(layout.SPEC_PATH) or not output.create(layout.SPEC_PATH, text):
         check(output, spec)
 
 
@@ -32,18 +33,18 @@ def check(output: Storage, spec: Spec) -> None:
         ConfigError: as `write_spec`; or there is none, and yet data files or parts, made by nobody knows which Spec.
     """
     try:
-        lines = diff(spec.to_json(), output.read(PATH).decode())
+        differences = diff(spec.to_json(), output.read(layout.SPEC_PATH).decode())
     except NotFoundError:
-        made = chain(output.list("data/"), output.list("_staging/"))
+        made = chain(output.list(layout.DATA), output.list(layout.STAGING))
         if orphan := next((entry.path for entry in made if not entry.path.startswith(TEMPORARY)), None):
             raise ConfigError(
-                f"{output.uri} holds {orphan} and no {PATH}: restore it, or take another --output"
+                f"{output.uri} holds {orphan} and no {layout.SPEC_PATH}: restore it, or take another --output"
             ) from None
         return
     except (ValueError, AttributeError) as error:
-        raise ConfigError(f"{output.uri}: {PATH} is not a spec: {error!r}") from error
-    if lines:
-        fields = "\n  ".join(lines)
+        raise ConfigError(f"{output.uri}: {layout.SPEC_PATH} is not a spec: {error!r}") from error
+    if differences:
+        fields = "\n  ".join(f"{one.field}: {one.ours} here, {one.theirs} there" for one in differences)
         raise ConfigError(
             f"--output {output.uri} was made with another spec; use another --output, or the same settings:\n  {fields}"
         )
@@ -52,10 +53,10 @@ def check(output: Storage, spec: Spec) -> None:
 def load_spec(output: Storage) -> Spec:
     """The Spec of an output. Raises ConfigError when there is none."""
     try:
-        return Spec.from_json(output.read(PATH))
+        return Spec.from_json(output.read(layout.SPEC_PATH))
     except NotFoundError:
-        raise ConfigError(f"{output.uri} holds no {PATH}: not an output of latentmill encode") from None
+        raise ConfigError(f"{output.uri} holds no {layout.SPEC_PATH}: not an output of latentmill encode") from None
     except ConfigError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ConfigError(f"{output.uri}: {PATH} is not a spec: {error!r}") from error
+        raise ConfigError(f"{output.uri}: {layout.SPEC_PATH} is not a spec: {error!r}") from error

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from pipeline.decode.too_short import num_fitting
 from pipeline.errors import ClipTooShortError
 from pipeline.output.derived import StaleError, from_data, read_derived
-from pipeline.output.shard_file import data_path
+from pipeline.output.layout import data_path
 from pipeline.storage import Storage
 from pipeline.storage.parallel import in_parallel
 

@@ -12,7 +12,7 @@ import logging
 from dataclasses import replace
 
 from pipeline.errors import StorageError
-from pipeline.output.parts import STAGING
+from pipeline.output.layout import faults_path
 from pipeline.records import Receipt
 from pipeline.shards import Shard
 from pipeline.storage import Storage
@@ -50,7 +50,7 @@ class Unreachable:
         if key not in self._counted:
             self._counted.add(key)
             try:
-                self._output.put(f"{STAGING}/{fault.shard}/v{fault.video:06d}.faults{runs:04d}", b"")
+                self._output.put(faults_path(fault.shard, fault.video, runs), b"")
             except StorageError as error:
                 log.warning("shard=%s a fault could not be noted: %s", fault.shard, error)
         if runs < self._give_up_after:

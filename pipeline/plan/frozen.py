@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import heapq
 import logging
-import re
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.errors import ChangedError, ConfigError, StorageError
-from pipeline.output.shard_file import data_path
+from pipeline.output import layout
 from pipeline.output.tally import Target
 from pipeline.plan.plan_file import PlanFile, write_plan_file
 from pipeline.plan.retries import retry_shards, tried_again
@@ -44,9 +43,6 @@ OnChanged = Literal["refuse", "keep"]
 that is not done, and holds a changed object, then fails to be read."""
 
 _TEMPORARY = TEMPORARY.split("/")[1]
-_PART = re.compile(r"v(\d{6,})\.c(\d{6,})\.k(\d{4,})of(\d{4,})\.part")
-_VERDICT = re.compile(r"v(\d{6,})\.c(\d{6,})\.verdict\.json")
-_FAULTS = re.compile(r"v(\d{6,})\.faults(\d{4,})")
 
 
 class Plan:
@@ -180,7 +176,7 @@ def _append(
             count = write_plan_file(new_shards(files), local)
             if count == 0:
                 return files
-            path = f"plan/{len(files):06d}.parquet"
+            path = layout.plan_path(len(files))
             if output.create(path, local):
                 log.info("plan=%s new_shards=%d", path, count)
                 return [*files, PlanFile(output, output.entry(path))]
@@ -189,7 +185,7 @@ def _append(
 
 
 def _plan_files(output: Storage) -> list[PlanFile]:
-    return [PlanFile(output, entry) for entry in output.list("plan/") if entry.path.endswith(".parquet")]
+    return [PlanFile(output, entry) for _, entry in layout.list_shards(output, layout.PLAN)]
 
 
 def _refuse_strangers(output: Storage, files: Sequence[PlanFile], done: Collection[str]) -> None:
@@ -197,7 +193,7 @@ def _refuse_strangers(output: Storage, files: Sequence[PlanFile], done: Collecti
     planned = {name for file in files for name in file.table.column("name").to_pylist()}
     if strangers := sorted(set(done) - planned):
         raise ConfigError(
-            f"{redacted(output.uri)}: {data_path(strangers[0])}"
+            f"{redacted(output.uri)}: {layout.data_path(strangers[0])}"
             + (f" and {len(strangers) - 1} more" if len(strangers) > 1 else "")
             + " belong to no shard that plan/ names: restore plan/, or take another --output"
         )
@@ -279,9 +275,7 @@ def _columns(file: PlanFile, *names: str) -> Iterable[list[Any]]:
 
 def _list_done(output: Storage) -> dict[str, int]:
     """The size of every data file, by the name of its shard."""
-    suffix = ".parquet"
-    entries = output.list("data/")
-    return {entry.path[len("data/") : -len(suffix)]: entry.size for entry in entries if entry.path.endswith(suffix)}
+    return {shard: entry.size for shard, entry in layout.list_shards(output, layout.DATA)}
 
 
 def _list_staged(output: Storage) -> dict[str, Staged]:
@@ -291,18 +285,18 @@ def _list_staged(output: Storage) -> dict[str, Staged]:
     faults: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
     seen: dict[str, None] = {}
     youngest = 0.0
-    for entry in output.list("_staging/"):
+    for entry in output.list(layout.STAGING):
         _, shard, name = [*entry.path.split("/", 2), ""][:3]
         if shard == _TEMPORARY:
             youngest = max(youngest, entry.mtime)
             continue
         seen[shard] = None
-        if match := _PART.fullmatch(name):
+        if match := layout.PART.fullmatch(name):
             video, clip, chunk, num_chunks = map(int, match.groups())
             parts[shard].append(ChunkId(shard=shard, video=video, clip=clip, chunk=chunk, num_chunks=num_chunks))
-        elif match := _VERDICT.fullmatch(name):
+        elif match := layout.VERDICT.fullmatch(name):
             verdicts[shard].append((int(match[1]), int(match[2])))
-        elif match := _FAULTS.fullmatch(name):
+        elif match := layout.FAULTS.fullmatch(name):
             faults[shard].append((int(match[1]), int(match[2])))
     if youngest and output.now() - youngest > TEMPORARY_SECONDS:
         seen[_TEMPORARY] = None

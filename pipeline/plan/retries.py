@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from pipeline.output import layout
 from pipeline.output.derived import restored
 from pipeline.output.tally import Target, target
 from pipeline.plan.plan_file import PlanFile
@@ -37,8 +38,7 @@ def retry_shards(
     once, as that one would have done.
     """
     tried = tried_again(files)
-    paths = (entry.path for entry in output.list("rejected/"))
-    rejected = done & {path.removeprefix("rejected/").removesuffix(".jsonl") for path in paths}
+    rejected = done & {shard for shard, _ in layout.list_shards(output, layout.REJECTED, layout.JSONL)}
     is_retrying = any(shard.kind == "retry" and shard.name not in done for file in files for shard in file.shards())
     committed = (
         shard

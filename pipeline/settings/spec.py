@@ -10,24 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, NamedTuple
 
+from latentmill.format import FORMAT_VERSION
 from pipeline.errors import ConfigError
 from pipeline.records import canonical_json
 from pipeline.settings.clip_rule import ClipRule
-
-if TYPE_CHECKING:
-    pass
-
-if TYPE_CHECKING:
-    pass
-
-FORMAT_VERSION = 1
-"""Version of the output. It is increased by every change that alters bytes in `data/` for the same source."""
-
-PATH = "spec.json"
-"""Path of the Spec under the output."""
-
 
 ABSENT: dict[str, Any] = {"clip.limit_hold": None}
 """The value of a field that a spec.json lacks: the behaviour of the versions without this field. A Spec with this value
@@ -92,7 +80,7 @@ class Spec:
         """Parse the text of `to_json`. Raises ConfigError for a format version that this code does not read."""
         fields = json.loads(text)
         if fields["format_version"] != FORMAT_VERSION:
-            raise ConfigError(f"format_version must be {FORMAT_VERSION}, got {fields['format_version']} in {PATH}")
+            raise ConfigError(f"format_version must be {FORMAT_VERSION}, got {fields['format_version']} in spec.json")
         for name, value in ABSENT.items():
             part, field = name.split(".")
             fields[part].setdefault(field, value)
@@ -106,11 +94,21 @@ class Spec:
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
 
-def diff(ours: str, theirs: str) -> list[str]:
-    """One line for each field that differs between two Specs in JSON: `clip.num_frames: 49 here, 17 there`."""
-    here, there = ABSENT | _flat(json.loads(ours)), ABSENT | _flat(json.loads(theirs))
-    names = [name for name in sorted(here.keys() | there.keys()) if here.get(name) != there.get(name)]
-    return [f"{name}: {here.get(name, 'absent')} here, {there.get(name, 'absent')} there" for name in names]
+class Difference(NamedTuple):
+    """A field that differs between two Specs."""
+
+    field: str
+    """Its path: `clip.num_frames`."""
+    ours: Any
+    """Its value, or `absent`."""
+    theirs: Any
+
+
+def diff(ours: str, theirs: str) -> list[Difference]:
+    """The fields that differ between two Specs in JSON, sorted by path."""
+    left, right = ABSENT | _flat(json.loads(ours)), ABSENT | _flat(json.loads(theirs))
+    names = [name for name in sorted(left.keys() | right.keys()) if left.get(name) != right.get(name)]
+    return [Difference(name, left.get(name, "absent"), right.get(name, "absent")) for name in names]
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -17,13 +17,15 @@ from typing import Any
 
 import numpy as np
 
+from latentmill.format import FOOTER_SHARD
 from pipeline.errors import StorageError
 from pipeline.guard.strikes import Strikes
 from pipeline.latent_bytes import to_float32
+from pipeline.output.layout import data_path
 from pipeline.output.parts import join
 from pipeline.output.read_latent import Row, payload_of
 from pipeline.output.run_records import environments
-from pipeline.output.shard_file import FOOTER_SHARD, data_path, parquet_row
+from pipeline.output.shard_file import parquet_row
 from pipeline.plan.frozen import read_plan
 from pipeline.records import Chunk, ClipKey, Latent, Receipt, Video
 from pipeline.shards import Shard

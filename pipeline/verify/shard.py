@@ -24,10 +24,11 @@ from math import prod
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from latentmill.format import FOOTER_SHARD, FOOTER_SPEC, SCHEMA
 from pipeline.errors import ConfigError, NotFoundError, StorageError
 from pipeline.latent_bytes import DTYPES, is_finite
+from pipeline.output.layout import data_path, index_path, rejected_path
 from pipeline.output.read_latent import Row, npy_header, payload_of
-from pipeline.output.shard_file import FOOTER_SHARD, FOOTER_SPEC, SCHEMA, data_path
 from pipeline.records import REASONS, ClipKey, clip_id
 from pipeline.settings.spec import Spec, diff
 from pipeline.storage import Storage
@@ -61,11 +62,6 @@ def check_shard(output: Storage, spec: Spec, shard: str, arrays: list[str], plan
     return check.checked
 
 
-def shard_of(path: str) -> str:
-    """Return the shard of a file in data/, index/ or rejected/. Shard names have no dot and no slash."""
-    return path.rpartition("/")[2].partition(".")[0]
-
-
 class _ShardCheck:
     def __init__(self, output: Storage, spec: Spec, shard: str) -> None:
         self.checked = Checked(shard=shard)
@@ -82,17 +78,15 @@ class _ShardCheck:
             metadata = self._file.metadata.metadata or {}
             text = metadata[FOOTER_SPEC.encode()].decode()
             self._footer = json.loads(metadata[FOOTER_SHARD.encode()])
-            lines = diff(text, self._spec.to_json())
+            differences = diff(text, self._spec.to_json())
             self._info, self._rule = VAEInfo(**Spec.from_json(text).vae), Spec.from_json(text)
         except StorageError:
             raise
         except (ConfigError, KeyError, ValueError, TypeError) as error:
             self._wrong("file", repr(error), "a data file with its footer")
             return False
-        for line in lines:  # "latent.seed: 0 here, 1 there"
-            name, _, values = line.partition(": ")
-            here, _, there = values.removesuffix(" there").partition(" here, ")
-            self._wrong(f"footer's Spec, {name}", here, f"{there} as in spec.json")
+        for field, found, expected in differences:
+            self._wrong(f"footer's Spec, {field}", found, f"{expected} as in spec.json")
         if self._footer["shard"] != self._shard:
             self._wrong("footer's shard", self._footer["shard"], self._shard)
         if not self._file.schema_arrow.equals(SCHEMA):
@@ -152,7 +146,7 @@ class _ShardCheck:
 
     def rejected(self) -> None:
         """Check rejected/<shard>.jsonl. It is written before the index, so without an index it may be missing."""
-        path = f"rejected/{self._shard}.jsonl"
+        path = rejected_path(self._shard)
         expected = [json.dumps(rejection) for rejection in self._footer["rejections"]]
         try:
             found = self._output.read(path).decode(errors="replace").splitlines()
@@ -188,7 +182,7 @@ class _ShardCheck:
                 self.checked.wrong(path, "latents", length, f"those of {len(self._in_array[path])} rows")
 
     def _read_index(self) -> list[Row] | None:
-        path = f"index/{self._shard}.parquet"
+        path = index_path(self._shard)
         try:
             rows: list[Row] = pq.read_table(io.BytesIO(self._output.read(path))).to_pylist()
         except NotFoundError:
@@ -264,7 +258,7 @@ class _ShardCheck:
     def _indexed(self, i: int, row: Row, payload: bytes) -> None:
         """Check the row of the index for a row."""
         assert self._index is not None
-        path, line = f"index/{self._shard}.parquet", self._index[i]
+        path, line = index_path(self._shard), self._index[i]
         expected = {name: value for name, value in row.items() if name != "latent"}
         expected |= {"file": row["npy_file"] or self._path, "byte_length": len(payload)}
         for name, value in expected.items():

@@ -19,16 +19,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import ChangedError, ConfigError, NotFoundError, StorageError
-from pipeline.output.shard_file import data_path
+from pipeline.output import layout
+from pipeline.output.layout import SEAL_PATH, data_path, shard_of
 from pipeline.output.spec_file import load_spec
 from pipeline.plan.frozen import read_plan
 from pipeline.storage import Storage
 from pipeline.storage.parallel import in_parallel
 from pipeline.storage.range_file import open_parquet
 from pipeline.verify.findings import Checked
-from pipeline.verify.shard import Planned, check_shard, shard_of
-
-SEAL = "index.parquet"
+from pipeline.verify.shard import Planned, check_shard
 
 
 def verify(output: Storage) -> Iterator[Checked]:
@@ -41,12 +40,12 @@ def verify(output: Storage) -> Iterator[Checked]:
         StorageError: storage failed, so nothing is known about the output.
     """
     spec = load_spec(output)
-    derived = [entry.path for folder in ("index/", "rejected/") for entry in output.list(folder)]
-    in_data = [entry.path for entry in output.list("data/")]  # listed after the derived files and before the plan
-    done = {path[len("data/") : -len(".parquet")] for path in in_data if path.endswith(".parquet")}
+    derived = [entry.path for folder in (layout.INDEX, layout.REJECTED) for entry in output.list(folder)]
+    in_data = [entry.path for entry in output.list(layout.DATA)]  # listed after the derived files and before the plan
+    done = {path[len(layout.DATA) : -len(layout.PARQUET)] for path in in_data if path.endswith(layout.PARQUET)}
     arrays: defaultdict[str, list[str]] = defaultdict(list)
     for path in in_data:
-        if path.endswith(".npy"):
+        if path.endswith(layout.NPY):
             arrays[shard_of(path)].append(path)
     whole, plan = _whole(output, done, [*in_data, *derived])
     yield whole
@@ -73,21 +72,21 @@ def _whole(output: Storage, done: set[str], paths: list[str]) -> tuple[Checked, 
             planned[shard.name] += 1
             known[shard.name] = Planned(num_videos.get(shard.name), shard.kind == "retry")
     except ConfigError as error:
-        checked.wrong("plan/", "plan", str(error), "plan files that can be read")
+        checked.wrong(layout.PLAN, "plan", str(error), "plan files that can be read")
         planned = Counter(done)
     for name in sorted(done - planned.keys()):
         checked.wrong(data_path(name), "shard", name, "a shard of the plan")
     for name, times in planned.items():
         if times > 1:
-            checked.wrong("plan/", f"shard {name}", f"planned {times} times", "once")
+            checked.wrong(layout.PLAN, f"shard {name}", f"planned {times} times", "once")
         if name not in done:
             checked.notes.append(f"{name} remains: planned, and not done yet")
     checked.remaining = len(planned.keys() - done)
     for path in paths:
-        folder, _, name = path.partition("/")
-        if not name.endswith((".parquet", ".npy") if folder == "data" else (".parquet", ".jsonl")):
+        is_data = path.startswith(layout.DATA)
+        if not path.endswith((layout.PARQUET, layout.NPY if is_data else layout.JSONL)):
             checked.notes.append(f"{path} is not a file of latentmill")
-        elif folder != "data" and shard_of(path) not in done:
+        elif not is_data and shard_of(path) not in done:
             checked.wrong(data_path(shard_of(path)), "file", "none", f"the data file that {path} was made of")
     return checked, known
 
@@ -97,30 +96,30 @@ def _seal(output: Storage, rows: dict[str, int]) -> Checked:
     checked = Checked()
     sealed: Counter[str] = Counter()
     try:
-        entry = output.entry(SEAL)
-        file = open_parquet(output.address(SEAL), entry.size, entry.etag)
+        entry = output.entry(SEAL_PATH)
+        file = open_parquet(output.address(SEAL_PATH), entry.size, entry.etag)
         for shard, is_equal in in_parallel(lambda run: (run[0], _is_index(output, *run)), _runs(file)):
             sealed[shard] += 1
             if shard not in rows:
-                checked.wrong(SEAL, f"shard {shard}", "rows", "no rows: it has no data file")
+                checked.wrong(SEAL_PATH, f"shard {shard}", "rows", "no rows: it has no data file")
             elif not is_equal:
-                checked.wrong(SEAL, f"shard {shard}", "other rows", f"those of index/{shard}.parquet")
+                checked.wrong(SEAL_PATH, f"shard {shard}", "other rows", f"those of {layout.index_path(shard)}")
             elif sealed[shard] > 1:
-                checked.wrong(SEAL, f"shard {shard}", f"{sealed[shard]} times", "once")
+                checked.wrong(SEAL_PATH, f"shard {shard}", f"{sealed[shard]} times", "once")
     except NotFoundError:
         if rows:
-            checked.notes.append(f"{SEAL} is not there yet; the end of a run makes it")
+            checked.notes.append(f"{SEAL_PATH} is not there yet; the end of a run makes it")
         return checked
     except ChangedError:
-        checked.notes.append(f"{SEAL} was rewritten while it was read, so it was not checked")
+        checked.notes.append(f"{SEAL_PATH} was rewritten while it was read, so it was not checked")
         return checked
     except StorageError:
         raise
     except (ConfigError, pa.ArrowException, OSError, KeyError) as error:
-        checked.wrong(SEAL, "file", str(error), "an index")
+        checked.wrong(SEAL_PATH, "file", str(error), "an index")
         return checked
     if lagging := sum(shard not in sealed for shard, num_rows in rows.items() if num_rows):
-        checked.notes.append(f"{SEAL} lacks {lagging} of {len(rows)} shards; the end of a run adds them")
+        checked.notes.append(f"{SEAL_PATH} lacks {lagging} of {len(rows)} shards; the end of a run adds them")
     return checked
 
 
@@ -144,6 +143,6 @@ def _runs(file: pq.ParquetFile) -> Iterator[tuple[str, pa.Table]]:
 def _is_index(output: Storage, shard: str, found: pa.Table) -> bool:
     """Return whether these rows equal the shard's index. A missing or damaged index is reported with its shard."""
     try:
-        return bool(found.equals(pq.read_table(io.BytesIO(output.read(f"index/{shard}.parquet")))))
+        return bool(found.equals(pq.read_table(io.BytesIO(output.read(layout.index_path(shard))))))
     except (NotFoundError, pa.ArrowException, ValueError):
         return True

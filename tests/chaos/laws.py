@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.output.shard_file import FOOTER_SHARD
+from latentmill.format import FOOTER_SHARD
 
 Verdicts = dict[tuple[str, int], str]
 """(video key, clip) -> reason: what a poison is to cost."""
