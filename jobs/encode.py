@@ -40,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         summary = run(job, echo=_redraw if in_terminal else _append, echo_seconds=1.0 if in_terminal else 30.0)
     except (ConfigError, EncoderError, StorageError) as error:
         print(f"latentmill encode: {error}", file=sys.stderr)
+        for summary in getattr(error, "__notes__", ()):
+            print(summary)
         return CONFIG if isinstance(error, ConfigError | ChangedError) else LEFT
     print(("\n" if in_terminal else "") + summary.table())
     return exit_code(summary, job)

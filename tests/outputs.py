@@ -19,7 +19,7 @@ from pipeline.control.ledger import Ledger
 from pipeline.guard.strikes import Strikes
 from pipeline.output.commit import commit, derive, seal
 from pipeline.output.parts import stage
-from pipeline.output.run_records import environment, record
+from pipeline.output.run_records import RunRecord
 from pipeline.output.spec_file import write_spec
 from pipeline.output.summary import Summary
 from pipeline.plan.frozen import make_plan
@@ -57,7 +57,9 @@ def make_output(
         planned_shards=len(shards), done_shards=len(done), planned=0, latents=0, rejected={}, latent_bytes=0
     )
     job = Job(source=(str(source),), output=str(where), vae="tiny", clip=clip, latent=latent)
-    record(output, "run", rule.digest, environment("cpu", 1), summary, job=job, began=datetime.now(UTC))
+    record = RunRecord(job=job, run_id="run", spec_digest=rule.digest, began=datetime.now(UTC))
+    record.start(output, "cpu")
+    record.put(output, summary)
     return output
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from jobs import encode
-from pipeline.control.pools import pools
+from pipeline.control.pools import Cluster, pools
 from pipeline.errors import ConfigError
 from pipeline.output.spec_file import check, load_spec
 from pipeline.output.summary import Summary
@@ -158,21 +158,22 @@ def test_exit_codes(end: Summary, max_rejected: float, code: int) -> None:
 
 
 def test_pools_that_would_stand_still_are_refused() -> None:
-    sizes = {"cpus": 2.0, "gpus": 0.0, "object_store": 1e9}
-    assert pools(Workers(), 1000, **sizes).encoders == (1, 1)
-    assert pools(Workers(encoders="1:8"), 1000, **sizes).encoders == (1, 1)
-    three = sizes | {"cpus": 3.0}
-    assert pools(Workers(), 1000, **three).encoders == (1, 2)
-    assert pools(Workers(), 1000, **three, spare_cpus=1).decoders == (3, 3), "two beside the encoder, and one in turn"
-    assert pools(Workers(encoders="2"), 1000, **three, spare_cpus=1).decoders == (2, 3), "the encoders take the rest"
-    assert pools(Workers(), 1000, **three, largest_node=1.0).encoders == (1, 1), "one of three nodes may be lost"
+    two = Cluster(cpus=2.0, gpus=0.0, object_store=1e9)
+    assert pools(Workers(), 1000, two).encoders == (1, 1)
+    assert pools(Workers(encoders="1:8"), 1000, two).encoders == (1, 1)
+    three = replace(two, cpus=3.0)
+    spare = replace(three, spare_cpus=1)
+    assert pools(Workers(), 1000, three).encoders == (1, 2)
+    assert pools(Workers(), 1000, spare).decoders == (3, 3), "two beside the encoder, and one in turn"
+    assert pools(Workers(encoders="2"), 1000, spare).decoders == (2, 3), "the encoders take the rest"
+    assert pools(Workers(), 1000, replace(three, largest_node=1.0)).encoders == (1, 1), "one of three nodes may be lost"
     with pytest.raises(ConfigError, match="nothing would ever be produced"):
-        pools(Workers(encoders="2"), 1000, **sizes)
+        pools(Workers(encoders="2"), 1000, two)
     with pytest.raises(ConfigError, match="largest chunk is 100 MB"):
-        pools(Workers(), 100_000_000, **sizes)
+        pools(Workers(), 100_000_000, two)
     with pytest.raises(ConfigError, match="do not fit on the 1 GPUs that there are"):
-        pools(Workers(encoders="2", gpus_per_encoder=1), 1000, **sizes | {"gpus": 1.0})
-    assert pools(Workers(), 1000, **sizes | {"gpus": 2.0}).encoders == (1, 2)
+        pools(Workers(encoders="2", gpus_per_encoder=1), 1000, replace(two, gpus=1.0))
+    assert pools(Workers(), 1000, replace(two, gpus=2.0)).encoders == (1, 2)
 
 
 def test_one_source_from_python_may_be_a_string() -> None:
@@ -211,7 +212,8 @@ def test_clips_that_overlap_beyond_memory_are_refused_with_the_numbers() -> None
     assert overlap.pictures_held(replace(clip, every=0.125), 49) == 49, "on one grid all clips show the same"
     assert overlap.pictures_held(replace(clip, every=0.013), 49) == math.ceil(49 / 8 * overlap.SOURCE_FPS)
     assert overlap.pictures_held(replace(clip, every=0.1, fps="native"), 49) == 49
-    sizes = {"cpus": 2.0, "gpus": 0.0, "object_store": 1e9, "overlap_bytes": overlap.bytes_held(clip)}
+    two = Cluster(cpus=2.0, gpus=0.0, object_store=1e9)
+    held = overlap.bytes_held(clip)
     with pytest.raises(ConfigError, match=r"up to 254 MB in each of 3 decode tasks, and there are 700 MB"):
-        pools(Workers(), 1000, **sizes, memory=700e6)
-    assert pools(Workers(), 1000, **sizes, memory=800e6).decoders[1] == 3
+        pools(Workers(), 1000, replace(two, memory=700e6), held)
+    assert pools(Workers(), 1000, replace(two, memory=800e6), held).decoders[1] == 3

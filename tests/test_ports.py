@@ -39,11 +39,15 @@ def main() -> None:
     """Start a Ray as the job does, with a worker, and look. In a process of its own: tests share another Ray."""
     import ray
 
+    import vae
     from pipeline.control.ray_cluster import ray_for
     from pipeline.control.stop import Stop
-    from pipeline.settings.job import Workers
+    from pipeline.settings.clip_rule import ClipRule
+    from pipeline.settings.job import Job, Workers
 
-    with Stop(0) as stop, ray_for(Workers(object_store_gb=0.1), 1000, stop):
+    clip, workers = ClipRule(num_frames=9, height=64, width=96), Workers(object_store_gb=0.1)
+    job = Job(source=("a",), output="b", vae="tiny", clip=clip, workers=workers)
+    with Stop(0) as stop, ray_for(job, vae.load_vae("tiny").info, stop):
         worker = ray.get(ray.remote(lambda: os.getpid()).remote())  # Ray takes no function of C
         found = listening([os.getpid(), *descendants(os.getpid())])
         assert worker in found.values(), "the worker listens somewhere"

@@ -16,17 +16,21 @@ ROOT = Path(__file__).parents[1]
 
 JOIN = """
 import signal, sys, threading, os
+import vae
 from pipeline.control import ray_cluster
 from pipeline.control.stop import GraceOverError, Stop, leave
 from pipeline.errors import ConfigError
-from pipeline.settings.job import Workers
+from pipeline.settings.clip_rule import ClipRule
+from pipeline.settings.job import Job, Workers
 
 ray_cluster.CONNECT_SECONDS, signalled = float(sys.argv[2]), sys.argv[3] == "signalled"
 workers = Workers(ray_address=sys.argv[1], object_store_gb=0.01 if sys.argv[1] == "local" else None)
+clip = ClipRule(num_frames=9, height=64, width=96)
+job = Job(source=("a",), output="b", vae="tiny", clip=clip, workers=workers)
 if signalled:
     threading.Timer(1, os.kill, [os.getpid(), signal.SIGTERM]).start()
 try:
-    with Stop(300) as stop, ray_cluster.ray_for(workers, 1000, stop):
+    with Stop(300) as stop, ray_cluster.ray_for(job, vae.load_vae("tiny").info, stop):
         print("joined")
 except ConfigError as error:
     print("refused:", error)

@@ -29,12 +29,13 @@ from pipeline.output.spec_file import write_spec
 from pipeline.plan.frozen import plan_dry_run
 from pipeline.records import Chunk, Latent, Receipt, Video
 from pipeline.rows import from_table, to_table
-from pipeline.run import READ_ATTEMPTS, _decode, graph, run
+from pipeline.run import graph, run
 from pipeline.settings.job import Job, Workers
 from pipeline.settings.resolve import resolve
 from pipeline.settings.spec import LatentRule
 from pipeline.shards import Shard
 from pipeline.stages.read_shard import read_shard
+from pipeline.stages.tables import READ_ATTEMPTS, Shared, Stages, decode, stages_of
 from pipeline.storage import Storage
 from tests.small import CLIP
 from tests.videos import cut, make_video
@@ -219,8 +220,12 @@ def test_an_output_that_cannot_be_written_ends_the_run_in_one_line(
     blocked[0].parent.mkdir(parents=True, exist_ok=True)
     for path in blocked:
         path.touch()
-    with pytest.raises(StorageError, match=f"{MAX_FAILED_WRITES} failures in a row.*File exists"):
+    with pytest.raises(StorageError, match=f"{MAX_FAILED_WRITES} failures in a row.*File exists") as raised:
         run(wanted)
+    (note,) = raised.value.__notes__
+    assert f"shards    0 of {len(blocked)}" in note
+    (recorded,) = (tmp_path / "out/runs").iterdir()
+    assert json.loads(recorded.read_text())["failure"] == str(raised.value)
     printed = "".join(capfd.readouterr()) + caplog.text
     assert "Traceback" not in printed
     assert printed.count("stays open") == MAX_FAILED_WRITES
@@ -275,28 +280,45 @@ def test_shards_of_addresses_are_read_a_few_ahead_of_decoding(local_ray: None, t
     assert max(ahead) <= 12  # two are being read, a block waits for each of five decode tasks, and five have one
 
 
-def test_five_operators_and_none_fused(local_ray: None) -> None:
+class AllOurs:
+    """Claims of a run that has no rival."""
+
+    def take(self, shard: str) -> bool:
+        return True
+
+
+def two_receipts(shard: Shard) -> Iterator[Receipt]:
+    for clips in (1, 2):
+        yield Receipt(kind="clips", shard=shard.name, clip=clips)
+
+
+def no_encoder(*_: object, **__: object) -> Callable[[Chunk], Latent]:
+    return unexpected
+
+
+def unexpected(chunk: Chunk) -> Latent:
+    raise AssertionError(chunk.id)
+
+
+@pytest.fixture
+def stages(tmp_path: Path) -> Stages:
+    wanted = job(tmp_path, tmp_path / "out")
+    return stages_of(wanted, *resolve(wanted), read=two_receipts, decode=iter_clips, encode=no_encoder)
+
+
+def test_five_operators_and_none_fused(local_ray: None, stages: Stages) -> None:
     pools = Pools(
         readers=2, stagers=2, decode_cpus=1, decoders=(1, 2), encoders=(1, 1), encoder_cpus=1, encoder_gpus=0
     )  # fmt: skip
-
-    def passes(table: object) -> object:
-        return table
-
-    class Passes:
-        def __call__(self, table: object) -> object:
-            return table
-
     shard = Shard(name="s", kind="tar", uri="u", size=0, etag="")
-    stages = {"read": (passes, {}), "decode": (passes, {}), "encode": (Passes, {}), "stage": (passes, {})}
-    rows = graph([shard], pools, **stages)
+    rows = graph([shard], pools, stages, Shared(AllOurs(), Strikes()))
     operators = [line for line in rows.materialize().stats().splitlines() if line.startswith("Operator")]
     assert len([line for line in operators if "FromItems" not in line]) == 5, operators
     assert not any("->" in line for line in operators), operators
 
 
 @pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="the scheduler has no such policy")
-def test_decoding_yields_to_others_and_leaves_its_process_as_it_was() -> None:
+def test_decoding_yields_to_others_and_leaves_its_process_as_it_was(stages: Stages) -> None:
     """Ray gives the process other stages afterwards; without privileges a thread cannot go back to a normal policy."""
     policies = []
 
@@ -308,7 +330,7 @@ def test_decoding_yields_to_others_and_leaves_its_process_as_it_was() -> None:
     video = Video(shard="s", video=0, key="k", uri="u", payload=b"")
     before = os.sched_getscheduler(0)
     tables = []
-    for table in _decode(to_table(video), decoder, Strikes()):  # type: ignore[arg-type]
+    for table in decode(to_table(video), replace(stages, decode=decoder), Shared(AllOurs(), Strikes())):
         tables.append(table)
         assert os.sched_getscheduler(0) == before
     assert policies == [os.SCHED_IDLE] * 3

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from pipeline.output import run_records
+from pipeline.output.run_records import RunRecord
 from pipeline.output.summary import Summary
 from pipeline.settings.job import Job
 from pipeline.storage import Storage
@@ -23,7 +23,7 @@ def test_a_run_leaves_a_record_of_what_was_asked_for_and_no_secret(tmp_path: Pat
         limit=3,
     )
     began = datetime.now(UTC)
-    run_records.record(Storage(job.output), "abc", "spec", {}, SUMMARY, job=job, began=began)
+    RunRecord(job=job, run_id="abc", spec_digest="spec", began=began).put(Storage(job.output), SUMMARY)
     (path,) = (tmp_path / "runs").iterdir()
     text = path.read_text()
     assert "secret" not in text

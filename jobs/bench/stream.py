@@ -40,13 +40,14 @@ from pipeline.errors import VideoError
 from pipeline.guard.strikes import Strikes
 from pipeline.output.parts import stage
 from pipeline.records import Chunk, Latent, Video
-from pipeline.run import load_encoder, run
+from pipeline.run import run
 from pipeline.settings.clip_rule import ClipRule
 from pipeline.settings.job import Job, Workers
 from pipeline.settings.spec import LatentRule, Spec
 from pipeline.sources.listing import list_source
 from pipeline.stages.decode_video import Decoder
 from pipeline.stages.read_shard import read_shard
+from pipeline.stages.tables import load_encoder
 from pipeline.storage import Storage
 
 STORE_GB = 0.4

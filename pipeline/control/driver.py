@@ -23,6 +23,7 @@ from pipeline.control.ledger import Ledger
 from pipeline.control.progress import Progress
 from pipeline.control.stop import Stop
 from pipeline.control.timer import every
+from pipeline.decode import too_short
 from pipeline.errors import StorageError
 from pipeline.output.commit import Committed, sweep
 from pipeline.output.layout import verdict_path
@@ -232,10 +233,12 @@ class Driver:
         self.todo = [shard for shard in now.remaining() if shard.name in mine]
         return now
 
-    def finish(self, *, stopped: str) -> Summary:
+    def finish(self, *, stopped: str, accepted: Callable[[int], int | None]) -> Summary:
         """The end of the run: what stood on disk at the last look, and what this run did for it.
 
-        `stopped`: the signal that ended it early, or "".
+        Args:
+            stopped: the signal that ended it early, or "".
+            accepted: the largest number of frames, at most so many, that a clip may have; None: there is none.
         """
         counts = tally(self._output, sorted(self.done), self._plan.superseded(self.done))
         waiting = self._ledger.still_open()
@@ -247,6 +250,7 @@ class Driver:
             rejected=counts.rejected,
             latent_bytes=counts.latent_bytes,
             too_short=counts.too_short,
+            hint=too_short.hint(counts.too_short, accepted),
             stopped=stopped,
             parts_staged=self.progress.parts,
             wall_seconds=self.progress.elapsed,

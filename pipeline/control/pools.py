@@ -60,6 +60,27 @@ class Pools:
     encoder_cpus: float
     encoder_gpus: float
 
+    @property
+    def device(self) -> str:
+        """Where the encoders compute."""
+        return "cuda" if self.encoder_gpus else "cpu"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    """What Ray has."""
+
+    cpus: float
+    gpus: float
+    object_store: float
+    """Bytes."""
+    memory: float = math.inf
+    """Bytes for tasks."""
+    largest_node: float = 0.0
+    """CPUs of the largest node; 0 if there is only one node."""
+    spare_cpus: float = 0.0
+    """CPUs that are counted and are not there: they let an encoder stand on every core, and the decoding beside."""
+
 
 def check_local(workers: Workers) -> None:
     """Refuse encoders that do not fit on this machine, where the run is to start a Ray of its own on it.
@@ -107,50 +128,44 @@ def _per_encoder(workers: Workers, gpus: float) -> tuple[float, float]:
 def pools(
     workers: Workers,
     chunk_bytes: int,
-    *,
-    cpus: float,
-    gpus: float,
-    object_store: float,
-    memory: float = math.inf,
+    cluster: Cluster,
     overlap_bytes: int = 0,
-    largest_node: float = 0,
-    spare_cpus: float = 0,
 ) -> Pools:
     """Size the pools, refusing what would stand still in silence.
 
-    `spare_cpus` of the CPUs are not there: they let an encoder stand on every core, and the decoding beside. Where
-    there are few encoders, decode tasks must not fill them, but for one that goes on while Ray Data looks for the next
-    (2 cores, one encoder: with two tasks 5 % of the cores' time is idle when decoding is the bottleneck, with three
-    1 %; four slow the encoder when the load is balanced, to 0.81 of the ideal overlap, where fewer give 0.83 to 0.90).
+    Where there are few encoders, decode tasks must not fill the spare CPUs, except one task, which continues while Ray
+    Data looks for the next one (2 cores, one encoder: two tasks leave 5 % of the cores' time idle when decoding is the
+    bottleneck, three leave 1 %; four slow the encoder when the load is balanced, to 0.81 of the ideal overlap, where
+    fewer give 0.83 to 0.90).
 
-    Encoders on CPUs leave room for decode even when the largest node is lost (`largest_node` CPUs, 0 if there is only
-    one): an actor keeps its CPU while it waits for frames that only a decode task could make again (seen: two encoders
-    on the two CPUs that were left, for ever).
+    Encoders on CPUs leave room for decode even when the largest node is lost: an actor keeps its CPU while it waits for
+    frames that only a decode task can make again (seen: two encoders on the two CPUs that were left, for ever).
 
-    `overlap_bytes` is what a decode task holds where clips overlap; `memory` is what Ray has for tasks, in bytes.
+    `overlap_bytes` is what a decode task holds where clips overlap.
 
     Raises:
         ConfigError: the encoders leave no CPU for a decode task, want more GPUs than there are, the object store cannot
             hold the chunks in flight, or memory the clips that overlap.
     """
-    per_encoder, encoder_cpus = _per_encoder(workers, gpus)
-    least, most = check_encoders(workers, cpus=cpus, gpus=gpus, spare_cpus=spare_cpus)
-    if BLOCKS_IN_FLIGHT * chunk_bytes > object_store / 2:
+    per_encoder, encoder_cpus = _per_encoder(workers, cluster.gpus)
+    least, most = check_encoders(workers, cpus=cluster.cpus, gpus=cluster.gpus, spare_cpus=cluster.spare_cpus)
+    if BLOCKS_IN_FLIGHT * chunk_bytes > cluster.object_store / 2:
         raise ConfigError(
-            f"the largest chunk is {chunk_bytes / 1e6:.0f} MB and Ray's object store {object_store / 1e6:.0f} MB. Half "
-            f"of that must hold {BLOCKS_IN_FLIGHT} chunks. Lower --chunk-windows or raise --object-store-gb"
+            f"the largest chunk is {chunk_bytes / 1e6:.0f} MB and Ray's object store "
+            f"{cluster.object_store / 1e6:.0f} MB. Half of that must hold {BLOCKS_IN_FLIGHT} chunks. "
+            "Lower --chunk-windows or raise --object-store-gb"
         )
     if encoder_cpus:
-        most = max(least, min(most, int((cpus - largest_node - workers.decode_cpus) / encoder_cpus)))
-    most_decoders = max(2, 1 + int((cpus - spare_cpus - encoder_cpus) / workers.decode_cpus))
-    if most_decoders * overlap_bytes > memory:
+        most = max(least, min(most, int((cluster.cpus - cluster.largest_node - workers.decode_cpus) / encoder_cpus)))
+    most_decoders = max(2, 1 + int((cluster.cpus - cluster.spare_cpus - encoder_cpus) / workers.decode_cpus))
+    if most_decoders * overlap_bytes > cluster.memory:
         raise ConfigError(
             f"clips that overlap (--every) take up to {overlap_bytes / 1e6:.0f} MB in each of {most_decoders} decode "
-            f"tasks, and there are {memory / 1e6:.0f} MB of memory for tasks. Raise --every to a multiple of the step "
-            "between frames or beyond, or raise --decode-cpus"
+            f"tasks, and there are {cluster.memory / 1e6:.0f} MB of memory for tasks. Raise --every to a multiple of "
+            "the step between frames or beyond, or raise --decode-cpus"
         )
-    beside_all = max(1, int((cpus - most * encoder_cpus) / workers.decode_cpus))
-    waiting = max(2, int(cpus) // 2)
+    beside_all = max(1, int((cluster.cpus - most * encoder_cpus) / workers.decode_cpus))
+    waiting = max(2, int(cluster.cpus) // 2)
     return Pools(
         readers=waiting,
         stagers=waiting,

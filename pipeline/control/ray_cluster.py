@@ -21,13 +21,15 @@ from ray.job_config import JobConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import pipeline
-from pipeline.control.pools import SPARE_CPUS, Pools, block_bytes, pools
+from pipeline.control.pools import SPARE_CPUS, Cluster, Pools, block_bytes, largest_chunk_bytes, pools
 from pipeline.control.stop import GraceOverError, Stop
 from pipeline.errors import ConfigError, EncoderError, StorageError
 from pipeline.guard.strikes import Strikes
 from pipeline.records import Receipt
 from pipeline.rows import from_table
-from pipeline.settings.job import Workers, local_cpus
+from pipeline.settings import overlap
+from pipeline.settings.job import Job, local_cpus
+from vae.info import VAEInfo
 
 IDLE_WORKERS_PER_CPU = 8
 """Worker processes that a Ray of our own keeps. By default it ends idle ones beyond one per CPU after a second, and the
@@ -41,7 +43,7 @@ START_SECONDS = 600.0
 
 
 @contextlib.contextmanager
-def ray_for(workers: Workers, chunk_bytes: int, stop: Stop, overlap_bytes: int = 0) -> Iterator[Pools]:
+def ray_for(job: Job, info: VAEInfo, stop: Stop) -> Iterator[Pools]:
     """A Ray of our own, or the cluster at the address; how many workers of each kind it can hold.
 
     Raises:
@@ -49,6 +51,7 @@ def ray_for(workers: Workers, chunk_bytes: int, stop: Stop, overlap_bytes: int =
         EncoderError: a Ray of our own does not start.
         GraceOverError: a stop was asked for before Ray stood.
     """
+    workers = job.workers
     ours = workers.ray_address == "local"
     options: dict[str, Any] = {"address": workers.ray_address, "logging_level": "ERROR", "log_to_driver": False}
     options |= {"job_config": _job_config()}
@@ -65,17 +68,16 @@ def ray_for(workers: Workers, chunk_bytes: int, stop: Stop, overlap_bytes: int =
     with contextlib.nullcontext() if joined else _ray(options, stop, ours=ours):
         has = ray.cluster_resources()
         nodes = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
-        sizes = pools(
-            workers,
-            chunk_bytes,
+        cluster = Cluster(
             cpus=has.get("CPU", 0.0),
             gpus=has.get("GPU", 0.0),
             object_store=has.get("object_store_memory", 0.0),
             memory=has.get("memory", math.inf),
-            overlap_bytes=overlap_bytes,
             largest_node=max(nodes) if len(nodes) > 1 else 0.0,
             spare_cpus=SPARE_CPUS if ours and not joined else 0,
         )
+        chunk_bytes = largest_chunk_bytes(job.clip, job.latent, info)
+        sizes = pools(workers, chunk_bytes, cluster, overlap.bytes_held(job.clip))
         context = DataContext.get_current()
         context.target_max_block_size = block_bytes(chunk_bytes)
         context.max_errored_blocks = -1  # the ledger notices what is missing; the shard stays open

@@ -10,7 +10,7 @@ import json
 import logging
 import platform
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -26,6 +26,43 @@ log = logging.getLogger(__name__)
 PACKAGES = ("torch", "av", "pyarrow", "numpy", "ray")
 
 
+@dataclass(slots=True, kw_only=True)
+class RunRecord:
+    """What one run was asked, where it ran, and what it did."""
+
+    job: Job
+    run_id: str
+    spec_digest: str
+    began: datetime
+    environment: dict[str, Any] = field(default_factory=dict)
+    """Empty until the stream starts."""
+
+    def start(self, output: Storage, device: str) -> None:
+        """Note the environment, and warn where it differs from that of the first run of the output."""
+        self.environment = environment(device, self.job.workers.threads_per_encoder)
+        _warn_of_differences(output, self.environment)
+
+    def put(self, output: Storage, summary: Summary, failure: str = "") -> None:
+        """Put runs/<time>-<run>.json; `failure` is why the run gave up."""
+        ended = datetime.now(UTC)
+        asked = asdict(self.job) | {"source": [redacted(uri) for uri in self.job.source]}
+        asked |= {"output": redacted(self.job.output), "vae": redacted(self.job.vae)}
+        facts = {
+            "run": self.run_id,
+            "began": self.began.isoformat(),
+            "ended": ended.isoformat(),
+            "host": platform.node(),
+            "latentmill": version("latentmill"),
+            "job": asked,
+            "spec_sha256": self.spec_digest,
+            "environment": self.environment,
+            "summary": asdict(summary),
+        }
+        if failure:
+            facts["failure"] = failure
+        output.put(layout.run_path(ended, self.run_id), json.dumps(facts, indent=2).encode())
+
+
 def environment(device: str, threads: int) -> dict[str, Any]:
     """What may change the last bits of a latent: versions (FFmpeg comes with `av`), device, threads."""
     facts: dict[str, Any] = {name: version(name) for name in PACKAGES}
@@ -39,18 +76,16 @@ def environment(device: str, threads: int) -> dict[str, Any]:
     return facts
 
 
-def warn_of_differences(output: Storage, here: dict[str, Any]) -> None:
+def _warn_of_differences(output: Storage, ours: dict[str, Any]) -> None:
     """Compare this run's environment with the first run's, and say what differs."""
-    there = next((environment for _, environment in environments(output)), None)
-    if there is None:
-        return
-    for name in sorted(here.keys() | there.keys()):
-        if here.get(name) != there.get(name):
+    first = next((environment for _, environment in environments(output)), ours)
+    for name in sorted(ours.keys() | first.keys()):
+        if ours.get(name) != first.get(name):
             log.warning(
-                "%s=%s here, %s in the first run of this output: latents may differ in the last bits",
+                "%s=%s in this run, %s in the first run of this output: latents may differ in the last bits",
                 name,
-                here.get(name),
-                there.get(name),
+                ours.get(name),
+                first.get(name),
             )
 
 
@@ -64,24 +99,3 @@ def environments(output: Storage) -> Iterator[tuple[str, dict[str, Any]]]:
             continue
         if environment and isinstance(environment, dict):
             yield entry.path, environment
-
-
-def record(
-    output: Storage, run_id: str, spec_digest: str, here: dict[str, Any], summary: Summary, *, job: Job, began: datetime
-) -> None:
-    """Put runs/<time>-<run>.json, with everything that was asked for. Names sort by time."""
-    now = datetime.now(UTC)
-    asked = asdict(job) | {"source": [redacted(uri) for uri in job.source]}
-    asked |= {"output": redacted(job.output), "vae": redacted(job.vae)}
-    facts = {
-        "run": run_id,
-        "began": began.isoformat(),
-        "ended": now.isoformat(),
-        "host": platform.node(),
-        "latentmill": version("latentmill"),
-        "job": asked,
-        "spec_sha256": spec_digest,
-        "environment": here,
-        "summary": asdict(summary),
-    }
-    output.put(layout.run_path(now, run_id), json.dumps(facts, indent=2).encode())

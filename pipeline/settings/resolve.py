@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import vae
@@ -64,3 +65,9 @@ def writable(output: Storage) -> None:
             Path(output.uri).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"--output {output.uri} is no folder and cannot be created: {error.strerror}") from error
+
+
+def accepted_frames(clip: ClipRule, info: VAEInfo) -> Callable[[int], int | None]:
+    """Return what tells the largest number of frames, at most n, that the VAE takes. None: no such number, or the
+    buckets determine it."""
+    return lambda n: None if clip.buckets else info.nearest(n)[0]

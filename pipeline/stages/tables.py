@@ -1,0 +1,155 @@
+"""The four stages as Ray Data calls them: a table of records in, tables of records out. No Ray in it.
+
+A storage fault becomes a Receipt here, for the stages raise it: an exception would end the run, and Ray would print 65
+lines for each.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from pipeline.errors import StorageError
+from pipeline.guard.strikes import Guard, attempt
+from pipeline.output import parts
+from pipeline.records import Chunk, Latent, Receipt, Video
+from pipeline.rows import from_table, to_table
+from pipeline.settings.job import Job
+from pipeline.settings.resolve import largest_clip
+from pipeline.settings.spec import Spec
+from pipeline.shards import Shard
+from pipeline.stages.decode_video import Decode, Decoder
+from pipeline.stages.read_shard import MAX_BYTES, read_shard
+from pipeline.storage import Storage
+from vae.info import VAEInfo
+
+READ_ATTEMPTS = 20
+"""Readers that may die over one shard before it is left open: machines get lost, but a file that ends every reader must
+not be tried for ever."""
+
+Read = Callable[[Shard], Iterator[Video | Receipt]]
+Encode = Callable[[Chunk], Latent]
+
+
+class MakeEncoder(Protocol):
+    """Starts an encoder on a device, "cpu" or "cuda"."""
+
+    def __call__(self, *, device: str) -> Encode: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stages:
+    """What each stage does. It pickles: every worker gets it."""
+
+    read: Read
+    decode: Callable[[Video, Guard], Iterator[Chunk | Receipt]]
+    make_encoder: MakeEncoder
+    encode_deadline: float
+    """Seconds for one chunk."""
+    output: Storage
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What all workers of a run share: objects beside the driver."""
+
+    claims: Any
+    """Claims."""
+    guard: Any
+    """Strikes."""
+
+
+def stages_of(
+    job: Job,
+    spec: Spec,
+    info: VAEInfo,
+    *,
+    read: Read | None,
+    decode: Decode,
+    encode: Callable[..., Encode],
+) -> Stages:
+    """The stages as a job sets them; `read` is `read_shard` by default."""
+    max_bytes, private, local = min(job.clip.max_bytes, MAX_BYTES), job.allow_private, job.allow_local
+    threads, largest = job.workers.threads_per_encoder, largest_clip(job.clip)
+    deadline = job.workers.decode_deadline
+    return Stages(
+        read=read or partial(read_shard, max_bytes=max_bytes, allow_private=private, allow_local=local),
+        decode=Decoder(clip=job.clip, latent=job.latent, info=info, deadline=deadline, decode=decode),
+        make_encoder=partial(encode, job.vae, spec, threads=threads, largest=largest),
+        encode_deadline=job.workers.encode_deadline,
+        output=Storage(job.output),
+    )
+
+
+def load_encoder(*args: Any, **kwargs: Any) -> Encode:
+    """Make the Encoder of encode_chunk, imported here alone: torch costs every other worker seconds to start."""
+    from pipeline.stages.encode_chunk import Encoder
+
+    return Encoder(*args, **kwargs)
+
+
+def read(table: pa.Table, stages: Stages, shared: Shared) -> Iterator[pa.Table]:
+    """Claim each shard and read it, unless another run has it."""
+    for row in table.to_pylist():
+        shard = Shard.from_row(row)
+        try:
+            is_ours = shared.claims.take(shard.name)
+        except StorageError as error:
+            yield to_table(Receipt(kind="unstored", shard=shard.name, message=str(error)))
+            continue
+        if not is_ours:
+            yield to_table(Receipt(kind="elsewhere", shard=shard.name))
+            continue
+        try:
+            with attempt(shared.guard, f"{shard.name}/read") as strikes:
+                if strikes >= READ_ATTEMPTS:
+                    raise StorageError(f"{strikes} workers died while they read it")
+                yield from map(to_table, stages.read(shard))
+        except StorageError as error:  # never a Rejection: what came so far is kept, the shard stays open
+            yield to_table(Receipt(kind="fault", shard=shard.name, message=f"{shard.uri}: {error}"))
+
+
+def decode(table: pa.Table, stages: Stages, shared: Shared) -> Iterator[pa.Table]:
+    """Decode in a thread that runs when nothing else wants the core. Only the thread, because Ray gives this process
+    other stages, too, and a process that once ran so cannot go back without privileges."""
+    with ThreadPoolExecutor(1, initializer=_yield_to_others) as idle:
+        for record in from_table(table):
+            made = stages.decode(record, shared.guard) if isinstance(record, Video) else iter([record])
+            while (one := idle.submit(next, made, None).result()) is not None:
+                yield to_table(one)
+
+
+def _yield_to_others() -> None:
+    """Decode tasks outnumber the cores, and an encoder that waits for a core is dear."""
+    if hasattr(os, "SCHED_IDLE"):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+
+
+class EncodeActor:
+    """Encode with the one encoder that it holds."""
+
+    def __init__(self, stages: Stages, shared: Shared, device: str, pool: int) -> None:
+        """Start the encoder, one of a pool of so many."""
+        from pipeline.stages.encode_chunk import EncodeStage
+
+        make = partial(stages.make_encoder, device=device)
+        self._stage = EncodeStage(make, shared.guard, stages.encode_deadline, pool)
+
+    def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
+        yield from map(to_table, map(self._stage, from_table(table)))
+
+
+def stage(table: pa.Table, stages: Stages) -> Iterator[pa.Table]:
+    """Put each latent into staging, and hand on its receipt."""
+    for record in from_table(table):
+        try:
+            receipt = parts.stage(record, stages.output)
+        except StorageError as error:
+            receipt = Receipt(kind="unstored", shard=record.shard, message=str(error))
+        yield to_table(receipt)
