@@ -51,7 +51,6 @@ log = logging.getLogger(__name__)
 DECODES_PER_WORKER = 256
 """Decode tasks after which a worker process is replaced: what FFmpeg may leak does not add up. No other stage has it,
 which keeps decode apart from encode even where both reserve one CPU."""
-
 COMMIT_RETRIES = 3
 """How often a commit whose worker died is tried again in this pass."""
 
@@ -110,7 +109,6 @@ def run(
     driver = Driver(output, plan, echo, echo_seconds, give_up_after=job.give_up_after)
     record = RunRecord(job=job, run_id=driver.run_id, spec_digest=spec.digest, began=began)
     stages = tables.stages_of(job, spec, info, read=read, decode=decode, encode=encode)
-    accepted = accepted_frames(job.clip, info)
     with Stop(job.grace) as stop:
         try:
             if driver.todo:
@@ -128,11 +126,11 @@ def run(
         except (EncoderError, StorageError) as error:
             with contextlib.suppress(StorageError):  # where the output does not answer, nothing more is known
                 driver.look()
-                summary = driver.finish(stopped=stop.by, accepted=accepted)
+                summary = driver.finish(stopped=stop.by, accepted=accepted_frames(job.clip, info))
                 error.add_note(summary.table())
                 record.put(output, summary, failure=str(error))
             raise
-        summary = driver.finish(stopped=stop.by, accepted=accepted)
+        summary = driver.finish(stopped=stop.by, accepted=accepted_frames(job.clip, info))
         record.put(output, summary)
     return summary
 
@@ -141,8 +139,7 @@ def _stream(driver: Driver, stop: Stop, pools: Pools, stages: tables.Stages, spe
     """Let the driver drive the graph, with the claims and the strike counter beside it."""
     from pipeline.control.ray_cluster import Remote, RemoteStrikes, receipts, remotely
 
-    guard = RemoteStrikes()
-    claims = Remote(Claims, stages.output, Owner.this_process(driver.run_id))
+    guard, claims = RemoteStrikes(), Remote(Claims, stages.output, Owner.this_process(driver.run_id))
     driver.progress.slots = {"read": pools.readers, "decode": pools.decoders[0], "encode": pools.encoders[1]}
 
     def one_pass(shards: list[Shard]) -> Iterator[Receipt]:

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.records import Receipt, Video
@@ -80,6 +80,7 @@ def test_any_one_quote_may_be_missing(tmp_path: Path, captions: list[str], shard
     which=st.integers(0),
     extra=st.booleans(),
 )
+@example(captions=["", "\n,", ",a"], quoting=csv.QUOTE_MINIMAL, shard_size=1, which=4, extra=False)
 @settings(max_examples=100, deadline=None)
 def test_no_row_vanishes_in_another_whatever_the_fields_hold(
     tmp_path_factory: pytest.TempPathFactory,

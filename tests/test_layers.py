@@ -103,6 +103,21 @@ def test_no_file_is_long() -> None:
     assert {str(path.relative_to(ROOT)): n for path, n in lengths.items() if n > MOST_LINES} == {}
 
 
+MOST_PARAMETERS = 6
+
+
+def test_the_graph_fits_a_screen_and_no_function_takes_many_parameters() -> None:
+    assert len((ROOT / "pipeline/run.py").read_text().splitlines()) < 150
+    many = []
+    for path in [*modules("pipeline"), *modules("jobs")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                names = {argument.arg for argument in [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]}
+                if len(names - {"self", "cls"}) > MOST_PARAMETERS:
+                    many.append(f"{path.relative_to(ROOT)}: {node.name}")
+    assert many == []
+
+
 def test_the_root_holds_only_what_is_meant_to_be_there() -> None:
     git = ["git", "ls-tree", "--name-only", "HEAD"]
     done = subprocess.run(git, capture_output=True, text=True, cwd=ROOT, timeout=60)

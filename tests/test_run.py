@@ -268,6 +268,7 @@ def logged_decode(
     yield from iter_clips(source, specs)
 
 
+@pytest.mark.slow
 def test_shards_of_addresses_are_read_a_few_ahead_of_decoding(local_ray: None, tmp_path: Path) -> None:
     """Encoders stand on all CPUs but one, which a task of Ray Data's own must not keep from decoding."""
     (tmp_path / "v.mp4").write_bytes(make_video(num_frames=30, width=96, height=64))

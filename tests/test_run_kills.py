@@ -46,6 +46,7 @@ def files(output: Path, pattern: str) -> list[Path]:
     return sorted(output.glob(pattern))
 
 
+@pytest.mark.slow
 def test_a_driver_killed_twice_ends_like_an_undisturbed_one(tmp_path: Path) -> None:
     make_sources(tmp_path)
     undisturbed, output = tmp_path / "undisturbed", tmp_path / "killed"
@@ -97,6 +98,7 @@ def test_a_stop_without_grace_says_resume_me_and_the_next_run_does(tmp_path: Pat
     assert not files(tmp_path, "out/_claims/*")
 
 
+@pytest.mark.slow
 def test_s3_in_and_out_and_resumed_after_a_kill(tmp_path: Path, s3: S3) -> None:
     for path in make_sources(tmp_path)[:2]:
         s3.put(f"in/{path.name}", path.read_bytes())

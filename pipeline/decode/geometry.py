@@ -94,23 +94,26 @@ class Placement:
     placed: Box
 
 
-def place(
-    *,
-    source: tuple[int, int],
-    sar: Fraction,
-    turn: Orientation,
-    target: tuple[int, int],
-    fit: Fit,
-    position: tuple[float, float],
-    chroma: tuple[int, int] = (2, 2),
-) -> Placement:
-    """Fit a source picture into an output. Sizes are (width, height); `target` and `position` are upright.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Picture:
+    """A source picture as it is stored."""
 
-    `chroma` is the number of pixels per chroma sample, horizontally and vertically. A window begins at a chroma sample
-    and at an even pixel; its size is even, unless it covers a whole picture of odd size.
-    Example: 1280x720 into 720x480, "cover", position (0.5, 0.5): the window is 1080x720 at x=100, y=0.
+    size: tuple[int, int]
+    """(width, height)."""
+    sar: Fraction
+    """Sample aspect ratio: width of a pixel by its height."""
+    turn: Orientation
+    chroma: tuple[int, int] = (2, 2)
+    """Pixels per chroma sample, horizontally and vertically."""
+
+
+def place(source: Picture, target: tuple[int, int], fit: Fit, position: tuple[float, float]) -> Placement:
+    """Fit a source picture into an output. `target` is (width, height); `target` and `position` are upright.
+
+    A window begins at a chroma sample and at an even pixel; its size is even, unless it covers a whole picture of odd
+    size. Example: 1280x720 into 720x480, "cover", position (0.5, 0.5): the window is 1080x720 at x=100, y=0.
     """
-    width, height = source
+    (width, height), sar, turn, chroma = source.size, source.sar, source.turn, source.chroma
     out_width, out_height = (target[1], target[0]) if turn.transpose else target
     aspect = width * sar / height
     wanted = Fraction(out_width, out_height)

@@ -21,7 +21,7 @@ import av.filter
 import numpy as np
 from av.sidedata.sidedata import SideDataContainer
 
-from pipeline.decode.geometry import UPRIGHT, Orientation, Placement, display_size, orientation, place
+from pipeline.decode.geometry import UPRIGHT, Orientation, Picture, Placement, display_size, orientation, place
 from pipeline.decode.spec import DecodeSpec
 from pipeline.errors import CorruptVideoError, UnsupportedCodecError
 
@@ -154,15 +154,13 @@ class Converter:
 
 def placement(kind: FrameKind, spec: DecodeSpec) -> Placement:
     """Return the placement of a frame of `kind` in the output of `spec`."""
-    return place(
-        source=(kind.width, kind.height),
+    source = Picture(
+        size=(kind.width, kind.height),
         sar=kind.sar if spec.square_pixels else Fraction(1),
         turn=kind.turn if spec.autorotate else UPRIGHT,
-        target=(spec.width, spec.height),
-        fit=spec.fit,
-        position=spec.crop,
         chroma=kind.chroma,
     )
+    return place(source, (spec.width, spec.height), spec.fit, spec.crop)
 
 
 def filters(kind: FrameKind, spec: DecodeSpec, where: Placement) -> list[tuple[str, str]]:

@@ -2,9 +2,9 @@
 
 A quoted field may contain newlines, so with one missing quote a lenient reader takes the rest of the file as one
 caption. This reader accepts a record of several lines only if it is correct: quotes as in RFC 4180, the right number of
-fields, at most MAX_RECORD_LINES. Otherwise only its first line is rejected, and the next record begins on the next
-line. So each line belongs to exactly one record, and a byte range that ends between two records gives the same records
-when it is read separately.
+fields, a video, at most MAX_RECORD_LINES. Otherwise only its first line is rejected, and the next record begins on the
+next line. So each line belongs to exactly one record, and a byte range that ends between two records gives the same
+records when it is read separately.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import csv
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 MAX_LINE_BYTES = 64 << 20
@@ -35,8 +35,8 @@ class CsvRecord(NamedTuple):
     """Number of bytes of its lines."""
 
 
-def csv_records(lines: Iterator[bytes], num_fields: int | None = None) -> Iterator[CsvRecord]:
-    """Yield the records of `lines`. With `num_fields`, a record with another number of fields is rejected."""
+def csv_records(lines: Iterator[bytes], columns: Sequence[str] = ()) -> Iterator[CsvRecord]:
+    """Yield the records of `lines`. With `columns`, a record with another number of fields is rejected."""
     # The csv module has one limit per process; its default, 128 KiB, is too small for some captions.
     csv.field_size_limit(MAX_LINE_BYTES)
     source = _Lines(lines)
@@ -46,7 +46,7 @@ def csv_records(lines: Iterator[bytes], num_fields: int | None = None) -> Iterat
         source.taken.clear()
         try:
             fields = next(reader)
-            fault = _fault(fields, source.taken, num_fields)
+            fault = _fault(fields, source.taken, columns)
         except StopIteration:
             return
         except csv.Error as error:
@@ -61,9 +61,11 @@ def csv_records(lines: Iterator[bytes], num_fields: int | None = None) -> Iterat
         first += len(source.taken)
 
 
-def _fault(fields: list[str], lines: list[bytes], num_fields: int | None) -> str:
-    if fields and num_fields is not None and len(fields) != num_fields:
-        return f"{len(fields)} fields, and the header has {num_fields}"
+def _fault(fields: list[str], lines: list[bytes], columns: Sequence[str]) -> str:
+    if fields and columns and len(fields) != len(columns):
+        return f"{len(fields)} fields, and the header has {len(columns)}"
+    if len(lines) > 1 and columns and not fields[columns.index("video")]:
+        return "no video, which makes it unlikely that these lines are one row"
     if len(lines) > 1 and sum(line.count(b'"') for line in lines) % 2:
         return "an odd number of quotes"
     if any(map(_OPENING, lines[1:])):

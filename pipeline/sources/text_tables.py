@@ -59,7 +59,7 @@ def csv_ranges(uri: str, entry: Entry, shard_size: int, start: int) -> Iterator[
     stop = position = max(start, header.size)
     with _lines(uri, entry, position) as lines:
         rows = 0
-        for record in csv_records(_checked_lines(lines, uri, position), len(columns)):
+        for record in csv_records(_checked_lines(lines, uri, position), columns):
             position += record.size
             rows += bool(record.fields or record.fault)
             if rows == shard_size or position - stop >= MAX_RANGE_BYTES:
@@ -71,7 +71,7 @@ def csv_ranges(uri: str, entry: Entry, shard_size: int, start: int) -> Iterator[
 
 def csv_rows(data: bytes, columns: list[str]) -> Iterator[dict[str, Any] | str]:
     # Lines end only at "\n", as when the ranges were made.
-    for record in csv_records(io.BytesIO(data), len(columns)):
+    for record in csv_records(io.BytesIO(data), columns):
         if record.fault:
             yield record.fault
         elif record.fields:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pipeline.decode import DecodedClip, DecodeSpec, decode_clip, probe
-from pipeline.decode.geometry import UPRIGHT, Box, Orientation, display_size, orientation, place
+from pipeline.decode.geometry import UPRIGHT, Box, Orientation, Picture, display_size, orientation, place
 from pipeline.decode.spec import Fit
 from tests.videos import corners, make_video, read_number
 
@@ -91,8 +91,8 @@ TABLE: list[tuple[Size, Size, dict[str, Any], Window, Size, Window]] = [
 def test_windows_and_places(
     source: Size, target: Size, case: dict[str, Any], crop: Window, scaled: Size, placed: Window
 ) -> None:
-    settings: dict[str, Any] = {"sar": Fraction(1), "turn": UPRIGHT, "fit": "cover", "position": (0.5, 0.5)}
-    where = place(source=source, target=target, **(settings | case))
+    picture = Picture(size=source, sar=case.get("sar", Fraction(1)), turn=case.get("turn", UPRIGHT))
+    where = place(picture, target, case.get("fit", "cover"), case.get("position", (0.5, 0.5)))
     assert (tuple(where.crop.as_list()), where.scaled, tuple(where.placed.as_list())) == (crop, scaled, placed)
 
 
@@ -107,14 +107,8 @@ def test_every_window_lies_in_the_source_and_every_place_in_the_output(fit: Fit)
         width, height = (int(x) for x in rng.integers(1, 400, 2))
         target = (2 * int(rng.integers(1, 100)), 2 * int(rng.integers(1, 100)))
         sar = Fraction(int(rng.integers(1, 40)), int(rng.integers(1, 40)))
-        where = place(
-            source=(width, height),
-            sar=sar,
-            turn=EIGHT[rng.integers(8)],
-            target=target,
-            fit=fit,
-            position=(rng.random(), rng.random()),
-        )
+        picture = Picture(size=(width, height), sar=sar, turn=EIGHT[rng.integers(8)])
+        where = place(picture, target, fit, (rng.random(), rng.random()))
         crop, placed = where.crop, where.placed
         assert lies_within(crop, width, height)
         assert lies_within(placed, *target)

@@ -75,6 +75,7 @@ def test_sampling_takes_the_same_noise(small: tuple[Any, VideoVAE]) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow  # diffusers takes 20 s for it on a CPU without bfloat16
 def test_bfloat16_rounds_no_worse(tmp_path: Path) -> None:
     theirs = saved_by_diffusers(tmp_path, (32, 64, 64, 128))
     pixels = torch.rand(1, 3, 17, 32, 48) * 2 - 1
