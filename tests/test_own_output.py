@@ -183,4 +183,4 @@ def test_a_record_of_a_run_that_cannot_be_read_is_passed_over(
 ) -> None:
     (out / "runs/00000000T000000-bad.json").write_bytes(garbage)
     run_records.warn_of_differences(Storage(str(out)), {"torch": "another"})
-    assert "torch=another here" in caplog.text
+    assert "torch=another in this run" in caplog.text

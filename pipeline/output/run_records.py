@@ -40,7 +40,7 @@ class RunRecord:
     def start(self, output: Storage, device: str) -> None:
         """Note the environment, and warn where it differs from that of the first run of the output."""
         self.environment = environment(device, self.job.workers.threads_per_encoder)
-        _warn_of_differences(output, self.environment)
+        warn_of_differences(output, self.environment)
 
     def put(self, output: Storage, summary: Summary, failure: str = "") -> None:
         """Put runs/<time>-<run>.json; `failure` is why the run gave up."""
@@ -76,7 +76,7 @@ def environment(device: str, threads: int) -> dict[str, Any]:
     return facts
 
 
-def _warn_of_differences(output: Storage, ours: dict[str, Any]) -> None:
+def warn_of_differences(output: Storage, ours: dict[str, Any]) -> None:
     """Compare this run's environment with the first run's, and say what differs."""
     first = next((environment for _, environment in environments(output)), ours)
     for name in sorted(ours.keys() | first.keys()):
