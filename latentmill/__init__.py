@@ -17,7 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from latentmill.dataset import LatentDataset, open
+    from latentmill.dataset import LatentDataset
     from latentmill.errors import (
         AccessError,
         DamagedRowError,
@@ -29,11 +29,12 @@ if TYPE_CHECKING:
         StorageError,
     )
     from latentmill.loader import Loader
+    from latentmill.opening import open
     from latentmill.sampler import BatchSampler
     from latentmill.tensors import collate
 
 _HOMES = {
-    "open": "dataset",
+    "open": "opening",
     "LatentDataset": "dataset",
     "Loader": "loader",
     "BatchSampler": "sampler",

@@ -11,7 +11,6 @@ order of the rows is that of the output: by shard, then as in the source.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -24,14 +23,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.dataset
 
-from latentmill import format
-from latentmill.errors import EmptySelectionError, NotFoundError, OpenError
-from latentmill.files import Files
-from latentmill.index_build import default_cache, open_index
-from latentmill.index_file import BATCH_ROWS, FILE, SHAPE, ColumnFile, IndexFile
-from latentmill.order import bucket_name
-from latentmill.range_cache import RangeCache
+from latentmill.errors import EmptySelectionError, OpenError
+from latentmill.index_file import FILE, SHAPE, ColumnFile, IndexFile
 from latentmill.ranges import Range, RangeReader
+from latentmill.selection import Bucket, buckets_of, kept_rows
 from latentmill.shared_array import SharedArray
 
 if TYPE_CHECKING:
@@ -43,55 +38,6 @@ ROW_COLUMNS = ("id", "key", "caption", "num_frames", "height", "width", "fps", "
 """What a row holds beside the latent, unless `columns` or `select` say otherwise."""
 
 Draw = Literal["sample", "mean", "moments"]
-
-
-def open(
-    uri: str | os.PathLike[str],
-    *,
-    storage_options: dict[str, Any] | None = None,
-    columns: Sequence[str] | None = None,
-    index: str | os.PathLike[str] | None = None,
-    cache: str | os.PathLike[str] | None = None,
-    cache_bytes: int = 0,
-    concurrency: int | None = None,
-    verify: bool = True,
-    damaged: Literal["raise", "skip"] = "raise",
-) -> LatentDataset:
-    """Open an output of `latentmill encode` as it is committed now. Later rows appear when it is opened again.
-
-    Args:
-        uri: the output: a local path, `s3://`, or any fsspec URL.
-        storage_options: what fsspec takes for the URL, such as `{"profile": "train"}`. Left out: the standard chain.
-        columns: the columns of the index to have, in filters and in rows. None: all but the widest for filters, and
-            `ROW_COLUMNS` in rows.
-        index: path or URL of rows saved with `save_index`: these, whatever was committed since.
-        cache: a folder on a local disk for the index and for `cache_bytes`; None: $LATENTMILL_CACHE, or a folder of
-            this user in the folder for temporary files.
-        cache_bytes: keep this many bytes of latents in the cache, the least recently used go first. For remote outputs.
-        concurrency: reads that each process has under way at once. None: 4 for a local disk, 32 otherwise.
-        verify: compare each latent with its checksum.
-        damaged: a row whose bytes are wrong raises DamagedRowError, or it is left out of its batch, and the batch
-            names it in "damaged".
-
-    Raises:
-        OpenError: not an output, a newer format, a missing file, an unknown column.
-        AccessError: no valid credentials, or they do not suffice.
-        StorageError: storage failed, after retries.
-    """
-    if damaged not in ("raise", "skip"):
-        raise ValueError(f"damaged must be 'raise' or 'skip', got {damaged!r}")
-    files = Files(uri, storage_options)
-    spec = _spec(files)
-    folder = Path(cache) if cache else default_cache()
-    opened = open_index(files, columns, folder, os.fspath(index) if index else None)
-    if concurrency is None:
-        concurrency = 4 if files.root else 32
-    ranges = RangeCache(folder / "ranges", cache_bytes, files.uri) if cache_bytes and not files.root else None
-    reader = RangeReader(files, concurrency=concurrency, verify=verify, cache=ranges)
-    names = ROW_COLUMNS if columns is None else tuple(dict.fromkeys(("id", *columns)))
-    hidden = (*format.INDEX_COLUMNS.names, "latent_shape", "latent_dtype", "latent_crc32")
-    shown = tuple(name for name in names if name in opened.schema.names and (columns is not None or name not in hidden))
-    return LatentDataset(opened, reader, spec, shown, folder, damaged)
 
 
 class LatentDataset:
@@ -106,9 +52,11 @@ class LatentDataset:
         cache: Path,
         damaged: str = "raise",
     ) -> None:
-        self._index = index
-        self._reader = reader
-        self._cache = cache
+        self.index = index
+        """The index of all rows, selected or not."""
+        self.reader = reader
+        self.cache = cache
+        """The folder for local copies."""
         self._rows: SharedArray | None = None  # the rows of the index that are selected; None: all
         self.spec = spec
         """All that decided what stands in the output, as `spec.json` has it."""
@@ -120,13 +68,13 @@ class LatentDataset:
         self.is_unscaled = False
         self._draw: Draw | None = None
         self._lists: frozenset[str] | None = None
-        self._buckets: list[tuple[str, tuple[int, ...], SharedArray | None, int]] | None = None
+        self._buckets: list[Bucket] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_waiting"}
 
     def __len__(self) -> int:
-        return self._index.num_rows if self._rows is None else len(self._rows.values)
+        return self.index.num_rows if self._rows is None else len(self._rows.values)
 
     def __repr__(self) -> str:
         shapes = ", ".join(f"{'x'.join(map(str, shape))}: {count}" for shape, count in self.shapes.items())
@@ -154,37 +102,23 @@ class LatentDataset:
     def digest(self) -> str:
         """Of the selected rows: ids, shapes and checksums, in their order. Equal on two ranks: they have equal rows."""
         if self._rows is None:
-            return self._index.digest
+            return self.index.digest
         rows = np.ascontiguousarray(self._rows.values, "<i8")
-        return hashlib.blake2b(self._index.digest.encode() + rows.tobytes(), digest_size=16).hexdigest()
+        return hashlib.blake2b(self.index.digest.encode() + rows.tobytes(), digest_size=16).hexdigest()
 
     @property
     def shapes(self) -> dict[tuple[int, ...], int]:
         """How many rows there are of each latent shape (C, T', H', W'), as stored."""
         counts: Counter[tuple[int, ...]] = Counter()
-        for _, shape, _, count in self.buckets:
-            counts[shape] += count
+        for bucket in self.buckets:
+            counts[bucket.shape] += bucket.num_rows
         return dict(counts)
 
     @property
-    def buckets(self) -> list[tuple[str, tuple[int, ...], SharedArray | None, int]]:
-        """(name, shape, positions in the dataset, how many) of each shape, sorted; positions None: all of them."""
+    def buckets(self) -> list[Bucket]:
+        """The rows of each shape, sorted by shape."""
         if self._buckets is None:
-            codes = self._index.columns.whole(SHAPE)
-            if self._rows is not None:
-                codes = codes[self._rows.values]
-            counts = np.bincount(codes, minlength=len(self._index.shapes))
-            found = sorted((shape, dtype, code) for code, (dtype, shape) in enumerate(self._index.shapes))
-            self._buckets = [
-                (
-                    bucket_name(dtype, shape),
-                    shape,
-                    None if counts[code] == len(codes) else SharedArray.of(_where(codes == code), self._cache),
-                    int(counts[code]),
-                )
-                for shape, dtype, code in found
-                if counts[code]
-            ]
+            self._buckets = buckets_of(self.index, self._rows, self.cache)
         return self._buckets
 
     @property
@@ -237,19 +171,8 @@ class LatentDataset:
             EmptySelectionError: it keeps no row.
             OpenError: it names a column that was not opened, or compares what cannot be compared.
         """
-        kept = []
-        for number in range(self._index.columns.num_batches):
-            batch = self._whole_batch(number)
-            try:
-                scanner = pa.dataset.Scanner.from_batches([batch], schema=batch.schema, columns={"keep": expression})
-                mask = scanner.to_table()["keep"].combine_chunks()
-                mask = mask.chunk(0) if isinstance(mask, pa.ChunkedArray) else mask
-                kept.append(_where(mask.fill_null(False).to_numpy(zero_copy_only=False)) + number * BATCH_ROWS)
-            except (pa.ArrowException, ValueError, TypeError, AttributeError) as error:
-                names = ", ".join(batch.schema.names)
-                reason = str(error).partition(" in id: ")[0]  # Arrow goes on with its schema
-                raise OpenError(f"cannot filter by {expression}: {reason}. Columns: {names}") from error
-        rows = np.concatenate(kept)
+        batches = (self._whole_batch(number) for number in range(self.index.columns.num_batches))
+        rows = kept_rows(batches, expression)
         if self._rows is not None:
             rows = np.intersect1d(rows, self._rows.values, assume_unique=True)
         if not len(rows):
@@ -286,7 +209,7 @@ class LatentDataset:
 
     def to_arrow(self) -> pa.Table:
         """The index of these rows: every column that was opened, and `file`, `byte_offset`, `byte_length`."""
-        table = pa.Table.from_batches([self._whole_batch(i) for i in range(self._index.columns.num_batches)])
+        table = pa.Table.from_batches([self._whole_batch(i) for i in range(self.index.columns.num_batches)])
         return table if self._rows is None else table.take(pa.array(self._rows.values))
 
     def save_index(self, path: str | os.PathLike[str]) -> None:
@@ -309,28 +232,15 @@ class LatentDataset:
 
     def ranges(self, positions: Sequence[int]) -> tuple[list[Range], list[tuple[str, tuple[int, ...]]]]:
         """Where the latents at these positions stand, and the (dtype, shape) of each."""
-        rows, columns = self.rows(positions), self._index.columns
+        rows, columns = self.rows(positions), self.index.columns
         codes, files = columns.numbers(SHAPE, rows), columns.numbers(FILE, rows)
         starts, lengths = columns.numbers("byte_offset", rows), columns.numbers("byte_length", rows)
         checksums, ids = columns.numbers("latent_crc32", rows), columns.values("id", rows)
         ranges = [
-            Range(self._index.files[int(file)].as_py(), int(start), int(length), int(crc32), id_)
+            Range(self.index.files[int(file)].as_py(), int(start), int(length), int(crc32), id_)
             for file, start, length, crc32, id_ in zip(files, starts, lengths, checksums, ids, strict=True)
         ]
-        return ranges, [self._index.shapes[code] for code in codes]
-
-    @property
-    def reader(self) -> RangeReader:
-        return self._reader
-
-    @property
-    def cache(self) -> Path:
-        """The folder for local copies."""
-        return self._cache
-
-    @property
-    def index(self) -> IndexFile:
-        return self._index
+        return ranges, [self.index.shapes[code] for code in codes]
 
     @property
     def list_columns(self) -> frozenset[str]:
@@ -347,7 +257,7 @@ class LatentDataset:
         return self._lists
 
     def _whole_batch(self, number: int) -> pa.RecordBatch:
-        batch = self._index.batch(number)
+        batch = self.index.batch(number)
         columns = {name: batch.column(name) for name in batch.schema.names}
         for join in self.joins.values():
             columns |= join.batch(number)
@@ -358,11 +268,11 @@ class LatentDataset:
         for join in self.joins.values():
             if name in join.columns:
                 return join.file, join.nulls
-        return self._index.columns, self._index.nulls
+        return self.index.columns, self.index.nulls
 
     def _check_columns(self, names: Sequence[str]) -> None:
         joined = [name for join in self.joins.values() for name in join.columns]
-        known = [*self._index.columns.schema.names, *joined]
+        known = [*self.index.columns.schema.names, *joined]
         if unknown := [name for name in names if name not in known or name.startswith("_")]:
             shown = ", ".join(name for name in known if not name.startswith("_"))
             raise OpenError(
@@ -370,40 +280,11 @@ class LatentDataset:
             )
 
     def _of_rows(self, rows: npt.NDArray[np.int64]) -> LatentDataset:
-        kind = np.uint32 if self._index.num_rows < 1 << 32 else np.int64
-        return self._with(_rows=SharedArray.of(rows.astype(kind), self._cache), _buckets=None)
+        kind = np.uint32 if self.index.num_rows < 1 << 32 else np.int64
+        return self._with(_rows=SharedArray.of(rows.astype(kind), self.cache), _buckets=None)
 
     def _with(self, **changes: Any) -> LatentDataset:
         changed = copy(self)
         changed.__dict__.update({"_lists": None} | changes)
         changed.__dict__.pop("_waiting", None)
         return changed
-
-
-def _where(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    return np.flatnonzero(mask).astype(np.int64)
-
-
-def _spec(files: Files) -> dict[str, Any]:
-    """The Spec of an output: spec.json, or where that is missing the footer of a data file."""
-    try:
-        text: bytes | str = files.read(format.SPEC_PATH)
-    except NotFoundError:
-        names = [path for path in files.list(format.DATA) if path.endswith(".parquet")]
-        if not names:
-            raise OpenError(f"{files.uri} is not an output of latentmill: it has no {format.SPEC_PATH}") from None
-        try:
-            with files.open(names[0]) as source:
-                text = format.footer_of(source)[0]
-        except (pa.ArrowException, KeyError):
-            raise OpenError(f"{files.uri} is not an output of latentmill: {names[0]} has no Spec") from None
-    try:
-        spec: dict[str, Any] = json.loads(text)
-        version = spec["format_version"]
-        spec["vae"]["scale"], spec["vae"]["shift"], spec["latent"]["posterior"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise OpenError(f"{files.uri}: {format.SPEC_PATH} is not a Spec: {error!r}") from error
-    if version not in format.READABLE_VERSIONS:
-        known = ", ".join(map(str, format.READABLE_VERSIONS))
-        raise OpenError(f"{files.uri} has format version {version}, this latentmill reads {known}: install a newer one")
-    return spec

@@ -4,9 +4,9 @@
 
 Columns become `<name>_<column>`. Two kinds:
 
-    values    numbers, texts and small lists are copied next to the index and read from there
-    tensors   a binary column `x` with `x_shape` and `x_dtype` (and `x_crc32`) beside it, written as an output's latents
-              are: uncompressed, one row a row group, one value a page. It stays where it is, and is read by ranges
+    values    numbers, texts and small lists: copied next to the index
+    tensors   a binary column `x` with `x_shape`, `x_dtype` (and `x_crc32`), written like an output's latents:
+              uncompressed, one row a row group, one value a page. It stays where it is and is read by ranges
 """
 
 from __future__ import annotations
@@ -242,13 +242,9 @@ def _partners(dataset: LatentDataset, theirs: pa.Table, on: str) -> npt.NDArray[
     if len(pc.unique(keys)) != len(keys):
         raise OpenError(f"the table has more than one row for some {on!r}: a join needs at most one")
     type_ = columns.schema.field(on).type
-    found = [
-        pc.index_in(columns.batch(i).column(on), value_set=keys.cast(type_))
-        .fill_null(-1)
-        .to_numpy(zero_copy_only=False)
-        for i in range(columns.num_batches)
-    ]
-    return np.concatenate(found).astype(np.int64)
+    keys = keys.cast(type_)
+    found = [pc.index_in(columns.batch(i).column(on), value_set=keys) for i in range(columns.num_batches)]
+    return np.concatenate([rows.fill_null(-1).to_numpy(zero_copy_only=False) for rows in found]).astype(np.int64)
 
 
 def _write(
@@ -259,6 +255,8 @@ def _write(
     tensors = [column[1:] for column in theirs.column_names if column.startswith("_")]
     renamed = {f"{name}_{column}": column for column in fields}
     renamed |= {f"_{name}_{column}": f"_{column}" for column in tensors}
+    if not renamed:
+        raise OpenError(f"{source.label} has no column but {on!r}")
     schema = pa.schema([pa.field(new, theirs.schema.field(old).type) for new, old in renamed.items()])
     nulls = dict.fromkeys(renamed, 0)
 
@@ -273,17 +271,10 @@ def _write(
 
     folder = Path(tempfile.mkdtemp(prefix=f"building-{uuid.uuid4().hex}-", dir=dataset.cache))
     try:
-        if renamed:
-            write_columns(folder / "rows.arrow", schema, tables())
-        else:
-            raise OpenError(f"{source.label} has no column but {on!r}")
+        write_columns(folder / "rows.arrow", schema, tables())
         varying = [f"{name}_{t}" for t in tensors if nulls[f"_{name}_{t}"] or _num_shapes(theirs[f"_{t}"]) > 1]
-        facts = {
-            "columns": [f"{name}_{column}" for column in fields],
-            "tensors": [f"{name}_{tensor}" for tensor in tensors],
-            "varying": varying,
-            "nulls": nulls,
-        }
+        columns, names = [f"{name}_{column}" for column in fields], [f"{name}_{tensor}" for tensor in tensors]
+        facts = {"columns": columns, "tensors": names, "varying": varying, "nulls": nulls}
         (folder / "facts.json").write_text(json.dumps(facts))
         final = dataset.cache / f"index-join-{_digest(folder)}"
         if not final.exists():

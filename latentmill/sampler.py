@@ -115,14 +115,14 @@ class BatchSampler:
             raise ValueError(f"drop_last must be True, False or 'wrap', got {drop_last!r}")
         buckets = dataset.buckets
         self.order = Order(
-            sizes=tuple(count for *_, count in buckets),
-            names=tuple(name for name, *_ in buckets),
+            sizes=tuple(bucket.num_rows for bucket in buckets),
+            names=tuple(bucket.name for bucket in buckets),
             batch_size=batch_size,
             seed=seed,
             last=_LAST[drop_last],
             shape_run=shape_run,
         )
-        self._members = [positions for _, _, positions, _ in buckets]
+        self._members = [bucket.positions for bucket in buckets]
         if unseen := self.order.unseen():
             warnings.warn(
                 f"never seen: shapes with fewer than {batch_size * shape_run} rows: {', '.join(unseen)}; "

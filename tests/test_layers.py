@@ -59,7 +59,7 @@ ROOT_NAMES = {
 """All that may stand in the root of the repository."""
 
 MOST_ROOMS = 20
-MOST_LINES = 320
+MOST_LINES = 300
 
 
 def test_rooms_import_from_lower_floors() -> None:
@@ -98,7 +98,7 @@ def test_paths_of_an_output_are_spelled_in_one_module() -> None:
 
 
 def test_no_file_is_long() -> None:
-    packages = ("vae", "pipeline", "jobs")
+    packages = ("vae", "latentmill", "pipeline", "jobs")
     lengths = {path: len(path.read_text().splitlines()) for package in packages for path in modules(package)}
     assert {str(path.relative_to(ROOT)): n for path, n in lengths.items() if n > MOST_LINES} == {}
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import heapq
 import logging
 import tempfile
-from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, islice
@@ -24,10 +23,10 @@ from pipeline.output import layout
 from pipeline.output.tally import Target
 from pipeline.plan.plan_file import PlanFile, write_plan_file
 from pipeline.plan.retries import retry_shards, tried_again
-from pipeline.records import ChunkId, ClipKey
+from pipeline.plan.staged import OF_THE_STORE, list_staged
 from pipeline.shards import NOTHING_STAGED, ListedVideo, Shard, Staged
 from pipeline.sources.listing import NO_MORE, list_source
-from pipeline.storage import TEMPORARY, Entry, Storage
+from pipeline.storage import Entry, Storage
 from pipeline.storage.addresses import normal_uri, redacted
 
 log = logging.getLogger(__name__)
@@ -35,14 +34,9 @@ log = logging.getLogger(__name__)
 PLAN_RACES = 20
 """How often another run may grow the plan first before we give up."""
 
-TEMPORARY_SECONDS = 3600.0
-"""A store's temporary file that is older than this was left by a kill: no write takes an hour."""
-
 OnChanged = Literal["refuse", "keep"]
 """What to do when a planned object is another one now: stop, or keep the plan as it is. Done shards stay done; a shard
 that is not done, and holds a changed object, then fails to be read."""
-
-_TEMPORARY = TEMPORARY.split("/")[1]
 
 
 class Plan:
@@ -58,7 +52,7 @@ class Plan:
         self.done = done = set(data_bytes)
         """Names of the shards whose data file exists."""
         self._staged = {name: parts for name, parts in staged.items() if name not in done}
-        self.leftovers = tuple(sorted(staged.keys() & {*done, _TEMPORARY}))
+        self.leftovers = tuple(sorted(staged.keys() & {*done, OF_THE_STORE}))
         """What is to be swept under `_staging/`: done shards, and the store's own temporary files when old."""
         self.num_shards = self.num_bytes = self.num_remaining = self.remaining_bytes = 0
         for shard in self:
@@ -112,7 +106,7 @@ def make_plan(
         raise ConfigError(f"--limit must be at least 1 shard, got {limit}")
     done = _list_done(output)  # before the plan: another run may plan and commit meanwhile
     files = _grow(output, sources, shard_size, limit, on_changed, done)
-    return Plan(files, done, _list_staged(output), limit)
+    return Plan(files, done, list_staged(output), limit)
 
 
 def plan_dry_run(
@@ -144,7 +138,7 @@ def plan_retries(output: Storage, reasons: frozenset[str]) -> Plan:
 
 def read_plan(output: Storage) -> Plan:
     """The plan as it is, without a look at the sources."""
-    return Plan(_plan_files(output), _list_done(output), _list_staged(output), None)
+    return Plan(_plan_files(output), _list_done(output), list_staged(output), None)
 
 
 def _grow(
@@ -276,31 +270,3 @@ def _columns(file: PlanFile, *names: str) -> Iterable[list[Any]]:
 def _list_done(output: Storage) -> dict[str, int]:
     """The size of every data file, by the name of its shard."""
     return {shard: entry.size for shard, entry in layout.list_shards(output, layout.DATA)}
-
-
-def _list_staged(output: Storage) -> dict[str, Staged]:
-    """What is staged, by the name of its shard."""
-    parts: defaultdict[str, list[ChunkId]] = defaultdict(list)
-    verdicts: defaultdict[str, list[ClipKey]] = defaultdict(list)
-    faults: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
-    seen: dict[str, None] = {}
-    youngest = 0.0
-    for entry in output.list(layout.STAGING):
-        _, shard, name = [*entry.path.split("/", 2), ""][:3]
-        if shard == _TEMPORARY:
-            youngest = max(youngest, entry.mtime)
-            continue
-        seen[shard] = None
-        if match := layout.PART.fullmatch(name):
-            video, clip, chunk, num_chunks = map(int, match.groups())
-            parts[shard].append(ChunkId(shard=shard, video=video, clip=clip, chunk=chunk, num_chunks=num_chunks))
-        elif match := layout.VERDICT.fullmatch(name):
-            verdicts[shard].append((int(match[1]), int(match[2])))
-        elif match := layout.FAULTS.fullmatch(name):
-            faults[shard].append((int(match[1]), int(match[2])))
-    if youngest and output.now() - youngest > TEMPORARY_SECONDS:
-        seen[_TEMPORARY] = None
-    return {
-        shard: Staged(parts=tuple(parts[shard]), verdicts=tuple(verdicts[shard]), faults=tuple(faults[shard]))
-        for shard in seen
-    }

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from latentmill.errors import StateError
 from latentmill.order import Last, Order
 from latentmill.sampler import BatchSampler, DropLast
+from latentmill.selection import Bucket
 
 sizes = st.lists(st.integers(1, 40), min_size=1, max_size=4)
 batch_sizes = st.integers(1, 7)
@@ -29,10 +30,10 @@ class Rows:
     digest: str = "rows"
 
     @property
-    def buckets(self) -> list[tuple[str, tuple[int, ...], Any, int]]:
+    def buckets(self) -> list[Bucket]:
         starts = [sum(self.sizes[:i]) for i in range(len(self.sizes))]
         return [
-            (f"bucket {i}", (i,), _Positions(start), size)
+            Bucket(f"bucket {i}", (i,), _Positions(start), size)  # type: ignore[arg-type]
             for i, (start, size) in enumerate(zip(starts, self.sizes, strict=True))
         ]
 
