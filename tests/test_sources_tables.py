@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ChangedError, ConfigError, StorageError
@@ -214,12 +214,15 @@ _FIELDS = st.text().filter(lambda text: not ("\n" in text and "," in text))
     shard_size=st.integers(1, 5),
     newline=st.sampled_from(["\n", "\r\n"]),
 )
+@example(rows=[("\n", "\r0")], shard_size=1, newline="\n")
 @settings(max_examples=60, deadline=None)
 def test_csv_ranges_cut_between_rows_whatever_the_fields_hold(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]], shard_size: int, newline: str
 ) -> None:
     buffer = io.StringIO(newline="")
-    csv.writer(buffer, lineterminator=newline).writerows([("video", "n"), *rows])
+    # The writer leaves a lone "\r" without quotes, where no reader takes it.
+    quoting = csv.QUOTE_ALL if any("\r" in field for row in rows for field in row) else csv.QUOTE_MINIMAL
+    csv.writer(buffer, lineterminator=newline, quoting=quoting).writerows([("video", "n"), *rows])
     table = tmp_path_factory.mktemp("csv") / "t.csv"
     table.write_bytes(buffer.getvalue().encode())
     shards = list(list_source(str(table), shard_size=shard_size))
