@@ -1,6 +1,8 @@
 # On a machine with Python 3.11+, pip and make, each target is the only command needed.
 PYTHON ?= python3
 BIN := .venv/bin
+# Test files at a time.
+JOBS ?= 2
 .DEFAULT_GOAL := help
 .PHONY: help install demo lint types test test-all chaos bench clean
 
@@ -28,7 +30,7 @@ types: install ## mypy, strict
 	$(BIN)/mypy
 
 test: install ## the suite, under five minutes on two cores
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 test-all: install ## the long ones too
 	$(BIN)/python -m pytest -m 'slow or not slow'
