@@ -1,9 +1,9 @@
-"""The nouns that travel through the graph, all frozen. Shards stand in shards.py.
+"""The nouns that travel through the graph, all frozen. Shards stand in shards.py, receipts in receipts.py.
 
-read    Shard -> Video ...            , last a Receipt "videos" (this shard has m videos)
-decode  Video -> Chunk | Receipt ...  , per video a Receipt "clips" (this video has n clips)
-encode  Chunk -> Latent | Receipt
-stage   Latent -> Receipt "part"
+read    Shard -> Video ...            , last a VideosReceipt (this shard has m videos)
+decode  Video -> Chunk | Receipt ...  , per video a ClipsReceipt (this video has n clips)
+encode  Chunk -> Latent | RejectionReceipt
+stage   Latent -> PartReceipt
 """
 
 from __future__ import annotations
@@ -103,6 +103,11 @@ class ChunkId:
     """Index in the clip."""
     num_chunks: int = 1
     """Chunks of the clip."""
+
+    @property
+    def clip_key(self) -> ClipKey:
+        """Which clip of the shard."""
+        return self.video, self.clip
 
     def to_row(self) -> dict[str, Any]:
         """The fields as a plain dict."""
@@ -215,36 +220,6 @@ class Rejection:
     def __post_init__(self) -> None:
         if self.reason not in REASONS:
             raise ValueError(f"reason must be one of {sorted(REASONS)}, got {self.reason!r}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Receipt:
-    """A tiny row that tells the driver what became of something."""
-
-    kind: Literal["part", "rejection", "clips", "videos", "fault", "unstored", "elsewhere"]
-    """part: this chunk is staged. rejection: this clip is refused. clips: this video has `count` clips. videos: this
-    shard has `count` videos. fault: the source could not be read, the shard stays open. unstored: the output could not
-    be written, the shard stays open. elsewhere: this run does not process the shard (another does, or a stop was asked
-    for)."""
-    shard: str
-    video: int = -1
-    clip: int = -1
-    chunk: int = 0
-    num_chunks: int = 1
-    count: int = 0
-    rejection: Rejection | None = None
-    verdict: bool = False
-    """The rejection is the guard's: put into staging, so that a rerun does not start over."""
-    message: str = ""
-    """What failed, for `fault` and `unstored`."""
-    num_bytes: int = 0
-    """Of the staged latent, or of the read video."""
-    read_seconds: float = 0.0
-    decode_seconds: float = 0.0
-    encode_seconds: float = 0.0
-
-
-Record = Video | Chunk | Latent | Receipt
 
 
 def clip_id(shard: str, video: int, clip: int) -> str:

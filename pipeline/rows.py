@@ -15,7 +15,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.records import Chunk, ChunkId, ClipFacts, Latent, Receipt, Record, Rejection, Video, canonical_json
+from pipeline.receipts import (
+    ClipsReceipt,
+    ElsewhereReceipt,
+    FaultReceipt,
+    PartReceipt,
+    Receipt,
+    Record,
+    RejectionReceipt,
+    UnstoredReceipt,
+    VideosReceipt,
+)
+from pipeline.records import Chunk, ChunkId, ClipFacts, Latent, Rejection, Video, canonical_json
 
 ROW_SCHEMA = pa.schema(
     [
@@ -38,6 +49,17 @@ ROW_SCHEMA = pa.schema(
 _IDENTITY = ("shard", "video", "clip", "chunk", "num_chunks")
 _SECONDS = ("read_seconds", "decode_seconds", "encode_seconds")
 
+_RECEIPTS: dict[str, type[Receipt]] = {
+    "part": PartReceipt,
+    "rejection": RejectionReceipt,
+    "clips": ClipsReceipt,
+    "videos": VideosReceipt,
+    "fault": FaultReceipt,
+    "unstored": UnstoredReceipt,
+    "elsewhere": ElsewhereReceipt,
+}
+_KINDS = {made: kind for kind, made in _RECEIPTS.items()}
+
 
 def to_table(record: Record) -> pa.Table:
     """One record as a table of one row of ROW_SCHEMA. Payload bytes are wrapped, not copied."""
@@ -53,10 +75,8 @@ def to_table(record: Record) -> pa.Table:
         case Latent():
             row |= {"kind": "latent", "payload": record.payload, "shape": record.shape, "dtype": record.dtype}
             row |= record.id.to_row() | {"meta": {"row": record.facts.to_row()}}
-        case Receipt():
-            rejection = record.rejection and {name: getattr(record.rejection, name) for name in Rejection.__slots__}
-            meta = {name: getattr(record, name) for name in ("kind", "count", "verdict", "message", "num_bytes")}
-            row |= {"kind": "receipt", "meta": {**meta, "rejection": rejection}}
+        case _:
+            row |= _receipt_fields(record)
     row["meta"] = canonical_json(row["meta"])
     columns = [
         _binary(row.get(name)) if name == "payload" else pa.array([row.get(name)], type_)
@@ -96,12 +116,26 @@ def from_table(table: pa.Table) -> Iterator[Record]:
                         **seconds,
                         **meta,
                     )
-                case "receipt":
-                    if meta["rejection"]:
-                        meta["rejection"] = Rejection(**meta["rejection"])
-                    yield Receipt(**identity, **seconds, **meta)
                 case kind:
-                    raise ValueError(f"kind must be video, chunk, latent or receipt, got {kind!r}")
+                    yield _receipt(kind, identity, seconds | meta)
+
+
+def _receipt_fields(receipt: Receipt) -> dict[str, Any]:
+    names = set(receipt.__slots__) - {"id", *_IDENTITY, *_SECONDS}
+    meta = {name: getattr(receipt, name) for name in names}
+    if isinstance(rejection := meta.get("rejection"), Rejection):
+        meta["rejection"] = {name: getattr(rejection, name) for name in Rejection.__slots__}
+    identity = receipt.id.to_row() if isinstance(receipt, PartReceipt | RejectionReceipt) else {}
+    return {"kind": _KINDS[type(receipt)], "meta": meta} | identity
+
+
+def _receipt(kind: str, identity: dict[str, Any], fields: dict[str, Any]) -> Receipt:
+    made = _RECEIPTS[kind]
+    if fields.get("rejection"):
+        fields["rejection"] = Rejection(**fields["rejection"])
+    if "id" in made.__slots__:
+        fields["id"] = ChunkId(**identity)
+    return made(**fields, **{name: identity[name] for name in _IDENTITY if name in made.__slots__})
 
 
 def _video_meta(video: Video) -> dict[str, Any]:

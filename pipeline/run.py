@@ -35,7 +35,7 @@ from pipeline.output.run_records import RunRecord
 from pipeline.output.spec_file import check, write_spec
 from pipeline.output.summary import Summary
 from pipeline.plan.frozen import make_plan, plan_retries
-from pipeline.records import Receipt
+from pipeline.receipts import Receipt
 from pipeline.settings.job import Job
 from pipeline.settings.resolve import accepted_frames, resolve, writable
 from pipeline.shards import Shard

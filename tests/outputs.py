@@ -23,7 +23,8 @@ from pipeline.output.run_records import RunRecord
 from pipeline.output.spec_file import write_spec
 from pipeline.output.summary import Summary
 from pipeline.plan.frozen import make_plan
-from pipeline.records import Chunk, Receipt, Record, Video
+from pipeline.receipts import Receipt, Record
+from pipeline.records import Chunk, Video
 from pipeline.settings.clip_rule import ClipRule
 from pipeline.settings.job import Job
 from pipeline.settings.spec import LatentRule

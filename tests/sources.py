@@ -12,7 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.records import Receipt, Video
+from pipeline.receipts import ClipsReceipt, RejectionReceipt, VideosReceipt
+from pipeline.records import Video
 from pipeline.shards import Shard
 from pipeline.sources.listing import list_source
 from pipeline.stages.read_shard import read_shard
@@ -41,18 +42,18 @@ def outcomes(shard: Shard, **options: Any) -> Seen:
         if isinstance(record, Video):
             assert record.video == len(seen)
             seen.append((record.key, "video"))
-        elif record.kind == "rejection":
-            assert record.rejection is not None
-            assert (record.video, record.clip, record.rejection.stage) == (len(seen), 0, "read")
+        elif isinstance(record, RejectionReceipt):
+            assert (record.id.clip_key, record.rejection.stage) == ((len(seen), 0), "read")
             seen.append((record.rejection.key, record.rejection.reason))
-            announced.append(record.video)
+            announced.append(record.id.video)
         else:
-            assert (record.kind, record.count) == ("clips", 1)
+            assert isinstance(record, ClipsReceipt)
+            assert record.count == 1
             assert record.video == announced.pop()
     assert announced == []
     last = records[-1]
-    assert isinstance(last, Receipt)
-    assert (last.kind, last.count) == ("videos", len(seen))
+    assert isinstance(last, VideosReceipt)
+    assert last.count == len(seen)
     return seen
 
 

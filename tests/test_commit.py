@@ -16,7 +16,8 @@ from pipeline.output.layout import part_path, verdict_path
 from pipeline.output.parts import MissingPartError, join, read_clip, read_verdict, stage
 from pipeline.output.shard_file import holds
 from pipeline.output.tally import tally
-from pipeline.records import ChunkId, CompleteShard, Latent, Receipt, Rejection
+from pipeline.receipts import ClipsReceipt, PartReceipt, RejectionReceipt
+from pipeline.records import ChunkId, CompleteShard, Latent, Rejection
 from pipeline.settings.spec import LatentRule
 from pipeline.storage import Storage, checksum
 from tests.outputs import make_output
@@ -37,7 +38,7 @@ def output(tmp_path: Path) -> Storage:
 
 def put_parts(output: Storage, parts: list[Latent] = PARTS) -> None:
     for part in parts:
-        assert stage(part, output).kind == "part"
+        assert isinstance(stage(part, output), PartReceipt)
 
 
 def files(output: Storage) -> dict[str, bytes]:
@@ -67,7 +68,7 @@ def test_a_damaged_part_counts_as_missing(output: Storage, damage: bytes) -> Non
 def test_no_flipped_bit_in_a_staged_file_passes(output: Storage, tmp_path: Path) -> None:
     """2,000 flips all over the file, its checksum too; nothing parses what was flipped."""
     put_parts(output)
-    stage(Receipt(kind="rejection", shard="s", video=2, clip=0, rejection=REJECTION, verdict=True), output)
+    stage(RejectionReceipt(id=ChunkId(shard="s", video=2, clip=0), rejection=REJECTION, verdict=True), output)
     rng = random.Random(0)
     for file, flips, read in (
         (part_path(ChunkId(shard="s", video=0, clip=0)), 1_800, lambda: read_clip(output, "s", 0, 0, 1)),
@@ -100,10 +101,10 @@ def test_a_sound_part_of_other_fields_is_not_taken(output: Storage) -> None:
 
 
 def test_verdicts_are_staged_and_other_receipts_pass(output: Storage) -> None:
-    verdict = Receipt(kind="rejection", shard="s", video=2, clip=0, rejection=REJECTION, verdict=True)
+    verdict = RejectionReceipt(id=ChunkId(shard="s", video=2, clip=0), rejection=REJECTION, verdict=True)
     assert stage(verdict, output) == verdict
     assert read_verdict(output, "s", 2, 0) == REJECTION
-    stage(Receipt(kind="clips", shard="s", video=2, count=1), output)
+    stage(ClipsReceipt(shard="s", video=2, count=1), output)
     assert len(list(output.list("_staging/s/"))) == 1
 
 

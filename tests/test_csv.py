@@ -14,7 +14,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.records import Receipt, Video
+from pipeline.receipts import RejectionReceipt
+from pipeline.records import Video
 from pipeline.shards import TableRange
 from pipeline.sources.listing import list_source
 from pipeline.stages.read_shard import read_shard
@@ -36,19 +37,18 @@ def assert_nothing_is_swallowed(path: Path, num_rows: int, shard_size: int) -> N
     """Each row is a clip with its own fields only, or its line is among those that a rejection names; the number of
     what ends is planned, and a file in which every row is one line gives one for each line."""
     lines = path.read_bytes().split(b"\n")[1:-1]
-    records: list[Video | Receipt] = []
+    records: list[Video | RejectionReceipt] = []
     refused = set[int]()  # lines, counted after the header
     for shard in list_source(str(path), shard_size=shard_size):
         part = shard.members
         assert isinstance(part, TableRange)
         begin = path.read_bytes()[: part.start].count(b"\n") - 1
-        of_shard = [record for record in read_shard(shard) if isinstance(record, Video) or record.kind == "rejection"]
+        of_shard = [record for record in read_shard(shard) if isinstance(record, Video | RejectionReceipt)]
         assert len(of_shard) == part.rows
         for record in of_shard:
-            if isinstance(record, Receipt):
-                assert record.rejection is not None
-                if line := re.search(r"lines? (\d+)", record.rejection.message):
-                    refused.add(begin + int(line[1]) - 1)
+            message = record.rejection.message if isinstance(record, RejectionReceipt) else ""
+            if line := re.search(r"lines? (\d+)", message):
+                refused.add(begin + int(line[1]) - 1)
         records += of_shard
     found = [record for record in records if isinstance(record, Video)]
     for number in range(num_rows):

@@ -19,7 +19,8 @@ from pipeline.output.commit import Committed, commit
 from pipeline.output.layout import part_path
 from pipeline.output.parts import read_verdict, stage
 from pipeline.plan.frozen import make_plan
-from pipeline.records import Chunk, ChunkId, CompleteShard, Receipt, Rejection, Video
+from pipeline.receipts import Receipt, RejectionReceipt, UnstoredReceipt
+from pipeline.records import Chunk, ChunkId, CompleteShard, Rejection, Video
 from pipeline.settings.spec import LatentRule
 from pipeline.shards import Shard
 from pipeline.stages.decode_video import Decoder
@@ -70,7 +71,7 @@ class Run:
         try:
             return stage(record, self.output)  # type: ignore[arg-type]
         except StorageError as error:
-            return Receipt(kind="unstored", shard=record.shard, message=str(error))  # type: ignore[attr-defined]
+            return UnstoredReceipt(shard=record.shard, message=str(error))  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +133,7 @@ def test_a_part_of_another_clip_is_not_taken(source: Path, undisturbed: Path, st
 
 def test_a_flipped_verdict_is_not_believed(source: Path, undisturbed: Path, staged: tuple[str, Path]) -> None:
     name, output = staged
-    verdict = Receipt(kind="rejection", shard=name, video=1, clip=0, rejection=REJECTION, verdict=True)
+    verdict = RejectionReceipt(id=ChunkId(shard=name, video=1, clip=0), rejection=REJECTION, verdict=True)
     stage(verdict, Storage(str(output)))
     (output / part_path(ChunkId(shard=name, video=1, clip=0))).unlink()
     assert read_verdict(Storage(str(output)), name, 1, 0) == REJECTION

@@ -15,7 +15,8 @@ from pipeline.errors import ConfigError, EncoderError
 from pipeline.guard.strikes import MAX_STRIKES, Strikes
 from pipeline.latent_bytes import DTYPES
 from pipeline.output.parts import join
-from pipeline.records import Chunk, Latent, Receipt
+from pipeline.receipts import ClipsReceipt, RejectionReceipt
+from pipeline.records import Chunk, Latent
 from pipeline.settings.spec import LatentRule
 from pipeline.stages.decode_video import Decoder
 from pipeline.stages.encode_chunk import Encoder, EncodeStage, NonfiniteLatentError, encode_or_die
@@ -113,11 +114,10 @@ class Buggy:
 def test_a_nonfinite_latent_is_rejected_and_receipts_pass() -> None:
     (chunk,) = chunks()
     stage = EncodeStage(NanEncoder, Strikes(), 60)
-    receipt = Receipt(kind="clips", shard="s", count=1)
+    receipt = ClipsReceipt(shard="s", video=0, count=1)
     assert stage(receipt) is receipt
     rejected = stage(chunk)
-    assert isinstance(rejected, Receipt)
-    assert rejected.rejection is not None
+    assert isinstance(rejected, RejectionReceipt)
     assert (rejected.rejection.reason, rejected.verdict) == ("nonfinite", False)
 
 
@@ -175,8 +175,7 @@ def test_a_suspect_chunk_is_encoded_alone_and_only_its_own_death_rejects_it(tmp_
     for _ in range(MAX_STRIKES):
         guard.begin("s/0/0/0/encode")
     rejected = EncodeStage(OneWay, guard, 60)(chunk)
-    assert isinstance(rejected, Receipt)
-    assert rejected.rejection is not None
+    assert isinstance(rejected, RejectionReceipt)
     assert (rejected.rejection.reason, rejected.verdict) == ("encode_crashed", True)
     healthy = partial(Encoder, "tiny", spec(latent=EXACT))
     latent = EncodeStage(healthy, guard, 60)(chunk)

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.control.ledger import Ledger
-from pipeline.records import CompleteShard, Receipt, Rejection
+from pipeline.receipts import ClipsReceipt, ElsewhereReceipt, PartReceipt, Receipt, RejectionReceipt, VideosReceipt
+from pipeline.records import ChunkId, CompleteShard, Rejection
 
 
 def rejection(reason: str = "corrupt") -> Rejection:
@@ -13,18 +14,19 @@ def rejection(reason: str = "corrupt") -> Rejection:
 
 
 def part(video: int, clip: int, chunk: int = 0, num_chunks: int = 1) -> Receipt:
-    return Receipt(kind="part", shard="s", video=video, clip=clip, chunk=chunk, num_chunks=num_chunks)
+    return PartReceipt(id=ChunkId(shard="s", video=video, clip=clip, chunk=chunk, num_chunks=num_chunks))
 
 
 def rejected(video: int, clip: int, chunk: int = 0, reason: str = "corrupt") -> Receipt:
-    return Receipt(kind="rejection", shard="s", video=video, clip=clip, chunk=chunk, rejection=rejection(reason))
+    id = ChunkId(shard="s", video=video, clip=clip, chunk=chunk)
+    return RejectionReceipt(id=id, rejection=rejection(reason))
 
 
-RECEIPTS = [
-    Receipt(kind="videos", shard="s", count=3),
-    Receipt(kind="clips", shard="s", video=0, count=2),
-    Receipt(kind="clips", shard="s", video=1, count=1),
-    Receipt(kind="clips", shard="s", video=2, count=1),
+RECEIPTS: list[Receipt] = [
+    VideosReceipt(shard="s", count=3),
+    ClipsReceipt(shard="s", video=0, count=2),
+    ClipsReceipt(shard="s", video=1, count=1),
+    ClipsReceipt(shard="s", video=2, count=1),
     part(0, 0, 0, 2),
     part(0, 0, 1, 2),
     part(0, 1, 0, 3),
@@ -57,9 +59,9 @@ def test_no_shard_is_complete_while_a_receipt_is_missing(missing: int) -> None:
 
 
 def test_a_clip_with_every_chunk_is_a_latent_whatever_was_said_of_it() -> None:
-    receipts = [
-        RECEIPTS[0].__class__(kind="videos", shard="s", count=1),
-        Receipt(kind="clips", shard="s", video=0, count=1),
+    receipts: list[Receipt] = [
+        VideosReceipt(shard="s", count=1),
+        ClipsReceipt(shard="s", video=0, count=1),
     ]
     assert settle([*receipts, rejected(0, 0), part(0, 0)]) == CompleteShard(
         name="s", planned=1, latents={(0, 0): 1}, rejections={}
@@ -67,13 +69,11 @@ def test_a_clip_with_every_chunk_is_a_latent_whatever_was_said_of_it() -> None:
 
 
 def test_an_empty_shard_is_complete() -> None:
-    assert settle([Receipt(kind="videos", shard="s", count=0)]) == CompleteShard(
-        name="s", planned=0, latents={}, rejections={}
-    )
+    assert settle([VideosReceipt(shard="s", count=0)]) == CompleteShard(name="s", planned=0, latents={}, rejections={})
 
 
 def test_a_clip_that_nobody_announced_keeps_the_shard_open() -> None:
-    receipts = [Receipt(kind="videos", shard="s", count=1), Receipt(kind="clips", shard="s", video=0, count=1)]
+    receipts: list[Receipt] = [VideosReceipt(shard="s", count=1), ClipsReceipt(shard="s", video=0, count=1)]
     assert settle([*receipts, part(0, 0), part(0, 1)]) is None
     ledger = Ledger()
     for receipt in [*receipts, part(0, 0), part(0, 1)]:
@@ -83,9 +83,9 @@ def test_a_clip_that_nobody_announced_keeps_the_shard_open() -> None:
 
 def test_counts_that_contradict_each_other_raise() -> None:
     ledger = Ledger()
-    ledger.add(Receipt(kind="clips", shard="s", video=0, count=1))
-    with pytest.raises(ValueError, match="said 1 before and 2 now"):
-        ledger.add(Receipt(kind="clips", shard="s", video=0, count=2))
+    ledger.add(ClipsReceipt(shard="s", video=0, count=1))
+    with pytest.raises(ValueError, match="1 before and 2 now"):
+        ledger.add(ClipsReceipt(shard="s", video=0, count=2))
 
 
 def test_a_reopened_clip_is_awaited_and_named() -> None:
@@ -101,14 +101,14 @@ def test_a_reopened_clip_is_awaited_and_named() -> None:
 def test_elsewhere_closes_the_shard() -> None:
     ledger = Ledger()
     ledger.add(RECEIPTS[1])
-    ledger.add(Receipt(kind="elsewhere", shard="s"))
+    ledger.add(ElsewhereReceipt(shard="s"))
     assert ledger.still_open() == {}
 
 
 def test_a_complete_shard_waits_for_its_commit() -> None:
     """The grace period after a signal may end while a commit is under way, or after it failed."""
     ledger = Ledger()
-    ledger.add(Receipt(kind="videos", shard="s", count=1))
-    ledger.add(Receipt(kind="clips", shard="s", video=0, count=1))
-    assert ledger.add(Receipt(kind="part", shard="s", video=0, clip=0, chunk=0, num_chunks=1))
+    ledger.add(VideosReceipt(shard="s", count=1))
+    ledger.add(ClipsReceipt(shard="s", video=0, count=1))
+    assert ledger.add(part(0, 0))
     assert ledger.still_open() == {"s": "its commit"}

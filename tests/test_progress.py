@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from pipeline.control.progress import Progress
 from pipeline.output.summary import Summary
 from pipeline.output.wording import duration, size
-from pipeline.records import Reason, Receipt, Rejection
+from pipeline.receipts import ClipsReceipt, ElsewhereReceipt, PartReceipt, Receipt, RejectionReceipt
+from pipeline.records import ChunkId, Reason, Rejection
 
 
 class Clock:
@@ -21,14 +20,14 @@ class Clock:
         return self.now
 
 
-def part(clip: int = 0, chunk: int = 0, num_chunks: int = 1, **facts: float) -> Receipt:
-    where = {"shard": "a", "video": 0, "clip": clip, "chunk": chunk, "num_chunks": num_chunks}
-    return Receipt(kind="part", num_bytes=10, **where, **facts)  # type: ignore[arg-type]
+def part(clip: int = 0, chunk: int = 0, num_chunks: int = 1, video: int = 0, **seconds: float) -> Receipt:
+    id = ChunkId(shard="a", video=video, clip=clip, chunk=chunk, num_chunks=num_chunks)
+    return PartReceipt(id=id, num_bytes=10, **seconds)  # type: ignore[arg-type]
 
 
 def refused(clip: int = 0, chunk: int = 0, reason: Reason = "corrupt") -> Receipt:
     rejection = Rejection(reason=reason, stage="decode", message="", key="k", uri="u")
-    return Receipt(kind="rejection", shard="a", video=0, clip=clip, chunk=chunk, rejection=rejection)
+    return RejectionReceipt(id=ChunkId(shard="a", video=0, clip=clip, chunk=chunk), rejection=rejection)
 
 
 def test_the_line_tells_shards_clips_rates_rejections_time_left_and_the_bottleneck() -> None:
@@ -38,7 +37,7 @@ def test_the_line_tells_shards_clips_rates_rejections_time_left_and_the_bottlene
     assert "shards 6/10  clips 0" in made.line()
     assert "ETA ?" in made.line()
     clock.now += 50
-    made.add(Receipt(kind="clips", shard="a", video=0, count=3, num_bytes=5_000_000, read_seconds=9))
+    made.add(ClipsReceipt(shard="a", video=0, count=3, num_bytes=5_000_000, read_seconds=9))
     for chunk in range(3):
         made.add(part(0, chunk, 3, decode_seconds=24.0, encode_seconds=10.0))
     clock.now += 50
@@ -48,7 +47,7 @@ def test_the_line_tells_shards_clips_rates_rejections_time_left_and_the_bottlene
     assert made.line() == ("shards 7/10  clips 2  0.02 clips/s  0.1 MB/s in  rejected 1  ETA 2:30  bottleneck encode")
     made.add(part(1, decode_seconds=60.0))
     assert made.line().endswith("bottleneck decode")  # 132 s of 8 slots, 31 s of 2
-    made.add(Receipt(kind="clips", shard="b", video=0, count=1, read_seconds=9))
+    made.add(ClipsReceipt(shard="b", video=0, count=1, read_seconds=9))
     assert made.line().endswith("bottleneck read")
 
 
@@ -59,9 +58,9 @@ def test_the_time_left_follows_the_clips_and_not_the_shards_that_are_whole(num_v
     made = Progress(num_shards=1, source_bytes={"a": 2000}, num_videos=num_videos, clock=clock)
     clock.now += 60
     for video in range(2):
-        made.add(Receipt(kind="clips", shard="a", video=video, count=10, num_bytes=1000))
+        made.add(ClipsReceipt(shard="a", video=video, count=10, num_bytes=1000))
         for clip in range(10):
-            made.add(replace(part(clip), video=video))
+            made.add(part(clip, video=video))
             done = 10 * video + clip + 1
             left = made.time_left()
             assert left is not None
@@ -75,7 +74,7 @@ def test_while_no_clip_ends_the_line_tells_what_is_waited_for() -> None:
     made = Progress(num_shards=2, source_bytes={"a": 1, "b": 1}, doing="starting Ray", clock=clock)
     clock.now += 7
     assert made.line() == "shards 0/2  clips 0  starting Ray (7.0 s)"
-    made.add(Receipt(kind="elsewhere", shard="b"))
+    made.add(ElsewhereReceipt(shard="b"))
     assert made.line() == "shards 0/2  clips 0  held by another run 1  starting Ray (7.0 s)"
     made.add(part())
     assert "held by another run 1  0.14 clips/s" in made.line()

@@ -31,7 +31,8 @@ from pipeline.output.tally import tally, target
 from pipeline.plan.frozen import Plan, make_plan, plan_retries, read_plan
 from pipeline.plan.plan_file import load_members
 from pipeline.plan.retries import only_chosen
-from pipeline.records import Chunk, Receipt, Record, Video
+from pipeline.receipts import Receipt, Record
+from pipeline.records import Chunk, Video
 from pipeline.rows import from_table, to_table
 from pipeline.settings.job import Job
 from pipeline.settings.spec import LatentRule

@@ -7,7 +7,18 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.records import Chunk, ChunkId, Receipt, Record, Rejection, Video
+from pipeline.receipts import (
+    ClipsReceipt,
+    ElsewhereReceipt,
+    FaultReceipt,
+    PartReceipt,
+    Receipt,
+    Record,
+    RejectionReceipt,
+    UnstoredReceipt,
+    VideosReceipt,
+)
+from pipeline.records import Chunk, ChunkId, Rejection, Video
 from pipeline.rows import ROW_SCHEMA, from_table, to_table
 from tests.small import latent
 
@@ -26,13 +37,16 @@ VIDEO = Video(
     verdicts=(4,),
     read_seconds=0.5,
 )
-RECEIPTS = [
-    Receipt(kind="part", shard="s", video=1, clip=2, chunk=3, num_chunks=4, num_bytes=10, encode_seconds=2.0),
-    Receipt(
-        kind="rejection", shard="s", video=1, clip=0, rejection=Rejection(reason="corrupt", stage="decode", message="m")
-    ),
-    Receipt(kind="clips", shard="s", video=1, count=9),
-    Receipt(kind="videos", shard="s", count=2),
+REJECTION = Rejection(reason="corrupt", stage="decode", message="m")
+RECEIPTS: list[Receipt] = [
+    PartReceipt(id=ChunkId(shard="s", video=1, clip=2, chunk=3, num_chunks=4), num_bytes=10, encode_seconds=2.0),
+    RejectionReceipt(id=ChunkId(shard="s", video=1, clip=0), rejection=REJECTION),
+    ClipsReceipt(shard="s", video=1, count=9),
+    VideosReceipt(shard="s", count=2),
+    FaultReceipt(shard="s", video=1, message="m", rejection=REJECTION),
+    FaultReceipt(shard="s", message="m"),
+    UnstoredReceipt(shard="s", message="m"),
+    ElsewhereReceipt(shard="s"),
 ]
 LATENT = replace(latent(0, 0), payload=b"1234", shape=(1, 1, 1, 2))
 

@@ -20,7 +20,8 @@ from pipeline.output.commit import commit
 from pipeline.output.parts import stage
 from pipeline.output.spec_file import write_spec
 from pipeline.plan.frozen import make_plan
-from pipeline.records import Chunk, Latent, Receipt, Video
+from pipeline.receipts import Receipt
+from pipeline.records import Chunk, Latent, Video
 from pipeline.stages.decode_video import Decoder
 from pipeline.stages.read_shard import read_shard
 from pipeline.storage import Storage

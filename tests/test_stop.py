@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.records import Receipt, Video
+from pipeline.receipts import Receipt
+from pipeline.records import Video
 from pipeline.run import run
 from pipeline.shards import Shard
 from pipeline.stages.read_shard import read_shard

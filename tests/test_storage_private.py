@@ -14,7 +14,8 @@ from fsspec.implementations.http import HTTPFileSystem
 
 from pipeline.errors import UnsafeAddressError
 from pipeline.guard.strikes import Strikes
-from pipeline.records import Receipt, Video
+from pipeline.receipts import RejectionReceipt
+from pipeline.records import Video
 from pipeline.storage import read_object, web_store
 from tests.test_chunks import decoder
 
@@ -102,8 +103,7 @@ def test_no_connection_is_made_inside_and_it_is_a_rejection(port: int, names: di
         read_object(address, public_only=True)
     video = Video(shard="s", video=0, key="a", uri=address, payload=None, public_only=True)
     _, rejected = decoder()(video, Strikes())
-    assert isinstance(rejected, Receipt)
-    assert rejected.rejection is not None
+    assert isinstance(rejected, RejectionReceipt)
     assert rejected.rejection.reason == "unsafe_uri"
     assert PRIVATE not in Web.seen
 

@@ -19,7 +19,8 @@ from s3fs import S3FileSystem
 from pipeline import storage
 from pipeline.errors import NotFoundError, StorageError
 from pipeline.guard.strikes import Strikes
-from pipeline.records import Receipt, Video
+from pipeline.receipts import ClipsReceipt, FaultReceipt, RejectionReceipt
+from pipeline.records import Video
 from pipeline.sources.listing import list_source
 from pipeline.stages.read_shard import read_shard
 from pipeline.storage import read_object, retry
@@ -78,8 +79,7 @@ def test_a_server_that_drips_is_given_up_and_the_shard_stays_open(drip: str, wha
 def test_the_decode_stage_reports_it_as_a_fault(drip: str) -> None:
     video = Video(shard="s", video=0, key="a", uri=f"{drip}/body.mp4", payload=None)
     (receipt,) = decoder()(video, Strikes())
-    assert isinstance(receipt, Receipt)
-    assert receipt.kind == "fault"
+    assert isinstance(receipt, FaultReceipt)
     assert "slower than" in receipt.message
 
 
@@ -122,9 +122,8 @@ def test_what_is_no_file_is_refused_by_name_and_never_opened(tmp_path: Path, kin
     (shard,) = list_source(str(tmp_path / "t.jsonl"), shard_size=64)
     (video,) = (record for record in read_shard(shard) if isinstance(record, Video))
     clips, rejected = decoder()(video, Strikes())
-    assert isinstance(clips, Receipt)
-    assert isinstance(rejected, Receipt)
-    assert (clips.kind, clips.count) == ("clips", 1)
-    assert rejected.rejection is not None
+    assert isinstance(clips, ClipsReceipt)
+    assert isinstance(rejected, RejectionReceipt)
+    assert clips.count == 1
     assert rejected.rejection.reason == "not_found"
     assert rejected.rejection.message == f"{path} is a {kind}, not a file"

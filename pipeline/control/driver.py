@@ -32,7 +32,8 @@ from pipeline.output.summary import Summary
 from pipeline.output.tally import tally
 from pipeline.output.unreachable import Unreachable
 from pipeline.plan.frozen import Plan, read_plan
-from pipeline.records import CompleteShard, Receipt
+from pipeline.receipts import ElsewhereReceipt, FaultReceipt, PartReceipt, Receipt, RejectionReceipt, UnstoredReceipt
+from pipeline.records import ChunkId, CompleteShard
 from pipeline.shards import Shard
 from pipeline.storage import Storage
 from pipeline.storage.addresses import redacted
@@ -147,7 +148,7 @@ class Driver:
         if self._unreachable:
             shard = self._unreachable.recall(shard)
         for part in shard.staged.parts:
-            self._ledger.add(Receipt(kind="part", **part.to_row()))
+            self._ledger.add(PartReceipt(id=part))
         verdicts = []
         for video, clip in shard.staged.verdicts:
             try:
@@ -157,27 +158,29 @@ class Driver:
                 self._output.delete(verdict_path(shard.name, video, clip))
                 continue
             verdicts.append((video, clip))
-            self._ledger.add(Receipt(kind="rejection", shard=shard.name, video=video, clip=clip, rejection=rejection))
+            id = ChunkId(shard=shard.name, video=video, clip=clip)
+            self._ledger.add(RejectionReceipt(id=id, rejection=rejection))
         return replace(shard, staged=replace(shard.staged, verdicts=tuple(verdicts)))
 
     def _take(self, receipt: Receipt, commit: Callable[[CompleteShard], Committed]) -> None:
         name = receipt.shard
         if name in self.progress.committed or name in self._commits.values():
             return  # a retried task tells it again
-        if receipt.kind == "elsewhere":
-            self._elsewhere.add(name)
-        elif receipt.kind == "part":
-            self._failed_writes["part"] = 0
-        elif receipt.kind == "fault":
-            log.warning("shard=%s stays open: %s", name, receipt.message)
-        elif receipt.kind == "unstored":
-            self._count_failure("part", name, receipt.message)
+        match receipt:
+            case ElsewhereReceipt():
+                self._elsewhere.add(name)
+            case PartReceipt():
+                self._failed_writes["part"] = 0
+            case FaultReceipt(message=message):
+                log.warning("shard=%s stays open: %s", name, message)
+            case UnstoredReceipt(message=message):
+                self._count_failure("part", name, message)
         if complete := self._ledger.add(receipt):
             self._commits[self._committers.submit(commit, complete)] = name
-        if receipt.kind == "fault":
+        if isinstance(receipt, FaultReceipt):
             self._give_up(receipt, commit)
 
-    def _give_up(self, fault: Receipt, commit: Callable[[CompleteShard], Committed]) -> None:
+    def _give_up(self, fault: FaultReceipt, commit: Callable[[CompleteShard], Committed]) -> None:
         """Reject the video of a fault that was seen in too many runs, if that was asked for."""
         if self._unreachable and not self._ledger.knows(fault.shard, fault.video):
             for receipt in self._unreachable.judge(fault):

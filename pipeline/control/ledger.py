@@ -1,7 +1,7 @@
 """The driver's account of open shards: receipts in, complete shards out. Pure: no storage, no Ray.
 
-    planned = sum of `clips` receipts over the shard's videos      (an unreadable video counts 1)
-    a clip is a latent     iff every one of its chunks has a part receipt
+    planned = sum of the ClipsReceipts over the shard's videos      (an unreadable video counts 1)
+    a clip is a latent     iff every one of its chunks has a PartReceipt
               a rejection  iff not a latent and any receipt rejects it (the lowest chunk's reason)
               open         otherwise
     a shard is complete    iff planned = latents + rejections and nothing is open
@@ -14,7 +14,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from pipeline.records import ClipKey, CompleteShard, Receipt, Rejection
+from pipeline.receipts import (
+    ClipsReceipt,
+    ElsewhereReceipt,
+    FaultReceipt,
+    PartReceipt,
+    Receipt,
+    RejectionReceipt,
+    UnstoredReceipt,
+    VideosReceipt,
+)
+from pipeline.records import ClipKey, CompleteShard, Rejection
 
 K = TypeVar("K")
 
@@ -38,23 +48,21 @@ class Ledger:
     def add(self, receipt: Receipt) -> CompleteShard | None:
         """Take a receipt in; return its shard if that completes it. Counts that contradict each other raise."""
         shard = self._open.setdefault(receipt.shard, _OpenShard())
-        clip = (receipt.video, receipt.clip)
-        match receipt.kind:
-            case "part":
-                shard.parts.setdefault(clip, set()).add(receipt.chunk)
-                _agree(shard.num_chunks, clip, receipt.num_chunks, receipt)
-            case "rejection":
-                assert receipt.rejection is not None
-                shard.rejections.setdefault(clip, {})[receipt.chunk] = receipt.rejection
-            case "clips":
-                _agree(shard.num_clips, receipt.video, receipt.count, receipt)
-            case "videos":
-                if shard.num_videos not in (None, receipt.count):
-                    raise ValueError(f"{receipt.shard}: {shard.num_videos} videos before, {receipt.count} now")
-                shard.num_videos = receipt.count
-            case "fault" | "unstored":
-                shard.fault = receipt.message
-            case "elsewhere":
+        match receipt:
+            case PartReceipt(id=id):
+                shard.parts.setdefault(id.clip_key, set()).add(id.chunk)
+                _agree(shard.num_chunks, id.clip_key, id.num_chunks, f"{id.shard}: chunks of clip")
+            case RejectionReceipt(id=id, rejection=rejection):
+                shard.rejections.setdefault(id.clip_key, {})[id.chunk] = rejection
+            case ClipsReceipt(video=video, count=count):
+                _agree(shard.num_clips, video, count, f"{receipt.shard}: clips of video")
+            case VideosReceipt(count=count):
+                if shard.num_videos not in (None, count):
+                    raise ValueError(f"{receipt.shard}: {shard.num_videos} videos before, {count} now")
+                shard.num_videos = count
+            case FaultReceipt(message=message) | UnstoredReceipt(message=message):
+                shard.fault = message
+            case ElsewhereReceipt():
                 del self._open[receipt.shard]
                 return None
         return self._complete(receipt.shard, shard)
@@ -99,9 +107,9 @@ class Ledger:
         )
 
 
-def _agree(counts: dict[K, int], key: K, count: int, receipt: Receipt) -> None:
+def _agree(counts: dict[K, int], key: K, count: int, what: str) -> None:
     if counts.setdefault(key, count) != count:
-        raise ValueError(f"{receipt.shard}: {receipt.kind} of {key} said {counts[key]} before and {count} now")
+        raise ValueError(f"{what} {key}: {counts[key]} before and {count} now")
 
 
 def _waits_for(shard: _OpenShard) -> str:

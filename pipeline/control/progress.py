@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from pipeline.output.wording import duration
-from pipeline.records import Receipt
+from pipeline.receipts import ClipsReceipt, ElsewhereReceipt, PartReceipt, Receipt, RejectionReceipt, VideosReceipt
 
 
 @dataclass(slots=True, kw_only=True)
@@ -72,34 +72,34 @@ class Progress:
 
     def add(self, receipt: Receipt) -> None:
         """Count a receipt."""
-        self.seconds["read"] += receipt.read_seconds
-        self.seconds["decode"] += receipt.decode_seconds
-        self.seconds["encode"] += receipt.encode_seconds
-        name, clip = receipt.shard, (receipt.video, receipt.clip)
-        if receipt.kind == "elsewhere":
+        name = receipt.shard
+        if isinstance(receipt, ElsewhereReceipt):
             self.elsewhere.add(name)
             return
         self.elsewhere.discard(name)
         shard = self._open.setdefault(name, _OpenShard(num_videos=self.num_videos.get(name)))
-        match receipt.kind:
-            case "part":
+        match receipt:
+            case PartReceipt(id=id):
+                self.seconds["decode"] += receipt.decode_seconds
+                self.seconds["encode"] += receipt.encode_seconds
                 self.parts += 1
                 self.latent_bytes += receipt.num_bytes
-                if receipt.chunk == receipt.num_chunks - 1:
+                if id.chunk == id.num_chunks - 1:
                     self.clips += 1
-                    self._settle(shard, clip)
-            case "rejection":
-                assert receipt.rejection is not None
-                self.rejected[receipt.rejection.reason] += clip not in shard.refused
-                shard.refused.add(clip)
-                self._settle(shard, clip)
-            case "clips":
+                    self._settle(shard, id.clip_key)
+            case RejectionReceipt(id=id, rejection=rejection):
+                self.seconds["decode"] += receipt.decode_seconds
+                self.rejected[rejection.reason] += id.clip_key not in shard.refused
+                shard.refused.add(id.clip_key)
+                self._settle(shard, id.clip_key)
+            case ClipsReceipt():
+                self.seconds["read"] += receipt.read_seconds
                 self.read_bytes += receipt.num_bytes
                 if receipt.video not in shard.announced:
                     shard.announced.add(receipt.video)
                     shard.num_clips += receipt.count
                     shard.read_bytes += receipt.num_bytes
-            case "videos":
+            case VideosReceipt():
                 shard.num_videos = receipt.count
         if name in self.committed:  # a retried task tells it again
             del self._open[name]

@@ -25,7 +25,7 @@ from pipeline.control.pools import SPARE_CPUS, Cluster, Pools, block_bytes, larg
 from pipeline.control.stop import GraceOverError, Stop
 from pipeline.errors import ConfigError, EncoderError, StorageError
 from pipeline.guard.strikes import Strikes
-from pipeline.records import Receipt
+from pipeline.receipts import Receipt
 from pipeline.rows import from_table
 from pipeline.settings import overlap
 from pipeline.settings.job import Job, local_cpus

@@ -25,7 +25,8 @@ from pipeline.decode import merge_facts
 from pipeline.errors import NotFoundError
 from pipeline.latent_bytes import DTYPES
 from pipeline.output.layout import part_path, verdict_path
-from pipeline.records import ChunkId, ClipFacts, Latent, Receipt, Record, Rejection, canonical_json
+from pipeline.receipts import PartReceipt, Receipt, Record, RejectionReceipt
+from pipeline.records import ChunkId, ClipFacts, Latent, Rejection, canonical_json
 from pipeline.rows import from_table, to_table
 from pipeline.storage import checksum
 
@@ -46,16 +47,15 @@ def stage(record: Record, output: Storage) -> Receipt:
     """Put a latent (or a verdict) into staging and return its receipt; any other receipt passes through."""
     if isinstance(record, Latent):
         output.put(part_path(record.id), checksum.append(_to_ipc(record)))
-        return Receipt(
-            kind="part",
+        return PartReceipt(
+            id=record.id,
             num_bytes=len(record.payload),
             decode_seconds=record.decode_seconds,
             encode_seconds=record.encode_seconds,
-            **record.id.to_row(),
         )
     assert isinstance(record, Receipt)
-    if record.verdict and record.rejection:
-        path = verdict_path(record.shard, record.video, record.clip)
+    if isinstance(record, RejectionReceipt) and record.verdict:
+        path = verdict_path(record.shard, record.id.video, record.id.clip)
         output.put(path, checksum.append(canonical_json(asdict(record.rejection)).encode()))
     return record
 

@@ -13,7 +13,8 @@ from dataclasses import replace
 
 from pipeline.errors import StorageError
 from pipeline.output.layout import faults_path
-from pipeline.records import Receipt
+from pipeline.receipts import ClipsReceipt, FaultReceipt, Receipt, RejectionReceipt
+from pipeline.records import ChunkId
 from pipeline.shards import Shard
 from pipeline.storage import Storage
 
@@ -41,7 +42,7 @@ class Unreachable:
         parts = tuple(part for part in staged.parts if part.video not in lost)
         return replace(shard, staged=replace(staged, parts=parts))
 
-    def judge(self, fault: Receipt) -> tuple[Receipt, ...]:
+    def judge(self, fault: FaultReceipt) -> tuple[Receipt, ...]:
         """The receipts that reject the video of a fault, if it is one too many. Notes the fault, once a run."""
         key = (fault.shard, fault.video)
         if fault.rejection is None:  # of the shard, not of a video
@@ -57,5 +58,5 @@ class Unreachable:
             return ()
         message = f"{fault.rejection.message} (in each of {runs} runs)"
         rejection = replace(fault.rejection, message=message)
-        refused = Receipt(kind="rejection", shard=fault.shard, video=fault.video, clip=0, rejection=rejection)
-        return Receipt(kind="clips", shard=fault.shard, video=fault.video, count=1), refused
+        refused = RejectionReceipt(id=ChunkId(shard=fault.shard, video=fault.video, clip=0), rejection=rejection)
+        return ClipsReceipt(shard=fault.shard, video=fault.video, count=1), refused

@@ -21,7 +21,8 @@ from pipeline.errors import NotFoundError, StorageError, VideoError
 from pipeline.guard.alone import DiedAloneError, alone, within_memory
 from pipeline.guard.deadline import deadline
 from pipeline.guard.strikes import Guard, attempt
-from pipeline.records import Chunk, ChunkId, ClipFacts, Receipt, Rejection, Video, clip_id
+from pipeline.receipts import ClipsReceipt, FaultReceipt, Receipt, RejectionReceipt
+from pipeline.records import Chunk, ChunkId, ClipFacts, Rejection, Video, clip_id
 from pipeline.settings.clip_rule import ClipRule
 from pipeline.settings.spec import LatentRule
 from pipeline.stages.clip_grid import PlannedClip, plan_clips
@@ -61,9 +62,7 @@ class Decoder:
             except StorageError as error:
                 unreachable = _rejection(video, "unreachable", str(error))
                 message = f"{redacted(video.uri)}: {error}"
-                yield Receipt(
-                    kind="fault", shard=video.shard, video=video.video, message=message, rejection=unreachable
-                )
+                yield FaultReceipt(shard=video.shard, video=video.video, message=message, rejection=unreachable)
             else:
                 yield from self._clips(video, source, guard if strikes else None)
 
@@ -108,8 +107,7 @@ class Decoder:
         if video.only is not None:
             clips = [clip for clip in clips if clip.clip in video.only]
             lost = sorted(set(video.only) - {clip.clip for clip in clips})
-        yield Receipt(
-            kind="clips",
+        yield ClipsReceipt(
             shard=video.shard,
             video=video.video,
             count=len(clips) + len(lost),
@@ -197,13 +195,7 @@ class _Piece:
                 uri=redacted(video.uri),
                 start=str(self.clip.start),
             )
-            return Receipt(
-                kind="rejection",
-                rejection=rejection,
-                verdict=is_verdict,
-                decode_seconds=seconds,
-                **self.id.to_row(),
-            )
+            return RejectionReceipt(id=self.id, rejection=rejection, verdict=is_verdict, decode_seconds=seconds)
         return Chunk(
             id=self.id,
             frames=result.frames,
@@ -242,15 +234,14 @@ class _Piece:
 
 def reject_video(video: Video, reason: str, message: str, *, verdict: bool = False) -> Iterator[Receipt]:
     """Refuse a video as a whole: it counts as one clip."""
-    yield Receipt(kind="clips", shard=video.shard, video=video.video, count=1, read_seconds=video.read_seconds)
+    yield ClipsReceipt(shard=video.shard, video=video.video, count=1, read_seconds=video.read_seconds)
     yield _reject(video, 0, reason, message, verdict=verdict)
 
 
 def _reject(video: Video, clip: int, reason: str, message: str, *, verdict: bool = False) -> Receipt:
     rejection = _rejection(video, reason, message)
-    return Receipt(
-        kind="rejection", shard=video.shard, video=video.video, clip=clip, rejection=rejection, verdict=verdict
-    )
+    id = ChunkId(shard=video.shard, video=video.video, clip=clip)
+    return RejectionReceipt(id=id, rejection=rejection, verdict=verdict)
 
 
 def _rejection(video: Video, reason: str, message: str) -> Rejection:

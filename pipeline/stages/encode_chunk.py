@@ -22,7 +22,8 @@ from pipeline.guard.alone import DiedAloneError, alone
 from pipeline.guard.deadline import deadline, die
 from pipeline.guard.strikes import MAX_STRIKES, Guard, attempt
 from pipeline.latent_bytes import DTYPES
-from pipeline.records import Chunk, Latent, Receipt, Record, Rejection
+from pipeline.receipts import Receipt, Record, RejectionReceipt
+from pipeline.records import Chunk, Latent, Rejection
 
 if TYPE_CHECKING:
     from pipeline.settings.spec import Spec
@@ -207,7 +208,7 @@ def _refuse(chunk: Chunk, reason: str, message: str, *, verdict: bool = False) -
     rejection = Rejection(
         reason=reason, stage="encode", message=message, key=facts.key, uri=facts.uri, start=facts.start
     )
-    return Receipt(kind="rejection", rejection=rejection, verdict=verdict, **chunk.id.to_row())
+    return RejectionReceipt(id=chunk.id, rejection=rejection, verdict=verdict)
 
 
 def to_bytes(latent: torch.Tensor, store_dtype: str) -> bytes:

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 
 from pipeline.plan.plan_file import load_members
 from pipeline.plan.retries import only_chosen
-from pipeline.records import Receipt, Rejection, Video
+from pipeline.receipts import ClipsReceipt, Receipt, RejectionReceipt, VideosReceipt
+from pipeline.records import ChunkId, Rejection, Video
 from pipeline.shards import FileGroup, Retry, Shard, TableRange
 from pipeline.sources.folders import (
     read_files,
@@ -53,8 +54,8 @@ def read_shard(
         if sample is None:
             break
         if isinstance(sample, Rejection):
-            yield Receipt(kind="rejection", shard=shard.name, video=count, clip=0, rejection=sample)
-            yield Receipt(kind="clips", shard=shard.name, video=count, count=1)
+            yield RejectionReceipt(id=ChunkId(shard=shard.name, video=count, clip=0), rejection=sample)
+            yield ClipsReceipt(shard=shard.name, video=count, count=1)
         else:
             yield Video(
                 shard=shard.name,
@@ -75,7 +76,7 @@ def read_shard(
                 read_seconds=time.perf_counter() - started,
             )
         count += 1
-    yield Receipt(kind="videos", shard=shard.name, count=count)
+    yield VideosReceipt(shard=shard.name, count=count)
 
 
 def _samples(shard: Shard, *, max_bytes: int, **allowed: bool) -> Iterator[Sample | Rejection]:

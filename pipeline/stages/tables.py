@@ -18,7 +18,8 @@ import pyarrow as pa
 from pipeline.errors import StorageError
 from pipeline.guard.strikes import Guard, attempt
 from pipeline.output import parts
-from pipeline.records import Chunk, Latent, Receipt, Video
+from pipeline.receipts import ElsewhereReceipt, FaultReceipt, Receipt, UnstoredReceipt
+from pipeline.records import Chunk, Latent, Video
 from pipeline.rows import from_table, to_table
 from pipeline.settings.job import Job
 from pipeline.settings.resolve import largest_clip
@@ -101,10 +102,10 @@ def read(table: pa.Table, stages: Stages, shared: Shared) -> Iterator[pa.Table]:
         try:
             is_ours = shared.claims.take(shard.name)
         except StorageError as error:
-            yield to_table(Receipt(kind="unstored", shard=shard.name, message=str(error)))
+            yield to_table(UnstoredReceipt(shard=shard.name, message=str(error)))
             continue
         if not is_ours:
-            yield to_table(Receipt(kind="elsewhere", shard=shard.name))
+            yield to_table(ElsewhereReceipt(shard=shard.name))
             continue
         try:
             with attempt(shared.guard, f"{shard.name}/read") as strikes:
@@ -112,7 +113,7 @@ def read(table: pa.Table, stages: Stages, shared: Shared) -> Iterator[pa.Table]:
                     raise StorageError(f"{strikes} workers died while they read it")
                 yield from map(to_table, stages.read(shard))
         except StorageError as error:  # never a Rejection: what came so far is kept, the shard stays open
-            yield to_table(Receipt(kind="fault", shard=shard.name, message=f"{shard.uri}: {error}"))
+            yield to_table(FaultReceipt(shard=shard.name, message=f"{shard.uri}: {error}"))
 
 
 def decode(table: pa.Table, stages: Stages, shared: Shared) -> Iterator[pa.Table]:
@@ -149,7 +150,7 @@ def stage(table: pa.Table, stages: Stages) -> Iterator[pa.Table]:
     """Put each latent into staging, and hand on its receipt."""
     for record in from_table(table):
         try:
-            receipt = parts.stage(record, stages.output)
+            receipt: Receipt = parts.stage(record, stages.output)
         except StorageError as error:
-            receipt = Receipt(kind="unstored", shard=record.shard, message=str(error))
+            receipt = UnstoredReceipt(shard=record.shard, message=str(error))
         yield to_table(receipt)

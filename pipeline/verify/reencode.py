@@ -27,7 +27,8 @@ from pipeline.output.read_latent import Row, payload_of
 from pipeline.output.run_records import environments
 from pipeline.output.shard_file import parquet_row
 from pipeline.plan.frozen import read_plan
-from pipeline.records import Chunk, ClipKey, Latent, Receipt, Video
+from pipeline.receipts import FaultReceipt, RejectionReceipt
+from pipeline.records import Chunk, ClipKey, Latent, Video
 from pipeline.shards import Shard
 from pipeline.stages.decode_video import Decoder
 from pipeline.stages.encode_chunk import NonfiniteLatentError
@@ -162,15 +163,13 @@ def _video_again(
 ) -> Iterator[tuple[ClipKey, Latent | str]]:
     chunks: list[Latent] = []
     for record in decoder(video, Strikes()):
-        if isinstance(record, Receipt):
-            clip = (record.video, record.clip)
-            if record.kind == "fault":
-                for other in sorted(clip for clip in wanted if clip[0] == video.video):
-                    yield other, record.message
-            elif record.rejection and clip in wanted:
-                yield clip, f"{record.rejection.reason}: {record.rejection.message}"
+        if isinstance(record, FaultReceipt):
+            yield from ((clip, record.message) for clip in sorted(wanted) if clip[0] == video.video)
+        elif isinstance(record, RejectionReceipt) and record.id.clip_key in wanted:
+            yield record.id.clip_key, f"{record.rejection.reason}: {record.rejection.message}"
+        if not isinstance(record, Chunk):
             continue
-        clip, is_last = (record.id.video, record.id.clip), record.id.chunk == record.id.num_chunks - 1
+        clip, is_last = record.id.clip_key, record.id.chunk == record.id.num_chunks - 1
         try:
             chunks.append(encoder(record))
         except NonfiniteLatentError as error:
