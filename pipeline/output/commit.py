@@ -11,7 +11,6 @@ Killed between any two of these, the next run ends with the same files.
 from __future__ import annotations
 
 import io
-import json
 import logging
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,6 +25,7 @@ from pipeline.output import layout, shard_file
 from pipeline.output.derived import derive, restored
 from pipeline.output.parts import MissingPartError, read_clip
 from pipeline.records import ClipKey, CompleteShard, Latent
+from pipeline.settings.spec import Spec
 from pipeline.storage import Storage
 from pipeline.storage.parallel import in_parallel
 
@@ -136,7 +136,7 @@ class _MissingPartsError(Exception):
 def _build(output: Storage, spec: str, shard: CompleteShard, sink: IO[bytes]) -> None:
     """The data file into `sink`, one clip in memory at a time; NPY arrays are put on the way, before it exists."""
     latents = _latents(output, shard)
-    if json.loads(spec)["latent"]["format"] == "parquet":
+    if Spec.from_json(spec).latent.format == "parquet":
         shard_file.write(sink, spec, shard, (shard_file.parquet_row(latent) for latent in latents))
     else:
         arrays = shard_file.NpyArrays(shard.name)
