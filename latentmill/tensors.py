@@ -15,6 +15,7 @@ from torch.utils.data import get_worker_info
 from torch.utils.data._utils.collate import default_collate_fn_map
 
 from latentmill.errors import DamagedRowError
+from latentmill.memory import take
 from latentmill.sampler import Batch
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ class _Pending:
 def _empty(num_bytes: int) -> Tensor:
     """uint8 [num_bytes]; in a worker in memory that the trainer's process can map, so that it is not copied again."""
     if get_worker_info() is None:
-        return torch.empty(num_bytes, dtype=torch.uint8)
+        return torch.from_numpy(take(num_bytes))
     storage = torch.UntypedStorage._new_shared(num_bytes)  # type: ignore[no-untyped-call]  # as torch's own collate function does
     return torch.empty(0, dtype=torch.uint8).set_(storage, 0, (num_bytes,))  # type: ignore[call-overload, no-any-return]
 

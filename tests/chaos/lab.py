@@ -147,7 +147,7 @@ class Run:
         return [
             process
             for process in below(self._process.pid)
-            if process.title.startswith("ray::") and f"_{stage}" in process.title
+            if process.title.startswith("ray::") and f"({stage}" in process.title
         ]
 
     def wait(self, moment: Callable[[], bool] = lambda: False, seconds: float = RUN_SECONDS) -> bool:
