@@ -24,9 +24,9 @@ import pyarrow as pa
 import pyarrow.dataset
 
 from latentmill.errors import EmptySelectionError, OpenError
-from latentmill.index_file import FILE, SHAPE, ColumnFile, IndexFile
+from latentmill.index.file import FILE, SHAPE, ColumnFile, IndexFile
+from latentmill.index.selection import Bucket, buckets_of, kept_rows
 from latentmill.ranges import Range, RangeReader
-from latentmill.selection import Bucket, buckets_of, kept_rows
 from latentmill.shared_array import SharedArray
 
 if TYPE_CHECKING:

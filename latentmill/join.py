@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 from latentmill import format
 from latentmill.errors import EmptySelectionError, OpenError
 from latentmill.files import Files
-from latentmill.index_file import BATCH_ROWS, ColumnFile, write_columns
+from latentmill.index.file import BATCH_ROWS, ColumnFile, write_columns
 from latentmill.ranges import Range, RangeReader
 
 if TYPE_CHECKING:

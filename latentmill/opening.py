@@ -14,7 +14,7 @@ from latentmill import format
 from latentmill.dataset import ROW_COLUMNS, LatentDataset
 from latentmill.errors import NotFoundError, OpenError
 from latentmill.files import Files
-from latentmill.index_build import default_cache, open_index
+from latentmill.index.build import default_cache, open_index
 from latentmill.range_cache import RangeCache
 from latentmill.ranges import RangeReader
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latentmill.errors import StateError
+from latentmill.index.selection import Bucket
 from latentmill.order import Last, Order
 from latentmill.sampler import BatchSampler, DropLast
-from latentmill.selection import Bucket
 
 sizes = st.lists(st.integers(1, 40), min_size=1, max_size=4)
 batch_sizes = st.integers(1, 7)

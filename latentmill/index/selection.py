@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.dataset
 
 from latentmill.errors import OpenError
-from latentmill.index_file import BATCH_ROWS, SHAPE, IndexFile
+from latentmill.index.file import BATCH_ROWS, SHAPE, IndexFile
 from latentmill.order import bucket_name
 from latentmill.shared_array import SharedArray
 

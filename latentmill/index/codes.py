@@ -12,7 +12,7 @@ import pyarrow as pa
 from latentmill import format
 from latentmill.errors import OpenError
 from latentmill.files import Entry, Files
-from latentmill.index_file import FILE, SHAPE
+from latentmill.index.file import FILE, SHAPE
 
 
 class Coder:

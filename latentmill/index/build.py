@@ -31,8 +31,8 @@ import pyarrow.parquet as pq
 from latentmill import format
 from latentmill.errors import NotFoundError, OpenError, ReadError
 from latentmill.files import Entry, Files
-from latentmill.index_codes import Coder
-from latentmill.index_file import BATCH_ROWS, IndexFile, write_columns
+from latentmill.index.codes import Coder
+from latentmill.index.file import BATCH_ROWS, IndexFile, write_columns
 
 NEEDED = ("id", "latent_shape", "latent_dtype", "latent_crc32", "file", "byte_offset", "byte_length")
 """Columns that every index has, whatever is asked for."""
