@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import threading
-import zlib
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
+
+from isal.isal_zlib import crc32  # the checksum of zlib, ten times as fast
 
 from latentmill.errors import DamagedRowError, NotFoundError
 from latentmill.files import Files
@@ -19,18 +20,6 @@ GAP_BYTES = 64 << 10
 """Ranges of one file that lie closer together than this are read in one request."""
 JOINED_BYTES = 16 << 20
 """A request that joins ranges is not longer than this, so that requests still run beside each other."""
-
-
-def _crc32() -> Callable[[memoryview], int]:
-    try:
-        from isal import isal_zlib  # type: ignore[import-not-found, unused-ignore]
-    except ImportError:
-        return zlib.crc32
-    return isal_zlib.crc32  # type: ignore[no-any-return, unused-ignore]
-
-
-crc32 = _crc32()
-"""The checksum of zlib. The package `isal`, where it is installed, computes it ten times as fast."""
 
 
 @dataclass(frozen=True, slots=True)
