@@ -157,9 +157,9 @@ def test_another_spec_is_refused_naming_every_field(undisturbed: Path, tars: Pat
     with pytest.raises(ConfigError) as refused:
         run(other)
     for line in (
-        "clip.num_frames: 5 here, 9 there",
-        "latent.seed: 3 here, 0 there",
-        "clip.clips: first here, all there",
+        "clip.num_frames: 5 in this run, 9 in the output",
+        "latent.seed: 3 in this run, 0 in the output",
+        "clip.clips: first in this run, all in the output",
     ):
         assert line in str(refused.value)
     assert {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*")} == before

@@ -1,1 +1,1 @@
-"""All that knows the layout of an output: its paths, its files, and how they are written and read back."""
+"""The layout of an output: its paths, its files, and how they are written and read back."""

@@ -1,11 +1,11 @@
-"""Commit and seal: staged parts become the one data file of their shard, and what can be derived from it follows.
+"""Commit and seal: the staged parts become the one data file of their shard; then the derived files are made.
 
-    1. read the parts, join chunks into clips          one is missing: adopt the data file, or the clip is open again
-    2. put data/<shard>.parquet, create-only           <- the shard is done here, and nowhere else
-    3. index/<shard>.parquet, rejected/<shard>.jsonl   derived; the next run makes them if this one dies before
+    1. read the parts, join chunks into clips          if one is missing: adopt the data file, or reopen the clip
+    2. put data/<shard>.parquet, create-only           <- only this step makes the shard done
+    3. index/<shard>.parquet, rejected/<shard>.jsonl   derived; if this run dies before, the next run makes them
     4. delete _staging/<shard>/
 
-Killed between any two of these, the next run ends with the same files.
+If the run is killed between any two steps, the next run ends with the same files.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ IN_MEMORY_BYTES = 1 << 30
 
 
 INDEX_GROUP_ROWS = 50_000
-"""Rows of a row group of index.parquet."""
+"""Smallest number of rows in a row group of index.parquet; only the last group may have fewer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Committed:
-    """What became of a commit."""
+    """The result of a commit."""
 
     shard: str
     missing: tuple[ClipKey, ...] = ()
-    """Clips whose parts were not there: they are open again, and nothing was committed."""
+    """Clips with a missing part: they are open again, and nothing was committed."""
     adopted: bool = False
-    """Another run's data file was there first, and stands."""
+    """Whether another run put the data file first; that file is kept."""
     num_bytes: int = 0
 
 
 def commit(output: Storage, spec: str, shard: CompleteShard) -> Committed:
-    """Commit a complete shard: see the module. `spec` is canonical JSON."""
+    """Commit a complete shard, as the module describes. `spec` is canonical JSON."""
     path = layout.data_path(shard.name)
     staged_bytes = sum(entry.size for entry in output.list(layout.staging_of(shard.name)))
     with _scratch(staged_bytes) as sink:
@@ -75,16 +75,16 @@ def commit(output: Storage, spec: str, shard: CompleteShard) -> Committed:
 
 
 def tidy(output: Storage, done: Iterable[str], leftovers: Iterable[str], spec: str | None = None) -> None:
-    """Do what a killed run left undone after its last put.
+    """Finish the steps that a killed run did not reach after it put a data file.
 
     Args:
         output: root of the output.
         done: committed shards; those without an index get one.
-        leftovers: committed shards with something left in staging, which is swept.
-        spec: that of the output, as canonical JSON.
+        leftovers: committed shards that still have files in staging, which are deleted.
+        spec: the Spec of the output, as canonical JSON.
 
     Raises:
-        ConfigError: a data file without an index is damaged, or not of this output.
+        ConfigError: a data file without an index is damaged, or does not belong to this output.
     """
     indexed = {shard for shard, _ in layout.list_shards(output, layout.INDEX)}
     for shard in sorted(set(done) - indexed):
@@ -93,7 +93,7 @@ def tidy(output: Storage, done: Iterable[str], leftovers: Iterable[str], spec: s
 
 
 def sweep(output: Storage, shards: Iterable[str]) -> None:
-    """Delete what is staged of committed shards: a task that was tried again, or another run, may have come late."""
+    """Delete the staged files of committed shards: a retried task or another run may have staged some late."""
     for shard in shards:
         output.delete(layout.staging_of(shard))
 
@@ -101,13 +101,13 @@ def sweep(output: Storage, shards: Iterable[str]) -> None:
 def seal(
     output: Storage, shards: Iterable[str], spec: str | None = None, data_bytes: Mapping[str, int] | None = None
 ) -> int:
-    """Stream the indexes of these shards into index.parquet; return its number of rows. Never truth, may lag.
+    """Stream the indexes of these shards into index.parquet and return its number of rows.
 
-    What is derived of a shard is read on the way, and made again where it is damaged, missing, or where its data file
-    has other `data_bytes` by now.
+    The data files are the truth; index.parquet may be older. The derived files of each shard are read, and made again
+    if they are missing, damaged, or made from a data file whose size is not `data_bytes`.
 
     Raises:
-        ConfigError: as `derive`: a data file was cut, emptied, or is another one.
+        ConfigError: a data file was cut, emptied or replaced; see `derive`.
     """
     sizes = data_bytes or {}
     rows = 0
@@ -134,7 +134,7 @@ class _MissingPartsError(Exception):
 
 
 def _build(output: Storage, spec: str, shard: CompleteShard, sink: IO[bytes]) -> None:
-    """The data file into `sink`, one clip in memory at a time; NPY arrays are put on the way, before it exists."""
+    """Write the data file into `sink`, with one clip in memory at a time. NPY arrays are put before the data file."""
     latents = _latents(output, shard)
     if Spec.from_json(spec).latent.format == "parquet":
         shard_file.write(sink, spec, shard, (shard_file.parquet_row(latent) for latent in latents))
@@ -149,7 +149,10 @@ def _build(output: Storage, spec: str, shard: CompleteShard, sink: IO[bytes]) ->
 
 
 def _latents(output: Storage, shard: CompleteShard) -> Iterator[Latent]:
-    """Every clip in source order. All clips are tried before a missing part is reported: each is open again."""
+    """Yield every clip in source order.
+
+    All clips are read before missing parts are reported, so that every clip with a missing part is opened again.
+    """
     missing: list[ClipKey] = []
     for (video, clip), num_chunks in shard.latents.items():
         try:
@@ -157,7 +160,7 @@ def _latents(output: Storage, shard: CompleteShard) -> Iterator[Latent]:
         except MissingPartError as error:
             log.warning("shard=%s part missing: %s", shard.name, error)
             missing.append((video, clip))
-            if error.is_damaged:  # it would be taken for staged for ever
+            if error.is_damaged:  # otherwise every later run would count it as staged
                 output.delete(error.path)
         else:
             if not missing:
@@ -169,7 +172,7 @@ def _latents(output: Storage, shard: CompleteShard) -> Iterator[Latent]:
 def _compare(output: Storage, path: str, ours: IO[bytes]) -> None:
     ours.seek(0)
     if output.read(path) != ours.read():
-        log.warning("path=%s was committed by another run with other bytes; that file stands", path)
+        log.warning("path=%s was committed by another run with other bytes; that file is kept", path)
 
 
 def _scratch(num_bytes: int) -> IO[bytes]:
@@ -177,7 +180,10 @@ def _scratch(num_bytes: int) -> IO[bytes]:
 
 
 def _in_large_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Tables of INDEX_GROUP_ROWS or more: a footer with a row group for each of 100,000 shards would take 5 GB."""
+    """Join the tables into tables of at least INDEX_GROUP_ROWS rows.
+
+    A footer with one row group for each of 100,000 shards would take 5 GB.
+    """
     pending: list[pa.Table] = []
     num_rows = 0
     for table in tables:

@@ -1,7 +1,7 @@
-"""What is derived of a data file, and made again from it where it is missing, damaged, or of another data file.
+"""The files derived from a data file. They are made again if they are missing, damaged, or from another data file.
 
-index/<shard>.parquet      every column but the bytes; its footer says of what it was made (FOOTER_DERIVED)
-rejected/<shard>.jsonl     the footer's rejections, for people; none where nothing was rejected
+index/<shard>.parquet      every column except the bytes; its footer describes what it was made from (FOOTER_DERIVED)
+rejected/<shard>.jsonl     the rejections of the footer, for people; absent if nothing was rejected
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ Derived = tuple[pa.Table, list[dict[str, Any]]]
 
 
 class StaleError(Exception):
-    """What is derived is missing, damaged, or of another data file."""
+    """The derived files are missing, damaged, or made from another data file."""
 
 
 def read_derived(output: Storage, shard: str, data_bytes: int | None = None) -> Derived:
-    """Index and rejections of a committed shard, as they were derived.
+    """Read the derived index and rejections of a committed shard.
 
     Args:
-        data_bytes: of the data file as it is now, where known.
+        data_bytes: current size of the data file, if known.
 
     Raises:
-        StaleError: they are to be made again.
+        StaleError: the derived files must be made again.
     """
     try:
         index = output.read(layout.index_path(shard))
@@ -48,17 +48,17 @@ def read_derived(output: Storage, shard: str, data_bytes: int | None = None) -> 
             json.loads((file.metadata.metadata or {}).get(format.FOOTER_DERIVED.encode(), b"{}")),
         )
         if data_bytes is not None and facts.get("data_bytes", data_bytes) != data_bytes:
-            raise StaleError(f"{layout.data_path(shard)} has {data_bytes} bytes, and had {facts['data_bytes']}")
+            raise StaleError(f"{layout.data_path(shard)} has {data_bytes} bytes, before {facts['data_bytes']}")
         lines = b"" if facts.get("rejected") == "" else _rejected(output, shard)
         if facts.get("rejected") not in (None, _digest(lines)):
-            raise StaleError(f"{layout.rejected_path(shard)} is not what was derived")
+            raise StaleError(f"{layout.rejected_path(shard)} differs from what was derived")
         return table.replace_schema_metadata(None), [json.loads(line) for line in lines.splitlines()]
     except (NotFoundError, checksum.DamagedError, ValueError, pa.ArrowException) as error:
         raise StaleError(str(error)) from error
 
 
 def restored(output: Storage, shard: str, spec: str | None = None, data_bytes: int | None = None) -> Derived:
-    """The same, made again where it is stale. Raises as `derive`."""
+    """Read the same, and make it again first if it is stale. Raises the errors of `derive`."""
     try:
         return read_derived(output, shard, data_bytes)
     except StaleError:
@@ -67,13 +67,13 @@ def restored(output: Storage, shard: str, spec: str | None = None, data_bytes: i
 
 
 def derive(output: Storage, shard: str, spec: str | None = None) -> None:
-    """Make rejected/<shard>.jsonl and, last, index/<shard>.parquet out of the data file. Repeatable.
+    """Make rejected/<shard>.jsonl and then index/<shard>.parquet from the data file. Repeatable.
 
     Args:
-        spec: that of the output, which the data file must have, too.
+        spec: the Spec of the output; the data file must have the same one.
 
     Raises:
-        ConfigError: the data file is damaged, or not that of this shard and output.
+        ConfigError: the data file is damaged, or belongs to another shard or output.
     """
     data = output.read(layout.data_path(shard))
     table, rejections = from_data(output, shard, data, spec)
@@ -91,9 +91,9 @@ def derive(output: Storage, shard: str, spec: str | None = None) -> None:
 
 
 def from_data(output: Storage, shard: str, data: bytes, spec: str | None = None) -> Derived:
-    """What is to be derived of the bytes of a data file. Raises as `derive`."""
+    """Return the index and rejections of the bytes of a data file. Raises the errors of `derive`."""
     where = f"{redacted(output.uri)}: {layout.data_path(shard)}"
-    remedy = "Restore it, or delete it and run again: then its shard is encoded again"
+    remedy = "Restore it, or delete it and run again, which encodes its shard again"
     try:
         found, footer = format.footer_of(io.BytesIO(data))
         name, rejections = footer["shard"], footer["rejections"]
@@ -103,7 +103,9 @@ def from_data(output: Storage, shard: str, data: bytes, spec: str | None = None)
     if name != shard:
         raise ConfigError(f"{where} is the data file of {name}. {remedy}")
     if spec is not None and (differences := diff(found, spec)):
-        fields = "; ".join(f"{one.field}: {one.ours} here, {one.theirs} there" for one in differences)
+        fields = "; ".join(
+            f"{one.field}: {one.ours} in this file, {one.theirs} in {layout.SPEC_PATH}" for one in differences
+        )
         raise ConfigError(f"{where} was made with another spec: {fields}. {remedy}")
     return index, rejections
 

@@ -1,13 +1,13 @@
-"""Parts: the staged latent of one chunk, one file each, at a name fixed by what it holds.
+"""Parts: the staged latents of single chunks. Each is one file, and its name follows from its content.
 
     _staging/<shard>/v000012.c000003.k0001of0002.part     Arrow IPC, one row of ROW_SCHEMA
     _staging/<shard>/v000012.c000004.verdict.json         a rejection by the guard
 
-Each ends in a checksum over all of its bytes, which is looked at before anything parses them. What fails it counts as
-not staged: the clip is open again, and its chunks are encoded again.
+Each file ends with a checksum over all its bytes, which is checked before the file is parsed. A file that fails the
+check counts as not staged: the clip is open again, and its chunks are encoded again.
 
-A retried or repeated task puts the same part at the same name, so staging needs no bookkeeping; commit joins the parts
-of a shard into its data file and deletes them.
+A retried or repeated task puts the same part under the same name, so staging needs no bookkeeping. Commit joins the
+parts of a shard into its data file and deletes them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class MissingPartError(Exception):
-    """The part or verdict at `path` is not there, or is damaged."""
+    """The part or verdict at `path` is missing or damaged."""
 
     def __init__(self, path: str, damage: str = "") -> None:
         super().__init__(f"{path} is damaged: {damage}" if damage else f"{path} is not there")
@@ -61,10 +61,10 @@ def stage(record: Record, output: Storage) -> Receipt:
 
 
 def read_verdict(output: Storage, shard: str, video: int, clip: int) -> Rejection:
-    """A verdict staged by an earlier run.
+    """Read a verdict that an earlier run staged.
 
     Raises:
-        MissingPartError: it is absent, or its bytes are not what was staged.
+        MissingPartError: the verdict is missing or damaged.
     """
     path = verdict_path(shard, video, clip)
     with _of_this_version(path):
@@ -72,10 +72,10 @@ def read_verdict(output: Storage, shard: str, video: int, clip: int) -> Rejectio
 
 
 def read_clip(output: Storage, shard: str, video: int, clip: int, num_chunks: int) -> Latent:
-    """The whole latent of a clip, joined from its staged parts.
+    """Read the staged parts of a clip and join them into its whole latent.
 
     Raises:
-        MissingPartError: a part is absent, or its bytes are not what was staged.
+        MissingPartError: a part is missing or damaged.
     """
     first = ChunkId(shard=shard, video=video, clip=clip, num_chunks=num_chunks)
     return join([_read_part(output, replace(first, chunk=chunk)) for chunk in range(num_chunks)])
@@ -107,7 +107,7 @@ def _to_ipc(record: Latent) -> bytes:
 
 
 def _staged(output: Storage, path: str) -> memoryview:
-    """What was staged at `path`, without its checksum."""
+    """Read the staged file at `path` and return it without its checksum."""
     try:
         return checksum.strip(output.read(path))
     except NotFoundError:
@@ -117,7 +117,7 @@ def _staged(output: Storage, path: str) -> memoryview:
 
 
 def _read_part(output: Storage, id: ChunkId) -> Latent:
-    """Read one part. A file that was moved here from another place is not this part."""
+    """Read one part. A file that was moved to this path from another one is not this part."""
     path = part_path(id)
     with _of_this_version(path):
         (latent,) = from_table(pa.ipc.open_file(pa.py_buffer(_staged(output, path))).read_all())
@@ -129,7 +129,7 @@ def _read_part(output: Storage, id: ChunkId) -> Latent:
 
 @contextlib.contextmanager
 def _of_this_version(path: str) -> Iterator[None]:
-    """Take what is sound and cannot be parsed for missing: a later version may stage other fields."""
+    """Treat a sound file that cannot be parsed as missing: another version may stage other fields."""
     try:
         yield
     except (LookupError, TypeError, ValueError, pa.ArrowException) as error:

@@ -1,4 +1,4 @@
-"""The bytes of one stored latent, read back from its row: out of the data file, or out of the NPY array it names."""
+"""Read the bytes of one stored latent by its row: from the data file, or from the NPY array that the row names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Row = dict[str, Any]
 
 
 def npy_header(output: Storage, path: str) -> tuple[tuple[int, ...], np.dtype[Any], int]:
-    """Shape, dtype and the offset of the first value of a stored NPY array. Raises ValueError."""
+    """Return the shape, the dtype and the offset of the first value of a stored NPY array. Raises ValueError."""
     head = io.BytesIO(output.read(path, 0, 4096))
     np.lib.format.read_magic(head)
     shape, _, dtype = np.lib.format.read_array_header_1_0(head)
@@ -22,7 +22,12 @@ def npy_header(output: Storage, path: str) -> tuple[tuple[int, ...], np.dtype[An
 
 
 def payload_of(output: Storage, row: Row) -> bytes:
-    """The latent's bytes of a row of a data file. Raises NotFoundError or ValueError where its NPY array is damaged."""
+    """Return the latent's bytes of a data file's row.
+
+    Raises:
+        NotFoundError: the NPY array of the row is missing.
+        ValueError: the NPY array of the row is damaged.
+    """
     if row["npy_file"] is None:
         return row["latent"] or b""
     _, dtype, start = npy_header(output, row["npy_file"])

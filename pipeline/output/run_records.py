@@ -1,7 +1,8 @@
-"""runs/<run>.json: what each run did, with which versions and on what. Bytes in `data/` never depend on it.
+"""runs/<time>-<run>.json: what each run did, with which versions and on which hardware.
 
-The same source and Spec give the same bytes on the same hardware and versions. Where a run's differ from the first
-run's, that is worth a warning: its latents may differ in the last bits.
+The bytes in `data/` never depend on this record. The same Source and Spec give the same bytes on the same hardware and
+versions. If the hardware or versions of a run differ from those of the first run, a warning is logged: the latents may
+differ in the last bits.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ PACKAGES = ("torch", "av", "pyarrow", "numpy", "ray")
 
 @dataclass(slots=True, kw_only=True)
 class RunRecord:
-    """What one run was asked, where it ran, and what it did."""
+    """The record of one run: its job, its environment, and its results."""
 
     job: Job
     run_id: str
@@ -38,12 +39,12 @@ class RunRecord:
     """Empty until the stream starts."""
 
     def start(self, output: Storage, device: str) -> None:
-        """Note the environment, and warn where it differs from that of the first run of the output."""
+        """Record the environment, and warn if it differs from that of the output's first run."""
         self.environment = environment(device, self.job.workers.threads_per_encoder)
         warn_of_differences(output, self.environment)
 
     def put(self, output: Storage, summary: Summary, failure: str = "") -> None:
-        """Put runs/<time>-<run>.json; `failure` is why the run gave up."""
+        """Put runs/<time>-<run>.json. `failure` is the reason why the run failed, or ""."""
         ended = datetime.now(UTC)
         asked = asdict(self.job) | {"source": [redacted(uri) for uri in self.job.source]}
         asked |= {"output": redacted(self.job.output), "vae": redacted(self.job.vae)}
@@ -64,7 +65,7 @@ class RunRecord:
 
 
 def environment(device: str, threads: int) -> dict[str, Any]:
-    """What may change the last bits of a latent: versions (FFmpeg comes with `av`), device, threads."""
+    """Return what may change the last bits of a latent: versions (`av` contains FFmpeg), device, threads."""
     facts: dict[str, Any] = {name: version(name) for name in PACKAGES}
     facts["python"] = platform.python_version()
     facts["machine"] = platform.machine()
@@ -77,7 +78,7 @@ def environment(device: str, threads: int) -> dict[str, Any]:
 
 
 def warn_of_differences(output: Storage, ours: dict[str, Any]) -> None:
-    """Compare this run's environment with the first run's, and say what differs."""
+    """Compare this run's environment with the first run's, and warn of each difference."""
     first = next((environment for _, environment in environments(output)), ours)
     for name in sorted(ours.keys() | first.keys()):
         if ours.get(name) != first.get(name):
@@ -90,12 +91,12 @@ def warn_of_differences(output: Storage, ours: dict[str, Any]) -> None:
 
 
 def environments(output: Storage) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(path, environment) of each recorded run, in the order of time. A run with nothing to do has none."""
+    """Yield (path, environment) of each recorded run, ordered by time. Runs that had nothing to do are skipped."""
     for entry in output.list(layout.RUNS):
         try:
             environment = json.loads(output.read(entry.path))["environment"]
         except (ValueError, LookupError, TypeError) as error:
-            log.warning("%s cannot be read, and is passed over: %s", entry.path, error)
+            log.warning("%s cannot be read and is skipped: %s", entry.path, error)
             continue
         if environment and isinstance(environment, dict):
             yield entry.path, environment

@@ -1,15 +1,16 @@
-"""The data file of one shard: its rows, and in the footer the Spec, the count of clips and every rejection.
+"""The data file of one shard: its rows, and in the footer the Spec, the number of clips and every rejection.
 
     data/<shard>.parquet                            EXISTS = DONE
-    data/<shard>.<shape>.<sha256[:12]>.npy          with format npy: the latents of one shape, put before, named in rows
-    index/<shard>.parquet                           every column but the bytes, plus file, byte offset, byte length
+    data/<shard>.<shape>.<sha256[:12]>.npy          with format npy: the latents of one shape; put first, named in rows
+    index/<shard>.parquet                           every column except the bytes, plus file, byte offset, byte length
     rejected/<shard>.jsonl                          for people
 
-`latentmill.format` owns the names, types and places; here they are written.
+`latentmill.format` defines the names, types and paths; this module writes them.
 
-Its bytes are a function of source and Spec: no time, host, run or attempt. One row group a clip, the latent column
-uncompressed, one value a page: a clip is one exact byte range (measured: reading by that range costs 1.01x of a raw
-preadv, other Parquet layouts 2x to 350x; the default write_batch_size overflows a page at 8 x 300 MB).
+The bytes of the data file depend on Source and Spec only, never on time, host, run or attempt. Each clip has a row
+group of its own, the latent column is not compressed, and each page holds one value. So a clip is one exact byte range
+(measured: reading that range costs 1.01x of a raw preadv, other Parquet layouts 2x to 350x; the default
+write_batch_size overflows a page at 8 x 300 MB).
 """
 
 from __future__ import annotations
@@ -37,7 +38,12 @@ _COMPRESSION = {_LEAVES.get(name, name): "none" if name == "latent" else "zstd" 
 
 
 def write(sink: IO[bytes], spec: str, shard: CompleteShard, rows: Iterable[dict[str, Any]]) -> None:
-    """Write the data file: rows as `parquet_row` or `npy_row` makes them, in source order; spec as canonical JSON."""
+    """Write the data file.
+
+    Args:
+        rows: rows of `parquet_row` or `NpyArrays.rows`, in source order.
+        spec: the Spec as canonical JSON.
+    """
     rejections = [
         {"video": video, "clip": clip} | asdict(rejection) for (video, clip), rejection in shard.rejections.items()
     ]
@@ -59,12 +65,12 @@ def write(sink: IO[bytes], spec: str, shard: CompleteShard, rows: Iterable[dict[
 
 
 def parquet_row(latent: Latent) -> dict[str, Any]:
-    """The output row of a clip whose latent stands in the row itself."""
+    """Return the row of a clip whose latent is stored in the row itself."""
     return _columns(latent) | {"latent": latent.payload, "npy_file": None, "npy_row": None}
 
 
 class NpyArrays:
-    """With format npy: the latents of one shard, stacked by shape, each array named by its content."""
+    """The latents of one shard with format npy, stacked by shape. The name of each array contains its hash."""
 
     def __init__(self, shard: str) -> None:
         self._shard = shard
@@ -78,7 +84,7 @@ class NpyArrays:
         latents.append(latent.payload)
 
     def files(self) -> Iterator[tuple[str, bytes]]:
-        """(path under the output, bytes) of each array, to be put before the rows are written."""
+        """Yield (path under the output, bytes) of each array. They must be put before the rows are written."""
         for (dtype, shape), payloads in self._latents.items():
             body = io.BytesIO()
             header = {"descr": DTYPES[dtype].str, "fortran_order": False, "shape": (len(payloads), *shape)}
@@ -94,12 +100,12 @@ class NpyArrays:
             yield path, content
 
     def rows(self) -> list[dict[str, Any]]:
-        """The rows, once `files` has been consumed."""
+        """Return the rows. Call it after `files` has been consumed."""
         return self._rows
 
 
 def _columns(latent: Latent) -> dict[str, Any]:
-    """Every column but where the latent stands."""
+    """Return every column except those that hold or locate the latent."""
     facts = latent.facts
     duplicates, longest_hold = holds(facts.timestamps, facts.start, facts.fps)
     return {
@@ -128,11 +134,12 @@ def _columns(latent: Latent) -> dict[str, Any]:
 
 
 def holds(timestamps: Sequence[float], start: str, fps: str | None) -> tuple[int, float]:
-    """(frames that repeat the one before, the longest time in seconds that a chosen frame stood in for the grid time).
+    """Return the number of frames that repeat the previous one, and the longest hold in seconds.
 
-    `timestamps` are the source times in seconds of the chosen frames, `start` and `fps` the grid as "p/q". Consecutive
-    frames (fps None) are never held, and only padding repeats one. Example at 2 fps: [0, 0, 1] on grid 0, 0.5, 1 is one
-    duplicate held for 0.5 s.
+    A hold is the time from a chosen frame to the grid time that it is used for. `timestamps` are the source times in
+    seconds of the chosen frames; `start` and `fps` define the grid as "p/q". Consecutive frames (fps None) are never
+    held, and only padding repeats one of them. Example at 2 fps: [0, 0, 1] on the grid 0, 0.5, 1 has one duplicate,
+    held for 0.5 s.
     """
     duplicates = sum(a == b for a, b in pairwise(timestamps))
     if fps is None:

@@ -1,4 +1,4 @@
-"""spec.json of an output: written once, compared by every later run, read back by every command."""
+"""spec.json of an output: it is written once, compared by every later run, and read by every command."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def write_spec(output: Storage, spec: Spec) -> None:
-    """Write spec.json if this output has none; otherwise refuse any difference, touching nothing.
+    """Write spec.json if this output has none; otherwise refuse any difference and change nothing.
 
     Raises:
-        ConfigError: the output was made with another Spec; names every field that differs, with both values.
+        ConfigError: the output has another Spec. The message names every field that differs, with both values.
     """
     text = json.dumps(json.loads(spec.to_json()), indent=2, sort_keys=True).encode() + b"\n"
     if output.exists(layout.SPEC_PATH) or not output.create(layout.SPEC_PATH, text):
@@ -27,10 +27,10 @@ def write_spec(output: Storage, spec: Spec) -> None:
 
 
 def check(output: Storage, spec: Spec) -> None:
-    """Compare with the spec.json of this output, if it has one. Writes nothing.
+    """Compare the Spec with the spec.json of this output, if it has one. Writes nothing.
 
     Raises:
-        ConfigError: as `write_spec`; or there is none, and yet data files or parts, made by nobody knows which Spec.
+        ConfigError: as `write_spec`; or the output has data files or parts but no spec.json, so their Spec is unknown.
     """
     try:
         differences = diff(spec.to_json(), output.read(layout.SPEC_PATH).decode())
@@ -38,20 +38,20 @@ def check(output: Storage, spec: Spec) -> None:
         made = chain(output.list(layout.DATA), output.list(layout.STAGING))
         if orphan := next((entry.path for entry in made if not entry.path.startswith(TEMPORARY)), None):
             raise ConfigError(
-                f"{output.uri} holds {orphan} and no {layout.SPEC_PATH}: restore it, or take another --output"
+                f"{output.uri} holds {orphan} but no {layout.SPEC_PATH}: restore it, or use another --output"
             ) from None
         return
     except (ValueError, AttributeError) as error:
         raise ConfigError(f"{output.uri}: {layout.SPEC_PATH} is not a spec: {error!r}") from error
     if differences:
-        fields = "\n  ".join(f"{one.field}: {one.ours} here, {one.theirs} there" for one in differences)
+        fields = "\n  ".join(f"{one.field}: {one.ours} in this run, {one.theirs} in the output" for one in differences)
         raise ConfigError(
             f"--output {output.uri} was made with another spec; use another --output, or the same settings:\n  {fields}"
         )
 
 
 def load_spec(output: Storage) -> Spec:
-    """The Spec of an output. Raises ConfigError when there is none."""
+    """Return the Spec of an output. Raises ConfigError if it has none, or a damaged one."""
     try:
         return Spec.from_json(output.read(layout.SPEC_PATH))
     except NotFoundError:

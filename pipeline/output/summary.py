@@ -1,4 +1,4 @@
-"""The summary that ends a run: what stands on disk, and what the run did for it."""
+"""The summary at the end of a run: what the output holds, and what this run did."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipeline.output.wording import duration, size
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """What stands on disk after a run, and what the run did for it."""
+    """What the output holds after a run, and what this run did."""
 
     planned_shards: int
     done_shards: int
@@ -22,24 +22,24 @@ class Summary:
     too_short: dict[int, int] = field(default_factory=dict)
     """Clips that were too short, by the number of frames that fit."""
     hint: str = ""
-    """How many of them a smaller number of frames would admit."""
+    """How many of them would fit with a smaller number of frames."""
     stopped: str = ""
-    """The signal that asked the run to stop before it was through, or ""."""
+    """The signal that stopped the run early, or ""."""
     parts_staged: int = 0
-    """Chunks that this run encoded and staged itself."""
+    """Chunks that this run itself encoded and staged."""
     wall_seconds: float = 0.0
     busy_seconds: dict[str, float] = field(default_factory=dict)
-    """Of this run, by stage, summed over its workers."""
+    """Busy time of this run by stage, summed over its workers."""
     open_shards: dict[str, str] = field(default_factory=dict)
-    """What is left, with what it waits for."""
+    """Shards that are not done, each with what it waits for."""
 
     @property
     def rejected_share(self) -> float:
-        """Rejected clips of planned ones."""
+        """Share of the planned clips that were rejected."""
         return sum(self.rejected.values()) / self.planned if self.planned else 0.0
 
     def table(self) -> str:
-        """The table that ends a run."""
+        """Return the table that is printed at the end of a run."""
         rows = [
             ("shards", f"{self.done_shards} of {self.planned_shards}"),
             ("planned", f"{self.planned} clips"),

@@ -1,4 +1,4 @@
-"""What stands on disk: counts from the derived files of the committed shards, for `status` and the end of a run."""
+"""Count what the output holds, from the derived files of the committed shards, for `status` and the end of a run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.storage import Storage
 from pipeline.storage.parallel import in_parallel
 
 Target = tuple[int, int | None]
-"""What a rejection refuses: (video ordinal, clip index, or None for the video as a whole)"""
+"""What a rejection refuses: (video ordinal, clip index); the index is None for a whole video"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,17 +29,19 @@ class Tally:
     rejected: dict[str, int]
     """By reason."""
     too_short: dict[int, int]
-    """Of those that are too short: clips by the number of frames that fit, where it is known."""
+    """Clips rejected as too short, by the number of frames that fit, where it is known."""
 
     @property
     def planned(self) -> int:
-        """Clips: every one is a latent or a rejection."""
+        """Number of planned clips: each is a latent or a rejection."""
         return self.latents + sum(self.rejected.values())
 
 
 def tally(output: Storage, shards: Iterable[str], superseded: Mapping[str, set[Target]]) -> Tally:
-    """Count the latents and rejections of these committed shards, without the rejections that a retry took the place
-    of: a clip counts once."""
+    """Count the latents and rejections of these committed shards.
+
+    Rejections that a retry replaced are left out, so that each clip counts once.
+    """
     latents = latent_bytes = 0
     rejected: Counter[str] = Counter()
     too_short: Counter[int] = Counter()
@@ -57,12 +59,16 @@ def tally(output: Storage, shards: Iterable[str], superseded: Mapping[str, set[T
 def _count(output: Storage, shard: str, superseded: set[Target]) -> tuple[int, int, list[dict[str, Any]]]:
     try:
         index, rejections = read_derived(output, shard)
-    except StaleError:  # committed this moment, or by a run that was killed just then: the data file is the truth
+    except StaleError:  # just committed, or by a run that was killed right after: the data file is the truth
         index, rejections = from_data(output, shard, output.read(data_path(shard)))
     standing = [rejection for rejection in rejections if target(rejection) not in superseded]
     return len(index), pc.sum(index["byte_length"]).as_py() or 0, standing
 
 
 def target(rejection: dict[str, Any]) -> Target:
-    """A clip has a start, or was one of several and is gone; else it is a whole video, or the rest of a tar."""
+    """Return the target of a rejection.
+
+    The target is a clip if the rejection has a start, or an index other than 0 (one of several clips, now missing).
+    Otherwise it is a whole video, or the rest of a tar.
+    """
     return rejection["video"], rejection["clip"] if rejection["start"] is not None or rejection["clip"] else None

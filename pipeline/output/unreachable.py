@@ -1,9 +1,9 @@
-"""Giving up, on request, on videos whose source failed in run after run. Off by default: such a shard stays open.
+"""Reject videos that could not be fetched in several runs. Off by default: then such a shard stays open.
 
     _staging/<shard>/v000012.faults0003     video 12 could not be fetched in three runs; empty, transient like a part
 
-Only faults of a video's own source count, each once a run. Whether a host answers is a matter of the network and the
-day, so the rejection is outside the same-bytes law, and `--retry-rejected unreachable` takes the video up again.
+Only faults of the video's own address count, each once per run. Whether a host answers depends on the network and the
+day, so this rejection is exempt from the same-bytes law, and `--retry-rejected unreachable` tries the video again.
 """
 
 from __future__ import annotations
@@ -22,18 +22,21 @@ log = logging.getLogger(__name__)
 
 
 class Unreachable:
-    """The memory of which videos could not be fetched, in how many runs."""
+    """Which videos could not be fetched, and in how many runs."""
 
     def __init__(self, output: Storage, give_up_after: int) -> None:
         self._output = output
         self._give_up_after = give_up_after
         self._runs: dict[tuple[str, int], int] = {}
-        """Of earlier runs."""
+        """Number of earlier runs with a fault, by (shard, video)."""
         self._counted: set[tuple[str, int]] = set()
-        """In this run."""
+        """The (shard, video) whose fault this run has noted."""
 
     def recall(self, shard: Shard) -> Shard:
-        """Take in what earlier runs noted. Nothing that is staged of such a video is used: it ends as a whole."""
+        """Load the notes of earlier runs, and return the shard without the staged parts of the noted videos.
+
+        Such a video is encoded or rejected as a whole.
+        """
         staged = shard.staged
         for video, runs in staged.faults:
             if (shard.name, video) not in self._counted:
@@ -43,9 +46,9 @@ class Unreachable:
         return replace(shard, staged=replace(staged, parts=parts))
 
     def judge(self, fault: FaultReceipt) -> tuple[Receipt, ...]:
-        """The receipts that reject the video of a fault, if it is one too many. Notes the fault, once a run."""
+        """Note a fault, once per run. Return the receipts that reject its video, if it failed in too many runs."""
         key = (fault.shard, fault.video)
-        if fault.rejection is None:  # of the shard, not of a video
+        if fault.rejection is None:  # a fault of the shard, not of a video
             return ()
         runs = self._runs.get(key, 0) + 1
         if key not in self._counted:
@@ -53,7 +56,7 @@ class Unreachable:
             try:
                 self._output.put(faults_path(fault.shard, fault.video, runs), b"")
             except StorageError as error:
-                log.warning("shard=%s a fault could not be noted: %s", fault.shard, error)
+                log.warning("shard=%s could not note a fault: %s", fault.shard, error)
         if runs < self._give_up_after:
             return ()
         message = f"{fault.rejection.message} (in each of {runs} runs)"

@@ -1,10 +1,10 @@
-"""Durations and sizes as people read them."""
+"""Format durations and sizes for people."""
 
 from __future__ import annotations
 
 
 def duration(seconds: float) -> str:
-    """1:02:03 above an hour, 2:03 above a minute, else 3.1 s."""
+    """Format a duration: 1:02:03 from an hour on, 2:03 from a minute on, otherwise 3.1 s."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -13,7 +13,7 @@ def duration(seconds: float) -> str:
 
 
 def size(num_bytes: float) -> str:
-    """Decimal units with three digits."""
+    """Format a size in decimal units with three digits."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if num_bytes < 1000 or unit == "TB":
             break
