@@ -1,11 +1,11 @@
-"""Claims: several runs on one output share its shards instead of repeating them. Correctness never depends on one.
+"""Claims: several runs on one output divide its shards. Correctness never depends on a claim.
 
-A run takes `_claims/<shard>`, create-only, before it reads the shard, and renews what it holds. A claim that nobody
-renewed for STALE_SECONDS belongs to a dead run and is taken over. Its age is told by the store's own clock, or, where
-that clock was set back and the claim is dated in the future, by how long this run has seen it unchanged. A claim whose
-driver ran on this very machine and is gone is taken over at once, which makes a restart after a kill immediate; one
-that cannot be read is nobody's, and goes stale by age alone. Two runs that disagree do the same work twice and commit
-the same bytes once.
+A run creates `_claims/<shard>` (create-only) before it reads the shard, and renews its claims. A claim that was not
+renewed for STALE_SECONDS belongs to a dead run, and another run takes it over. The clock of the store gives the age of
+a claim. If that clock was set back, so that the claim has a date in the future, the age is the time for which this run
+has seen the claim unchanged. If the driver of a claim ran on this machine and has ended, the claim is taken over at
+once, so a restart after a kill does not wait. A claim that cannot be read has no owner and becomes stale by age only.
+Two runs that both believe to hold a shard do the same work twice and commit the same bytes once.
 """
 
 from __future__ import annotations
@@ -29,78 +29,78 @@ STALE_SECONDS = 600.0
 """Age at which a claim counts as abandoned."""
 
 RENEW_SECONDS = 120.0
-"""A run renews its claims this often: four chances to be late before anybody takes over."""
+"""How often a run renews its claims: four renewals may be late before another run takes over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Owner:
-    """The driver behind a claim, so that another process on its machine can tell whether it lives."""
+    """The driver that holds a claim: another process on its machine can tell whether it still runs."""
 
     run: str
     machine: str
-    """Boot id and process namespace; "" where the system tells neither."""
+    """Boot id and process namespace; "" if the system does not tell them."""
     pid: int
     started: str
-    """Kernel ticks at the start of the process: a number that came back is another process."""
+    """Kernel ticks at the start of the process: they tell it from a later process with the same number."""
 
     @staticmethod
     def this_process(run: str) -> Owner:
-        """The calling process as an owner."""
+        """Return the calling process as an owner."""
         return Owner(run=run, machine=_machine(), pid=os.getpid(), started=_started(os.getpid()))
 
     @staticmethod
     def parse(claim: bytes) -> Owner | None:
-        """The owner that a claim names; None where it cannot be read."""
+        """Return the owner that a claim names, or None if the claim cannot be read."""
         try:
             return Owner(**json.loads(claim))
         except (TypeError, ValueError):
             return None
 
     def is_dead(self) -> bool:
-        """Whether it certainly ended. Of a process on another machine nothing is certain."""
+        """Return whether the process has certainly ended. Nothing is certain about a process on another machine."""
         return bool(self.machine) and self.machine == _machine() and _started(self.pid) != self.started
 
 
 class Claims:
-    """The shards that one run holds. `run` makes it an actor beside the driver: one answer for every attempt."""
+    """The shards that one run holds. It is an actor beside the driver, so all attempts of a task get one answer."""
 
     def __init__(self, output: Storage, owner: Owner, clock: Callable[[], float] = time.monotonic) -> None:
         self._output = output
         self._clock = clock
         self._seen: dict[str, tuple[float, float]] = {}
-        """Of claims by others: when they were renewed, by the store's clock, and when that was first seen, by ours."""
+        """Claims of other runs: the time of the last renewal (clock of the store), and when this run first saw it."""
         self._owner = canonical_json(asdict(owner)).encode()
         self._answers: dict[str, bool] = {}
         self._stopped = False
 
     def take(self, shard: str) -> bool:
-        """Whether this run processes the shard. The answer is sticky: a retried task must do what the first one did."""
+        """Claim the shard and return whether this run processes it. A retried task gets the answer of the first one."""
         if shard not in self._answers:
             self._answers[shard] = not self._stopped and self._claim(claim_path(shard)) and self._is_open(shard)
         return self._answers[shard]
 
     def stop(self) -> None:
-        """Take no further shard: what is open is finished, the rest is left."""
+        """Refuse further shards. Shards that are open can be finished."""
         self._stopped = True
 
     def renew(self) -> None:
-        """Show that this run is alive."""
+        """Renew every claim of this run."""
         for shard, ours in self._answers.items():
             if ours:
                 self._output.put(claim_path(shard), self._owner)
 
     def release(self, shard: str) -> None:
-        """The shard is committed, or given up."""
+        """Delete the claim on a shard that is committed or left open."""
         if self._answers.pop(shard, False):
             self._output.delete(claim_path(shard))
 
     def release_all(self) -> None:
-        """The end of the run, or of one of its passes."""
+        """Delete every claim, at the end of a run or of a pass."""
         for shard in list(self._answers):
             self.release(shard)
 
     def _is_open(self, shard: str) -> bool:
-        """Whether the shard is still to be done: another run lets go of its claim once it has committed."""
+        """Return whether the shard has no data file: another run deletes its claim after it committed."""
         if self._output.exists(data_path(shard)):
             self._output.delete(claim_path(shard))
             return False
@@ -112,7 +112,7 @@ class Claims:
                 return True
             holder = self._output.read(path)
             age = self._age(path)
-        except NotFoundError:  # released meanwhile: its shard is done, or up for the next pass
+        except NotFoundError:  # it was just released: the shard is done, or the next pass gets it
             return False
         owner = Owner.parse(holder)
         if age < STALE_SECONDS and holder != self._owner and not (owner and owner.is_dead()):
@@ -121,7 +121,7 @@ class Claims:
         return self._output.read(path) == self._owner
 
     def _age(self, path: str) -> float:
-        """Seconds since a claim was renewed, at least."""
+        """Return the least number of seconds since a claim was renewed."""
         renewed, now = self._output.entry(path).mtime, self._clock()
         if path not in self._seen or self._seen[path][0] != renewed:
             self._seen[path] = renewed, now
@@ -137,7 +137,7 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> str:
-    """Field 22 of the process's stat (proc(5)); "" when there is no such process."""
+    """Return field 22 of the stat of a process (proc(5)), or "" if there is no such process."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except OSError:

@@ -1,10 +1,10 @@
-"""The driver: receipts in, commits out, until nothing is left. Knows no Ray: `run` hands it a stream and a commit.
+"""The driver: receipts in, commits out, until no shard is open. It knows no Ray: `run` gives it a stream and a commit.
 
-One pass streams all shards that are left. Further passes take what the first could not: shards that another run held
-and gave up, clips whose part was lost. A pass that commits nothing, with nothing held elsewhere, is the last, unless
-it found parts lost or damaged: then another one follows, LOSSES times at most.
+One pass streams all open shards. Further passes take the shards that the first one could not finish: another run held
+them and gave them up, or a part was lost. The last pass is one that commits nothing while no other run holds a shard.
+If such a pass found lost or damaged parts, another pass follows, at most LOSSES times.
 
-An output that cannot be written ends the run soon: what is decoded and encoded then would be for nothing.
+An output that cannot be written ends the run soon, because all further decoding and encoding would be lost.
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ from pipeline.storage.addresses import redacted
 log = logging.getLogger(__name__)
 
 COMMITS_IN_FLIGHT = 2
-"""A commit holds one clip in memory and waits for storage; more of them would compete with the encoders' staging."""
+"""Commits at a time. Each holds one clip in memory and waits for storage; more would compete with staging."""
 
 POLL_SECONDS = 5.0
-"""How often a run with nothing else to do looks whether the shards that another run holds are done or given up."""
+"""How often a run that waits for shards of another run looks whether they are done or given up."""
 
 LOSSES = 3
-"""Passes in a row that may end without a commit, because parts of theirs were lost."""
+"""Passes in a row that may commit nothing because parts were lost."""
 
 MAX_FAILED_WRITES = 5
-"""So many parts in a row that could not be put (or claims taken, or shards committed) end the run. Each was tried for
-some 12 s before, where the store gave hope."""
+"""Failures in a row to put a part, to take a claim or to commit a shard that end the run. Each was retried for about
+12 s before, if the error was a passing one."""
 
 
 class Holder(Protocol):
-    """The claims, as the driver uses them."""
+    """What the driver needs of Claims."""
 
     def stop(self) -> None: ...
     def renew(self) -> None: ...
@@ -64,7 +64,7 @@ class Holder(Protocol):
 
 
 class Driver:
-    """One run's account of what is left, under way and done."""
+    """One run: which shards are open, in work and done."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class Driver:
         claims: Holder,
         stop: Stop,
     ) -> None:
-        """Pass after pass, until everything is committed, nothing moves any more, or a stop is asked for."""
+        """Run passes until everything is committed, a pass makes no progress, or a signal asks for a stop."""
         self.progress.doing = "waiting for the first clip: encoders load, videos are read"
         self._committers = ThreadPoolExecutor(COMMITS_IN_FLIGHT)
         with (
@@ -118,9 +118,11 @@ class Driver:
                     self._one_pass(stream, commit, claims)
                     if not self._next_pass(claims, stop):
                         break
-            finally:  # when the grace period is over, commits may still be under way: nobody waits for them
+            finally:  # when the grace period is over, commits may still run: do not wait for them
                 self._committers.shutdown(wait=False, cancel_futures=True)
-                with contextlib.suppress(StorageError):  # it goes stale; where nothing can be written, this fails, too
+                with contextlib.suppress(
+                    StorageError
+                ):  # a claim also becomes stale; where nothing can be written, this fails too
                     claims.release_all()
         self._echo(self.progress.line())
 
@@ -142,7 +144,7 @@ class Driver:
             self._reap(claims, wait=True)
 
     def _recall(self, shard: Shard) -> Shard:
-        """Tell the ledger what an earlier run staged, and the shard what of that can be read."""
+        """Add what earlier runs staged to the ledger. Return the shard with the verdicts that can be read."""
         if not shard.staged:
             return shard
         if self._unreachable:
@@ -165,7 +167,7 @@ class Driver:
     def _take(self, receipt: Receipt, commit: Callable[[CompleteShard], Committed]) -> None:
         name = receipt.shard
         if name in self.progress.committed or name in self._commits.values():
-            return  # a retried task tells it again
+            return  # a retried task repeats its receipts
         match receipt:
             case ElsewhereReceipt():
                 self._elsewhere.add(name)
@@ -181,7 +183,7 @@ class Driver:
             self._give_up(receipt, commit)
 
     def _give_up(self, fault: FaultReceipt, commit: Callable[[CompleteShard], Committed]) -> None:
-        """Reject the video of a fault that was seen in too many runs, if that was asked for."""
+        """Reject the video of a fault after --give-up-after runs."""
         if self._unreachable and not self._ledger.knows(fault.shard, fault.video):
             for receipt in self._unreachable.judge(fault):
                 self.progress.add(receipt)
@@ -192,7 +194,7 @@ class Driver:
             name = self._commits.pop(future)
             try:
                 committed = future.result()
-            except Exception as error:  # whatever it is, this shard stays open, and the others go on
+            except Exception as error:  # any error leaves this shard open, and the other shards continue
                 self._count_failure("commit", name, f"commit failed: {type(error).__name__}: {error}")
                 continue
             self._failed_writes["commit"] = 0
@@ -205,7 +207,7 @@ class Driver:
             claims.release(name)
 
     def _count_failure(self, what: str, shard: str, message: str) -> None:
-        """Say that something could not be put. Raises StorageError when that happens again and again."""
+        """Log a failed write. Raise StorageError after MAX_FAILED_WRITES in a row."""
         log.warning("shard=%s stays open: %s", shard, message)
         self._failed_writes[what] += 1
         if self._failed_writes[what] >= MAX_FAILED_WRITES:
@@ -215,7 +217,7 @@ class Driver:
             )
 
     def _next_pass(self, claims: Holder, stop: Stop) -> bool:
-        """Bring the list of what is left up to date; False: this run can do no more."""
+        """Update the list of open shards. Return whether another pass can make progress."""
         before = len(self.todo)
         claims.release_all()
         sweep(self._output, self.look().leftovers)
@@ -228,7 +230,7 @@ class Driver:
         return len(self.todo) < before or 0 < self._losses <= LOSSES
 
     def look(self) -> Plan:
-        """Bring what is done and what is left up to date with what stands on disk."""
+        """Update the done and open shards from the output."""
         now, mine = read_plan(self._output), {shard.name for shard in self.todo}
         self.done |= mine & now.done
         for name in mine & now.done:
@@ -237,11 +239,11 @@ class Driver:
         return now
 
     def finish(self, *, stopped: str, accepted: Callable[[int], int | None]) -> Summary:
-        """The end of the run: what stood on disk at the last look, and what this run did for it.
+        """Return the summary: what the output held at the last look, and what this run did.
 
         Args:
             stopped: the signal that ended it early, or "".
-            accepted: the largest number of frames, at most so many, that a clip may have; None: there is none.
+            accepted: gives the largest number of frames of a clip that is at most its argument, or None.
         """
         counts = tally(self._output, sorted(self.done), self._plan.superseded(self.done))
         waiting = self._ledger.still_open()

@@ -1,4 +1,4 @@
-"""The driver's account of open shards: receipts in, complete shards out. Pure: no storage, no Ray.
+"""The driver's account of open shards: receipts in, complete shards out. It uses no storage and no Ray.
 
     planned = sum of the ClipsReceipts over the shard's videos      (an unreadable video counts 1)
     a clip is a latent     iff every one of its chunks has a PartReceipt
@@ -40,13 +40,13 @@ class _OpenShard:
 
 
 class Ledger:
-    """See the module."""
+    """The account of the open shards; see the module."""
 
     def __init__(self) -> None:
         self._open: dict[str, _OpenShard] = {}
 
     def add(self, receipt: Receipt) -> CompleteShard | None:
-        """Take a receipt in; return its shard if that completes it. Counts that contradict each other raise."""
+        """Add a receipt. Return its shard if it is complete now. Raise ValueError for contradicting counts."""
         shard = self._open.setdefault(receipt.shard, _OpenShard())
         match receipt:
             case PartReceipt(id=id):
@@ -68,30 +68,30 @@ class Ledger:
         return self._complete(receipt.shard, shard)
 
     def knows(self, shard: str, video: int) -> bool:
-        """Whether anything came of that video already."""
+        """Return whether any receipt of this video has come."""
         known = self._open.get(shard)
         return known is not None and (
             video in known.num_clips or any(clip[0] == video for clip in known.parts.keys() | known.rejections.keys())
         )
 
     def forget(self, shard: str) -> None:
-        """The shard is committed: late receipts of retried tasks would otherwise open it again."""
+        """Drop a committed shard. Late receipts of retried tasks must not open it again."""
         self._open.pop(shard, None)
 
     def reopen(self, shard: str, clips: list[ClipKey]) -> None:
-        """A commit missed parts of these clips: they are open again."""
+        """Open these clips again, because the commit missed parts of them."""
         for clip in clips:
             self._open[shard].parts.pop(clip, None)
 
     def still_open(self) -> dict[str, str]:
-        """Every open shard with what it still waits for, for the end of a run."""
+        """Return every open shard with what it waits for."""
         return {name: _waits_for(shard) for name, shard in self._open.items()}
 
     def _complete(self, name: str, shard: _OpenShard) -> CompleteShard | None:
         if shard.num_videos is None or len(shard.num_clips) < shard.num_videos:
             return None
         planned = sum(shard.num_clips.values())
-        if len(shard.parts.keys() | shard.rejections.keys()) < planned:  # cheap: asked at every receipt
+        if len(shard.parts.keys() | shard.rejections.keys()) < planned:  # a cheap check: it runs for every receipt
             return None
         latents = {clip: n for clip, n in shard.num_chunks.items() if len(shard.parts.get(clip, ())) == n}
         rejections = {

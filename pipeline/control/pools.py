@@ -1,4 +1,4 @@
-"""How many workers of each stage a machine or a cluster can hold, or why it can hold none."""
+"""Compute how many workers of each stage a machine or a cluster can hold, or refuse the job."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from vae.info import VAEInfo
 from vae.shapes import chunk_spans
 
 SPARE_CPUS = 1
-"""CPUs that a Ray of our own has beyond those of the machine, so that `--encoders` may ask for one on every core and
-the decoding, which yields to them, still runs."""
+"""CPUs that a local Ray counts beyond those of the machine. So `--encoders` may ask for one encoder on every core, and
+decoding, which yields to encoders, still runs."""
 
 IO_BLOCK_BYTES = 8_000_000
-"""Small samples and small chunks share a block of this size for transport. A block costs about 10 ms, and work is
-staged block by block: larger ones hold up the first result and repeat more work after a kill."""
+"""Size of a block that small samples and small chunks share. A block costs about 10 ms, and work is staged block by
+block: larger blocks delay the first result, and a kill repeats more work."""
 
 
 BLOCKS_IN_FLIGHT = 8
 """Blocks of the largest chunk that must fit into Ray Data's half of the object store: two each at the output of decode,
-at the input of encode, and under way (measured: 597 MB peak at 50 MB a chunk, 8 would be 400)."""
+at the input of encode, and in transfer (measured: 597 MB peak at 50 MB a chunk; 8 blocks are 400)."""
 
 
 def largest_chunk_bytes(clip: ClipRule, latent: LatentRule, info: VAEInfo) -> int:
-    """Bytes of the largest chunk of frames that a run can send, context included."""
+    """Return the bytes of the largest chunk of frames of a run, context included."""
     return max(
         (span.stop - span.start) * height * width * 3
         for num_frames, height, width in clip.shapes
@@ -42,7 +42,7 @@ def largest_chunk_bytes(clip: ClipRule, latent: LatentRule, info: VAEInfo) -> in
 
 
 def block_bytes(chunk_bytes: int) -> int:
-    """Ray's target block size: just under one chunk, or a common block for small ones."""
+    """Return Ray's target block size: just under one chunk, but at least IO_BLOCK_BYTES."""
     return max(int(0.9 * chunk_bytes), IO_BLOCK_BYTES)
 
 
@@ -54,7 +54,7 @@ class Pools:
     stagers: int
     decode_cpus: float
     decoders: tuple[int, int]
-    """Decode tasks at a time: that fit beside all the encoders, and at most."""
+    """Decode tasks at a time: the number that fits beside all encoders, and the largest number."""
     encoders: tuple[int, int]
     """Encode actors, fewest and most."""
     encoder_cpus: float
@@ -83,24 +83,24 @@ class Cluster:
 
 
 def check_local(workers: Workers) -> None:
-    """Refuse encoders that do not fit on this machine, where the run is to start a Ray of its own on it.
+    """Refuse encoders that do not fit on this machine, if the run starts a local Ray.
 
     Raises:
         ConfigError: as check_encoders.
     """
-    ray = sys.modules.get("ray")  # where nobody has imported it, none is running
+    ray = sys.modules.get("ray")  # if it is not imported, no Ray is running
     if workers.ray_address == "local" and not (ray and ray.is_initialized()):
-        import torch  # here, because it costs every worker that has no use for it seconds
+        import torch  # imported late: it costs seconds in every worker that does not need it
 
         gpus = 0 if workers.gpus_per_encoder == 0 else torch.cuda.device_count()
         check_encoders(workers, cpus=local_cpus() + SPARE_CPUS, gpus=gpus, spare_cpus=SPARE_CPUS)
 
 
 def check_encoders(workers: Workers, *, cpus: float, gpus: float, spare_cpus: float = 0) -> tuple[int, int]:
-    """(min, max) encode actors on a cluster of this size; `spare_cpus` of its CPUs are not there (see `pools`).
+    """Return the (min, max) number of encode actors on a cluster of this size. `spare_cpus` as in Cluster.
 
     Raises:
-        ConfigError: they leave no CPU for a decode task, or want more GPUs than there are.
+        ConfigError: they leave no CPU for a decode task, or need more GPUs than there are.
     """
     per_encoder, encoder_cpus = _per_encoder(workers, gpus)
     least, most = workers.pool_size(cpus - spare_cpus, gpus if per_encoder else 0)
@@ -120,7 +120,7 @@ def check_encoders(workers: Workers, *, cpus: float, gpus: float, spare_cpus: fl
 
 
 def _per_encoder(workers: Workers, gpus: float) -> tuple[float, float]:
-    """GPUs and CPUs that an encode actor reserves."""
+    """Return the GPUs and CPUs that an encode actor reserves."""
     on_gpus = workers.gpus_per_encoder if workers.gpus_per_encoder is not None else float(gpus > 0)
     return on_gpus, 0.0 if on_gpus else float(workers.threads_per_encoder)
 
@@ -131,7 +131,7 @@ def pools(
     cluster: Cluster,
     overlap_bytes: int = 0,
 ) -> Pools:
-    """Size the pools, refusing what would stand still in silence.
+    """Compute the pools. Refuse a job that would stand still without a message.
 
     Where there are few encoders, decode tasks must not fill the spare CPUs, except one task, which continues while Ray
     Data looks for the next one (2 cores, one encoder: two tasks leave 5 % of the cores' time idle when decoding is the
@@ -144,7 +144,7 @@ def pools(
     `overlap_bytes` is what a decode task holds where clips overlap.
 
     Raises:
-        ConfigError: the encoders leave no CPU for a decode task, want more GPUs than there are, the object store cannot
+        ConfigError: the encoders leave no CPU for a decode task, need more GPUs than there are, the object store cannot
             hold the chunks in flight, or memory the clips that overlap.
     """
     per_encoder, encoder_cpus = _per_encoder(workers, cluster.gpus)

@@ -1,4 +1,4 @@
-"""The line that tells how a run is going, and the table that ends it. Pure: receipts in, text out."""
+"""The progress line of a run: receipts in, text out. It uses no storage and no Ray."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from pipeline.receipts import ClipsReceipt, ElsewhereReceipt, PartReceipt, Recei
 
 @dataclass(slots=True, kw_only=True)
 class _OpenShard:
-    """What is known of a shard under way."""
+    """What is known of a shard in work."""
 
     num_videos: int | None
     announced: set[int] = field(default_factory=set)
-    """Videos of which decoding has said how many clips they have. A retried task says it again, as all the rest."""
+    """Videos whose number of clips is known. A retried task repeats this receipt like all others."""
     num_clips: int = 0
-    """Of those videos."""
+    """Clips of these videos."""
     read_bytes: int = 0
     refused: set[tuple[int, int]] = field(default_factory=set)
-    """Clips that were rejected: each chunk of a clip may be."""
+    """Rejected clips. Several chunks of one clip may be rejected."""
     settled: set[tuple[int, int]] = field(default_factory=set)
-    """Clips that ended, as latents or rejections."""
+    """Clips that are latents or rejections now."""
 
     def share(self, size: int) -> float:
-        """How much of the shard is done, out of 1: the settled clips of the announced ones, by what is announced."""
+        """Return the share of the shard that is done, in [0, 1]: settled clips of known ones, times the known part."""
         if not self.num_clips:
             return 0.0
         announced = len(self.announced) / self.num_videos if self.num_videos else self.read_bytes / size
@@ -36,27 +36,27 @@ class _OpenShard:
 
 @dataclass(slots=True, kw_only=True)
 class Progress:
-    """Counts of one run, from its receipts and commits."""
+    """The counts of one run, from its receipts and commits."""
 
     num_shards: int
-    """Shards that this run set out to do."""
+    """Shards that were open when this run began."""
     source_bytes: dict[str, int]
-    """Encoded bytes of each of them."""
+    """Encoded bytes of each shard."""
     num_videos: dict[str, int] = field(default_factory=dict)
-    """Videos of each of them, where the plan knows."""
+    """Number of videos of each shard, where the plan knows it."""
     num_done_before: int = 0
     """Shards that earlier runs committed."""
     slots: dict[str, float] = field(default_factory=dict)
-    """How many tasks or actors of each stage can work at a time, to tell which stage is the bottleneck."""
+    """Tasks or actors of each stage that can work at a time; they show which stage is the bottleneck."""
     clock: Callable[[], float] = time.monotonic
     doing: str = ""
-    """What is waited for while no clip ends: shown instead of rates that would all be nought."""
+    """What the run waits for before the first clip ends. It is shown instead of rates, which would all be 0."""
     committed: set[str] = field(default_factory=set)
     elsewhere: set[str] = field(default_factory=set)
     """Shards that another run holds."""
     clips: int = 0
     parts: int = 0
-    """Staged by this run: work that it did itself."""
+    """Parts that this run staged."""
     latent_bytes: int = 0
     read_bytes: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
@@ -64,7 +64,7 @@ class Progress:
     """Busy time of each stage, summed over its workers."""
     started: float = 0.0
     _first_clip: float | None = None
-    """When the first clip ended: starting up says nothing about the rest."""
+    """When the first clip ended. The time before it is start-up and says nothing about speed."""
     _open: dict[str, _OpenShard] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -101,7 +101,7 @@ class Progress:
                     shard.read_bytes += receipt.num_bytes
             case VideosReceipt():
                 shard.num_videos = receipt.count
-        if name in self.committed:  # a retried task tells it again
+        if name in self.committed:  # a retried task repeats its receipts
             del self._open[name]
 
     def _settle(self, shard: _OpenShard, clip: tuple[int, int]) -> None:
@@ -110,23 +110,23 @@ class Progress:
         self._first_clip = self.clock() if self._first_clip is None else self._first_clip
 
     def commit(self, shard: str) -> None:
-        """The shard is done, by this run or another one."""
+        """Count a shard that this run or another one committed."""
         self.committed.add(shard)
         self.elsewhere.discard(shard)
         self._open.pop(shard, None)
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the start."""
+        """Seconds since the run began."""
         return self.clock() - self.started
 
     def bottleneck(self) -> str:
-        """The stage whose workers were busy for the largest share of the time."""
+        """Return the stage whose workers were busy for the largest share of the time."""
         shares = {stage: self.seconds[stage] / n for stage, n in self.slots.items() if n}
         return max(shares, key=lambda stage: shares[stage], default="-")
 
     def time_left(self) -> float | None:
-        """Seconds, by source bytes, at the speed since the first clip ended; None while nothing tells."""
+        """Return the seconds left, by source bytes, at the speed since the first clip ended; None before."""
         if self._first_clip is None:
             return None
         sizes = {name: max(size, 1) for name, size in self.source_bytes.items()}
@@ -137,7 +137,7 @@ class Progress:
         return (self.clock() - self._first_clip) * left / done if done else None
 
     def line(self) -> str:
-        """One line: shards, clips, and rates, rejections, time left, bottleneck; or what is waited for."""
+        """Return the line: shards, clips, rates, rejections, time left and bottleneck, or what the run waits for."""
         elapsed = max(self.elapsed, 1e-9)
         done, total = self.num_done_before + len(self.committed), self.num_done_before + self.num_shards
         head = f"shards {done}/{total}  clips {self.clips}  "

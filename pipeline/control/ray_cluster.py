@@ -1,4 +1,4 @@
-"""Ray itself, beside Ray Data: one of our own or a cluster, and objects that every worker reaches."""
+"""Ray itself, beside Ray Data: start a local Ray or join a cluster, and keep objects that every worker can call."""
 
 from __future__ import annotations
 
@@ -32,32 +32,32 @@ from pipeline.settings.job import Job, local_cpus
 from vae.info import VAEInfo
 
 IDLE_WORKERS_PER_CPU = 8
-"""Worker processes that a Ray of our own keeps. By default it ends idle ones beyond one per CPU after a second, and the
-next task waits for a new one (measured: 22 started in a run of 40 s on 2 cores, 11 with this)."""
+"""Worker processes that a local Ray keeps. By default it ends idle ones beyond one per CPU after a second, and the next
+task waits for a new process (measured: 22 started in a run of 40 s on 2 cores, 11 with this setting)."""
 
 CONNECT_SECONDS = 60.0
 """How long a cluster may take to answer."""
 
 START_SECONDS = 600.0
-"""How long a Ray of our own may take to start: 5 s on an idle machine, a minute on a busy one."""
+"""How long a local Ray may take to start. It takes 5 s on an idle machine and a minute on a busy one."""
 
 
 @contextlib.contextmanager
 def ray_for(job: Job, info: VAEInfo, stop: Stop) -> Iterator[Pools]:
-    """A Ray of our own, or the cluster at the address; how many workers of each kind it can hold.
+    """Start a local Ray, or join the cluster at the address. Yield how many workers of each kind it can hold.
 
     Raises:
         ConfigError: the workers or the chunks do not fit, or no cluster answers.
-        EncoderError: a Ray of our own does not start.
-        GraceOverError: a stop was asked for before Ray stood.
+        EncoderError: the local Ray does not start.
+        GraceOverError: a signal asked for a stop before Ray had started.
     """
     workers = job.workers
     ours = workers.ray_address == "local"
     options: dict[str, Any] = {"address": workers.ray_address, "logging_level": "ERROR", "log_to_driver": False}
     options |= {"job_config": _job_config()}
     if ours:
-        # Ray Data's default autoscaler drops fractions of a CPU when it shares them out (2 - 1 - 0.5 leaves 0, seen in
-        # Ray 2.60: one decode task on a core instead of two). Our own Ray never grows; V2 asks for nothing there.
+        # Ray Data's default autoscaler drops fractions of a CPU when it distributes them (2 - 1 - 0.5 leaves 0, seen
+        # in Ray 2.60: one decode task on a core instead of two). A local Ray never grows, so V2 requests nothing.
         os.environ.setdefault("RAY_DATA_CLUSTER_AUTOSCALER", "V2")
         cpus = local_cpus() + SPARE_CPUS
         options |= {"num_cpus": cpus, "include_dashboard": False}
@@ -90,7 +90,7 @@ def ray_for(job: Job, info: VAEInfo, stop: Stop) -> Iterator[Pools]:
 
 @contextlib.contextmanager
 def _ray(options: dict[str, Any], stop: Stop, *, ours: bool) -> Iterator[None]:
-    """Start or join a Ray, in a thread: in the main one it would take SIGTERM for good, and its wait has no end."""
+    """Start or join Ray in a thread: in the main thread Ray would take over SIGTERM, and its wait has no limit."""
     started: Future[None] = Future()
     over = threading.Event()
 
@@ -102,7 +102,7 @@ def _ray(options: dict[str, Any], stop: Stop, *, ours: bool) -> Iterator[None]:
             started.set_exception(error)
         else:
             started.set_result(None)
-        over.wait()  # the kernel ends the processes of our own Ray with the thread that started them
+        over.wait()  # the kernel ends the processes of a local Ray with the thread that started them
 
     patience = START_SECONDS if ours else CONNECT_SECONDS
     try:
@@ -130,8 +130,8 @@ _thread = threading.local()
 
 
 def _own_group() -> None:
-    """In a process that was just forked: what is Ray's gets no signals from the terminal or the group of the driver,
-    which would end it while the driver finishes what is open."""
+    """Move a process of Ray, just forked, to a process group of its own: a signal from the terminal must not end it
+    while the driver finishes open shards."""
     if getattr(_thread, "starts_ray", False):
         os.setpgrp()
 
@@ -140,10 +140,10 @@ os.register_at_fork(after_in_child=_own_group)
 
 
 def _job_config() -> JobConfig | None:
-    """Where workers look for this code: where it is here, and never first in the working folder.
+    """Return where workers import this code from: the place where the driver has it, never the working folder.
 
-    Ray puts the working folder first on the path of its workers, unless the job came through Ray's client, which is
-    what we say. A job with a working folder of its own (`ray job submit --working-dir`) finds the code in that.
+    Ray puts the working folder first on the path of its workers, except for jobs of Ray's client, so this job claims to
+    be one. A job with its own working folder (`ray job submit --working-dir`) imports the code from that folder.
     """
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
         return None
@@ -154,7 +154,7 @@ def _job_config() -> JobConfig | None:
 
 @contextlib.contextmanager
 def _on_loopback() -> Iterator[None]:
-    """Ray on 127.0.0.1 only, as it is on a Mac by default: elsewhere it listens on every interface."""
+    """Make Ray listen on 127.0.0.1 only, as it does on a Mac. By default it listens on every interface elsewhere."""
     kept = ray._private.ray_constants.ENABLE_RAY_CLUSTER
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # for the processes that it starts
     ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
@@ -166,17 +166,19 @@ def _on_loopback() -> Iterator[None]:
 
 
 def one_by_one(rows: list[dict[str, Any]]) -> Dataset:
-    """Make a dataset of one row a block, lazily: 100,000 rows cost 27 MB. Making it takes no CPU from decoding."""
+    """Return a lazy dataset with one row per block: 100,000 rows cost 27 MB. Its task reserves no CPU."""
     dataset = ray.data.from_items(rows, override_num_blocks=1).repartition(target_num_rows_per_block=1)
-    dataset._logical_plan.dag.ray_remote_args["num_cpus"] = 0  # no public way; it would hold one until its last row
+    dataset._logical_plan.dag.ray_remote_args["num_cpus"] = (
+        0  # no public way; the task would reserve a CPU until its last row
+    )
     return dataset
 
 
 class ShortQueues(backpressure.BackpressurePolicy):  # type: ignore[misc]
-    """Hold an operator back while as many of its blocks wait as the next operator can take up at a time.
+    """Pause an operator while as many of its blocks wait as the next operator can process at a time.
 
-    Ray Data itself bounds the bytes that wait. Addresses weigh next to nothing: all shards would be read, and claimed,
-    before the first video is decoded.
+    Ray Data itself limits the bytes that wait. Addresses have almost no bytes, so without this policy all shards would
+    be read, and claimed, before the first video is decoded.
     """
 
     def can_add_input(self, op: Any) -> bool:
@@ -191,7 +193,7 @@ class ShortQueues(backpressure.BackpressurePolicy):  # type: ignore[misc]
 
 
 def receipts(rows: Dataset) -> Iterator[Receipt]:
-    """Run a dataset of receipts, and hand them on as they come.
+    """Run a dataset of receipts and yield them as they come.
 
     Raises:
         EncoderError: no encoder can start.
@@ -199,13 +201,13 @@ def receipts(rows: Dataset) -> Iterator[Receipt]:
     try:
         for table in rows.iter_batches(batch_format="pyarrow", batch_size=None):
             yield from from_table(table)  # type: ignore[misc]
-    except ray.exceptions.ActorDiedError as error:  # raised in its constructor: those that die are restarted
+    except ray.exceptions.ActorDiedError as error:  # raised by its constructor: an encoder that dies later is restarted
         raise EncoderError(f"no encoder can start: {str(error).strip().splitlines()[-1]}") from None
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Ray's chatter off while it starts, and no worker started through `uv run` (ray#50961)."""
+    """Silence Ray while it starts, and start no worker through `uv run` (ray#50961)."""
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     for name in ("ray", "ray.data"):
@@ -223,14 +225,14 @@ def _quiet() -> Iterator[None]:
 
 
 RESTARTS = 100
-"""How often a `Remote` begins again, and a call of it is repeated. Ray's memory monitor ended one, seen."""
+"""How often a `Remote` is restarted, and a call of it repeated. (Seen: Ray's memory monitor ended one.)"""
 
 
 def answer(reference: Any) -> Any:
-    """The result of a remote call, or the exception that it raised, as if it had been made here.
+    """Return the result of a remote call, or raise its exception as a local call would.
 
     Raises:
-        StorageError: the worker died in it, again and again.
+        StorageError: the worker died in the call, in every attempt.
     """
     try:
         return ray.get(reference)
@@ -241,21 +243,21 @@ def answer(reference: Any) -> Any:
 
 
 def remotely(function: Callable[..., Any], *, retries: int) -> Callable[..., Any]:
-    """The function, called on a worker that reserves no CPU, and again when that worker dies."""
+    """Return the function as a call on a worker that reserves no CPU. The call is repeated if the worker dies."""
     call = ray.remote(num_cpus=0, max_retries=retries)(function).remote
     return lambda *args: answer(call(*args))
 
 
 class Remote:
-    """An object kept by an actor beside the driver, with its methods as if it were here. Pickles.
+    """An object in an actor beside the driver, with the methods of a local object. It pickles.
 
-    The methods in `told` have no answer and are not waited for. Calls of one process arrive in their order. Should the
-    actor die (Ray's memory monitor took it, seen), a new one goes on without what this one knew.
+    The methods in `told` return nothing, and the caller does not wait for them. Calls of one process arrive in order.
+    If the actor dies (seen: Ray's memory monitor ended it), a new actor starts with an empty state.
     """
 
     def __init__(self, kind: type, *args: Any, told: tuple[str, ...] = ()) -> None:
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        options = {"num_cpus": 0, "scheduling_strategy": here, "max_restarts": RESTARTS}
+        node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        options = {"num_cpus": 0, "scheduling_strategy": node, "max_restarts": RESTARTS}
         options["max_task_retries"] = RESTARTS
         self._actor = ray.remote(kind).options(**options).remote(*args)
         self._told = told
@@ -268,7 +270,7 @@ class Remote:
 
 
 class RemoteStrikes(Remote):
-    """The strike counter. It is told which process makes an attempt, so that it can excuse what Ray itself ended."""
+    """The strike counter. It knows the process of each attempt, so that it can excuse processes that Ray ended."""
 
     def __init__(self) -> None:
         super().__init__(Strikes, ended_for_memory, told=("end", "started"))
@@ -279,7 +281,7 @@ class RemoteStrikes(Remote):
 
 
 def ended_for_memory(worker: str) -> bool:
-    """Whether Ray's memory monitor ended that worker. The one public call that tells needs a dashboard."""
+    """Return whether Ray's memory monitor ended this worker. The only public call for it needs a dashboard."""
     try:
         from ray._private.state import state
         from ray.core.generated import common_pb2, gcs_pb2

@@ -1,4 +1,4 @@
-"""A stop that is asked for with a signal, things to do every so often while a run goes on, and the end of a process."""
+"""Stop a run by a signal, and end a process with its status."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from typing import Any, NoReturn, Self
 log = logging.getLogger(__name__)
 
 STATUS = {"SIGTERM": 75, "SIGINT": 130}
-"""Exit codes of a run that a signal ended early, by the signal."""
+"""Exit codes of a run that was stopped early, by signal."""
 
 ONE_SIGNAL_SECONDS = 1.0
-"""Signals that come this soon after another are the same one: `timeout` and other parents send it to the process and to
-its group (seen: the grace period was over at once)."""
+"""Signals within this time count as one: `timeout` and other parents send a signal to the process and to its group
+(seen: the second one ended the grace period at once)."""
 
 UNWIND_SECONDS = 10.0
-"""What an abandoned body may take to clean up before it is interrupted again."""
+"""Time that an interrupted body has to clean up before it is interrupted again."""
 
 LOOK_SECONDS = 0.01
-"""How often `Stop.done` takes the signals back."""
+"""How often `Stop.done` installs the signal handlers again."""
 
 
 class GraceOverError(BaseException):
-    """The grace period after a signal is over. Not an Exception: nothing on the way may swallow it."""
+    """The grace period after a signal is over. It is no Exception, so that no handler on the way catches it."""
 
 
 class Stop:
-    """SIGTERM or SIGINT as a flag, and as the end of what is `limited` once `grace` seconds have passed.
+    """Handle SIGTERM and SIGINT: set a flag, and interrupt a `limited` body after `grace` seconds.
 
-    A second signal ends the grace period. A third one ends the process, whatever hangs.
-    Outside the main thread, where Python takes no signals, it never asks.
+    A second signal ends the grace period. A third signal ends the process at once, even if something hangs.
+    Outside the main thread, where Python handles no signals, it does nothing.
     """
 
     def __init__(self, grace: float) -> None:
@@ -54,24 +54,23 @@ class Stop:
 
     @property
     def asked(self) -> bool:
-        """Whether a stop was asked for."""
+        """Whether a signal asked for a stop."""
         return self._event.is_set()
 
     @property
     def by(self) -> str:
-        """The signal that asked first, or ""."""
+        """Name of the first signal, or ""."""
         return self._signals[0] if self._signals else ""
 
     def wait(self, seconds: float) -> None:
-        """Wait, or return at once when a stop is asked for."""
+        """Wait, but return at once when a signal comes."""
         self._event.wait(seconds)
 
     def done(self, future: Future[None], seconds: float) -> bool:
-        """Wait for the future, at most so long, and no longer than until a stop is asked for. Returns whether it is
-        done.
+        """Wait for the future until `seconds` pass or a signal comes. Return whether the future is done.
 
-        Takes the signals back all the while: when Ray starts, in whatever thread, its C++ side takes SIGTERM and
-        SIGALRM for itself, prints a stack and dies of them.
+        Meanwhile it installs the signal handlers again and again: when Ray starts, in any thread, its C++ side takes
+        over SIGTERM and SIGALRM, and a signal would print a stack and kill the process.
         """
         deadline = time.monotonic() + seconds
         while not future.done() and not self.asked and time.monotonic() < deadline:
@@ -82,14 +81,14 @@ class Stop:
 
     @contextlib.contextmanager
     def calling(self, function: Callable[[], None]) -> Iterator[None]:
-        """Call this as soon as a stop is asked for."""
+        """Call the function as soon as a signal comes, while the body runs."""
         self._calls.append(function)
         yield
         self._calls.remove(function)
 
     @contextlib.contextmanager
     def limited(self) -> Iterator[None]:
-        """Abandon the body when the grace period is over."""
+        """Interrupt the body when the grace period is over."""
         try:
             self._is_limited = True
             self._set_alarm()
@@ -109,7 +108,7 @@ class Stop:
             signal.signal(number, handler)
 
     def _listen(self) -> list[tuple[int, Any]]:
-        """Take the signals; return who had them before."""
+        """Install the handlers; return those before them."""
         if threading.current_thread() is not threading.main_thread():
             return []
         handlers = {signal.SIGTERM: self._ask, signal.SIGINT: self._ask, signal.SIGALRM: self._give_up}
@@ -125,7 +124,7 @@ class Stop:
         self._deadline = time.monotonic() + (self._grace if len(self._signals) == 1 else 0.0)
         self._event.set()
         self._set_alarm()
-        if len(self._signals) == 1:  # a signal comes between any two instructions, and may not wait for locks
+        if len(self._signals) == 1:  # a handler runs between any two instructions, so it must not wait for a lock
             threading.Thread(target=self._tell, daemon=True).start()
 
     def _tell(self) -> None:
@@ -150,10 +149,10 @@ class Stop:
 def leave(status: int) -> NoReturn:
     """End this process with this status. Every command ends here.
 
-    The interpreter's own end may replace the status by 134: threads of libraries still live then (Arrow's pools, whose
-    tasks hold Python objects, and the event loop of s3fs). One that asks for Python's lock after the end has begun is
-    made to exit by Python, which unwinds C++ frames that must not be unwound: "terminate called without an active
-    exception". What must be cleaned up was cleaned up by `with`; what is buffered is written here.
+    If the interpreter ended by itself, the status could become 134: threads of libraries still run (Arrow's pools,
+    whose tasks hold Python objects, and the event loop of s3fs). A thread that asks for Python's lock after the end has
+    begun is made to exit, which unwinds C++ frames that must not be unwound: "terminate called without an active
+    exception". All `with` blocks have cleaned up by now; this function writes what is buffered.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
@@ -161,7 +160,7 @@ def leave(status: int) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except BrokenPipeError:  # the reader of a pipe had enough: `| head`
+        except BrokenPipeError:  # the reader of the pipe has closed it: `| head`
             pass
         except (OSError, RuntimeError, ValueError) as error:  # a full disk; a signal in the middle of a write; closed
             os.write(2, f"latentmill: not everything could be printed: {error}\n".encode())

@@ -1,4 +1,4 @@
-"""Call a function every so often while something else goes on."""
+"""Call a function at intervals while something else runs."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pipeline.errors import StorageError
 
 @contextlib.contextmanager
 def every(seconds: float, function: Callable[[], None]) -> Iterator[None]:
-    """Call a function every so often from a thread, while the body runs."""
+    """Call a function every `seconds` from a thread while the body runs."""
     over = threading.Event()
 
     def loop() -> None:
         while not over.wait(seconds):
             try:
                 function()
-            except StorageError as error:  # the next time may work; the run itself finds out what matters
+            except StorageError as error:  # the next call may work; the run itself notices a lasting fault
                 log.warning("%s", error)
 
     thread = threading.Thread(target=loop, daemon=True)

@@ -69,14 +69,14 @@ def choose(rows: Mapping[str, int], count: int, seed: int) -> dict[str, list[int
     return dict(chosen)
 
 
-def differences(output: Storage, here: dict[str, Any]) -> list[str]:
-    """Where this environment is not that of every run that did any work: `torch: 2.9 here, 2.8 in runs/...`."""
+def differences(output: Storage, ours: dict[str, Any]) -> list[str]:
+    """Return where this environment differs from those of the recorded runs: `torch: 2.9 now, 2.8 in runs/...`."""
     recorded = list(environments(output))
     lines = [
-        f"{name}: {here.get(name)} here, {there.get(name)} in {path}"
-        for path, there in recorded
-        for name in sorted(here.keys() | there.keys())
-        if here.get(name) != there.get(name)
+        f"{name}: {ours.get(name)} now, {theirs.get(name)} in {path}"
+        for path, theirs in recorded
+        for name in sorted(ours.keys() | theirs.keys())
+        if ours.get(name) != theirs.get(name)
     ]
     return lines if recorded else ["no run of this output recorded its environment"]
 
