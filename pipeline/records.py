@@ -59,7 +59,7 @@ Stage = Literal["read", "decode", "encode"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Video:
-    """One sample of a shard: encoded bytes (tar) or an address (files, table), with what its rows carry along."""
+    """One sample of a shard: encoded bytes (tar) or an address (files, table), with the facts that its rows keep."""
 
     shard: str
     video: int
@@ -74,7 +74,7 @@ class Video:
     etag: str | None = None
     """As planned; decode refuses another object under the same address."""
     public_only: bool = False
-    """A table of strangers names `uri`: it may not lead into the local network."""
+    """An untrusted table names `uri`, so it must not lead into the local network."""
     caption: str | None = None
     start: Fraction | None = None
     """Seconds after the first frame, from a table."""
@@ -82,7 +82,7 @@ class Video:
     extra: dict[str, Any] = field(default_factory=dict)
     """Every other column or sidecar field; lands in `extra_json`."""
     only: tuple[int, ...] | None = None
-    """Indices of the clips to make, where rejected clips are tried again; None: all."""
+    """Indices of the clips to make when rejected clips are retried; None: all."""
     staged: tuple[tuple[int, int], ...] = ()
     """(clip, chunk) already staged by an earlier run: not decoded again."""
     verdicts: tuple[int, ...] = ()
@@ -116,7 +116,7 @@ class ChunkId:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClipFacts:
-    """What the output row of a clip says beside the latent: nothing of the path, the time or the attempt."""
+    """The output row of a clip without its latent. It holds nothing about the path, the time or the attempt."""
 
     id: str
     """See clip_id."""
@@ -170,13 +170,13 @@ class Chunk:
     windows: tuple[int, ...]
     """Lengths of the windows to encode in order; they sum to T."""
     num_context: int
-    """How many of the windows only warm the caches."""
+    """Number of leading windows that only fill the caches."""
     latent_start: int
     """Index of the body's first latent frame in the clip's latent."""
     clip_latent_frames: int
     """Latent frames of the whole clip."""
     facts: ClipFacts
-    """What the output row will say, for the body frames of this chunk."""
+    """The facts of the body frames of this chunk."""
     decode_seconds: float = 0.0
 
     @property

@@ -1,1 +1,1 @@
-"""Which shards there are, which are done, what is staged, and what is tried again."""
+"""The plan: which shards exist, which are done, what is staged, and which clips are tried again."""

@@ -1,10 +1,10 @@
-"""The plan: which shards there are (frozen), which are done, what is staged for the rest.
+"""The plan: which shards exist (frozen), which are done, and what is staged for the others.
 
-    plan/000000.parquet ...   one file per growth of the sources, create-only; existing shards are never regrouped
+    plan/000000.parquet ...   one file for each time that the sources grew, create-only; shards are never regrouped
     data/<shard>.parquet      exists = done: one LIST
-    _staging/<shard>/...      parts and verdicts that a broken run left: one LIST
+    _staging/<shard>/...      parts and verdicts that an interrupted run left: one LIST
 
-The driver holds a row per shard and a name per done shard; members stay in the plan files (see plan_file.py).
+The driver holds one row per shard and one name per done shard; members stay in the plan files (see plan_file.py).
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from pipeline.storage.addresses import normal_uri, redacted
 log = logging.getLogger(__name__)
 
 PLAN_RACES = 20
-"""How often another run may grow the plan first before we give up."""
+"""How often another run may extend the plan first before this run gives up."""
 
 OnChanged = Literal["refuse", "keep"]
-"""What to do when a planned object is another one now: stop, or keep the plan as it is. Done shards stay done; a shard
-that is not done, and holds a changed object, then fails to be read."""
+"""What to do if a planned object has changed: refuse to run, or keep the plan. Done shards stay done; an open shard
+with a changed object cannot be read and stays open."""
 
 
 class Plan:
-    """The frozen shards of an output, and how far they are. Iterate for all of them, in the order they were planned."""
+    """The frozen shards of an output and their state. Iterating yields all shards in the order of planning."""
 
     def __init__(
         self, files: Sequence[PlanFile], data_bytes: dict[str, int], staged: dict[str, Staged], limit: int | None
@@ -48,12 +48,12 @@ class Plan:
         self._files = files
         self._limit = limit
         self.data_bytes = data_bytes
-        """Sizes of the data files that exist, by the names of their shards."""
+        """Sizes of the data files that exist, by shard."""
         self.done = done = set(data_bytes)
         """Names of the shards whose data file exists."""
         self._staged = {name: parts for name, parts in staged.items() if name not in done}
         self.leftovers = tuple(sorted(staged.keys() & {*done, OF_THE_STORE}))
-        """What is to be swept under `_staging/`: done shards, and the store's own temporary files when old."""
+        """What to delete under `_staging/`: folders of done shards, and old temporary files of the store."""
         self.num_shards = self.num_bytes = self.num_remaining = self.remaining_bytes = 0
         for shard in self:
             is_open = shard.name not in done
@@ -66,18 +66,18 @@ class Plan:
         return islice((shard for file in self._files for shard in file.shards()), self._limit)
 
     def remaining(self) -> Iterator[Shard]:
-        """The shards without a data file, each with what is staged of it."""
+        """Yield the shards without a data file, each with what is staged of it."""
         for shard in self:
             if shard.name not in self.done:
                 yield replace(shard, staged=self._staged.get(shard.name, NOTHING_STAGED))
 
     def num_videos(self) -> dict[str, int]:
-        """How many videos each shard holds, of those of which the plan knows it: all but tars."""
+        """Return the number of videos of each shard for which the plan knows it: all except tars."""
         found = (pair for file in self._files for pair in file.num_videos())
         return {name: count for name, count in found if count is not None}
 
     def superseded(self, done: set[str]) -> Mapping[str, set[Target]]:
-        """The rejections whose place a retry among the done shards has taken, by the shard that holds them."""
+        """Return the rejections that a done retry has replaced, by the shard that holds them."""
         return tried_again(self._files, done)
 
 
@@ -89,18 +89,18 @@ def make_plan(
     limit: int | None = None,
     on_changed: OnChanged = "refuse",
 ) -> Plan:
-    """Freeze what is new in the sources, and say what is done and what is left.
+    """Freeze new shards of the sources, and return the plan with what is done and what is staged.
 
     Args:
         output: root of the output.
         sources: tars, folders, globs, tables; see sources.list_source.
         shard_size: videos or rows of a new shard.
-        limit: take no more than the plan's first so many shards, and list no further than that.
+        limit: use only this many shards from the start of the plan, and list no further.
         on_changed: see OnChanged.
 
     Raises:
-        ConfigError: a source holds nothing to read; a plan file is damaged; data/ holds what no plan names.
-        ChangedError: a planned object is not what it was.
+        ConfigError: a source holds nothing to read, a plan file is damaged, or data/ holds a shard of no plan file.
+        ChangedError: a planned object has changed.
     """
     if limit is not None and limit < 1:
         raise ConfigError(f"--limit must be at least 1 shard, got {limit}")
@@ -127,9 +127,9 @@ def plan_dry_run(
 
 
 def plan_retries(output: Storage, reasons: frozenset[str]) -> Plan:
-    """Freeze the rejections of committed shards that have one of the reasons, once, as new shards; the plan with them.
+    """Freeze the rejections with one of the reasons as new shards, each rejection once. Return the plan with them.
 
-    What `tidy` makes of the committed shards must be there.
+    `tidy` must have derived the indexes of the committed shards before.
     """
     done = _list_done(output)
     _append(output, lambda files: ((0, shard) for shard in retry_shards(output, files, set(done), reasons)), done)
@@ -137,7 +137,7 @@ def plan_retries(output: Storage, reasons: frozenset[str]) -> Plan:
 
 
 def read_plan(output: Storage) -> Plan:
-    """The plan as it is, without a look at the sources."""
+    """Return the plan as it stands, without listing the sources."""
     return Plan(_plan_files(output), _list_done(output), list_staged(output), None)
 
 
@@ -161,7 +161,7 @@ def _append(
     new_shards: Callable[[Sequence[PlanFile]], Iterator[tuple[int, Shard]]],
     done: Collection[str],
 ) -> list[PlanFile]:
-    """Freeze what is new on top of the plan files that are there; all files, with the new one if there is any."""
+    """Freeze new shards after the existing plan files. Return all plan files, with the new one if there is any."""
     for _ in range(PLAN_RACES):
         files = _plan_files(output)
         _refuse_strangers(output, files, done)
@@ -183,7 +183,7 @@ def _plan_files(output: Storage) -> list[PlanFile]:
 
 
 def _refuse_strangers(output: Storage, files: Sequence[PlanFile], done: Collection[str]) -> None:
-    """A shard in data/ that no plan names is not ours, or its plan was lost: what is planned now would repeat it."""
+    """Refuse a data file of no planned shard. It is foreign, or its plan file was lost."""
     planned = {name for file in files for name in file.table.column("name").to_pylist()}
     if strangers := sorted(set(done) - planned):
         raise ConfigError(
@@ -208,7 +208,7 @@ def _new_shards(
 
 
 class _Known:
-    """What the plan has frozen, as list_source asks for it (sources.Planned)."""
+    """What the plan has frozen, in the form that list_source needs (sources.Planned)."""
 
     def __init__(self, files: Sequence[PlanFile], on_changed: OnChanged) -> None:
         self._files = files
@@ -268,5 +268,5 @@ def _columns(file: PlanFile, *names: str) -> Iterable[list[Any]]:
 
 
 def _list_done(output: Storage) -> dict[str, int]:
-    """The size of every data file, by the name of its shard."""
+    """Return the size of every data file, by shard."""
     return {shard: entry.size for shard, entry in layout.list_shards(output, layout.DATA)}

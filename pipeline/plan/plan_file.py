@@ -1,7 +1,7 @@
-"""One plan file: shards frozen as rows of Parquet, read back without their members.
+"""One plan file: frozen shards as rows of Parquet, which the driver reads without their members.
 
-A group of files has kilobytes of members, and a plan may have a hundred thousand groups: so the driver reads every
-column but `members`, and a shard carries only where its members stand (PlanPlace). The task that reads the shard
+The members of a group of files take kilobytes, and a plan may have a hundred thousand groups. So the driver reads every
+column except `members`, and a shard carries only the place of its members (PlanPlace). The task that reads the shard
 fetches that one row group.
 """
 
@@ -25,7 +25,7 @@ from pipeline.storage.range_file import open_parquet
 from pipeline.storage.stream import READ_BYTES
 
 ROWS_PER_GROUP = 256
-"""256 shards of 64 files are about 2.5 MB of members: what one read task fetches and unpacks."""
+"""A read task fetches and unpacks one row group: 256 shards of 64 files have about 2.5 MB of members."""
 
 SCHEMA = pa.schema(
     [
@@ -48,7 +48,7 @@ _SHARD_COLUMNS = ["name", "kind", "uri", "size", "etag"]
 
 
 def write_plan_file(shards: Iterable[tuple[int, Shard]], path: Path) -> int:
-    """Write pairs of source position and shard to a local file, streaming; return how many."""
+    """Write pairs of source position and shard to a local file as a stream. Return their number."""
     count = 0
     with pq.ParquetWriter(path, SCHEMA, compression="zstd") as writer:
         rows: list[dict[str, Any]] = []
@@ -68,10 +68,10 @@ def write_plan_file(shards: Iterable[tuple[int, Shard]], path: Path) -> int:
 
 
 class PlanFile:
-    """A plan file of the output, held as Arrow columns: about 200 bytes a shard.
+    """A plan file of the output, held as Arrow columns: about 200 bytes per shard.
 
     Raises:
-        ConfigError: it is damaged.
+        ConfigError: the file is damaged.
     """
 
     def __init__(self, output: Storage, entry: Entry) -> None:
@@ -93,7 +93,7 @@ class PlanFile:
             ) from error
 
     def shards(self) -> Iterator[Shard]:
-        """The shards in order, their members by reference."""
+        """Yield the shards in order, with the places of their members."""
         number = 0
         for batch in self.table.select(_SHARD_COLUMNS).to_batches(max_chunksize=1024):
             for row in batch.to_pylist():
@@ -102,18 +102,18 @@ class PlanFile:
                 number += 1
 
     def num_videos(self) -> Iterator[tuple[str, int | None]]:
-        """Name of each shard and how many videos it holds; None where only reading tells."""
+        """Yield each shard's name and number of videos; None if it is unknown before reading."""
         yield from zip(self.table["name"].to_pylist(), self.table["videos"].to_pylist(), strict=True)
 
     def groups(self, uri: str, source: int) -> Iterator[FileGroup]:
-        """The files of each shard of one folder and source, in order, a row group at a time."""
+        """Yield the files of each shard of one folder and source, in order, reading one row group at a time."""
         for _, text in self._members_where({"uri": uri, "source": source, "kind": "files"}):
             group = parse_members("files", text)
             assert isinstance(group, FileGroup)
             yield group
 
     def retries(self) -> Iterator[tuple[str, Retry]]:
-        """Name and members of each shard of kind "retry", in order, a row group at a time."""
+        """Yield name and members of each shard of kind "retry", in order, reading one row group at a time."""
         if pc.any(pc.equal(self.table["kind"], "retry")).as_py():
             for name, text in self._members_where({"kind": "retry"}):
                 retry = parse_members("retry", text)
@@ -136,7 +136,7 @@ class PlanFile:
 
 @lru_cache(maxsize=1024)
 def _check_once(uri: str, size: int, etag: str) -> None:
-    """Hold a plan file against its checksum, by reading all of it; once, since a run looks at its plan often."""
+    """Compare a plan file with its checksum. This reads the whole file, so it is done once per run."""
     output, path = open_uri(uri)
     head_bytes = max(0, size - checksum.TAIL_BYTES)
     tail = output.read(path, head_bytes, size, etag=etag)
@@ -145,7 +145,7 @@ def _check_once(uri: str, size: int, etag: str) -> None:
 
 
 def _extent(shard: Shard) -> tuple[int, int | None]:
-    """Where a table's range ends (else 0), and the number of videos where the plan knows it."""
+    """Return where a table's range ends (otherwise 0), and the number of videos, if the plan knows it."""
     match shard.members:
         case FileGroup(videos=files):
             return 0, len(files)
@@ -158,7 +158,7 @@ def _extent(shard: Shard) -> tuple[int, int | None]:
 
 
 def load_members(shard: Shard) -> Members | None:
-    """The members of a shard: its own, or those that stand at its place in a plan file."""
+    """Return the members of a shard: its own, or those at its place in a plan file."""
     place = shard.members
     if not isinstance(place, PlanPlace):
         return place

@@ -1,11 +1,11 @@
-"""Second chances: rejected clips of committed shards, planned again as shards of their own, of kind "retry".
+"""Retries: rejected clips of committed shards, planned again as new shards of kind "retry".
 
-A committed file is never rewritten: its rejections stay in its footer, and what is tried again ends in the data file of
-the retry, as a latent or as a Rejection once more, which may be tried again in turn. shards.Retry says what is tried.
-Reading a retry is reading the shard before, of which the chosen videos travel on with ordinals 0, 1, 2, ...; the shard
-before may be a retry itself, and then narrows it further.
+A committed file is never rewritten. Its rejections stay in its footer, and each retried clip becomes a latent or a
+Rejection in the data file of the retry; that Rejection may be retried in turn. shards.Retry lists the clips. To read a
+retry is to read its original shard, of which only the chosen videos continue, with ordinals 0, 1, 2, ... The original
+shard may be a retry itself.
 
-Each rejection is planned once: what stands in a retry already is not taken into another.
+Each rejection is planned once: a rejection in one retry is not put into another.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from pipeline.storage import Storage
 from pipeline.storage.parallel import in_parallel
 
 _REST = frozenset({"tar_damaged", "limit_exceeded"})
-"""Why the rest of a tar is refused, then without a key."""
+"""Reasons for which the rest of a tar is rejected, without a key."""
 
 
 def retry_shards(
     output: Storage, files: Sequence[PlanFile], done: set[str], reasons: frozenset[str]
 ) -> Iterator[Shard]:
-    """One new shard for each committed shard with rejections of these reasons that are in no retry yet.
+    """Yield one new shard for each committed shard that has rejections of these reasons and in no retry yet.
 
-    Rejections by a retry come up only when no retry is open: a run that takes up another one's retries tries each clip
-    once, as that one would have done.
+    Rejections in the data file of a retry are planned only if no retry is open. So a run that continues the retries of
+    an earlier run tries each clip once, as the earlier run would have done.
     """
     tried = tried_again(files)
     rejected = done & {shard for shard, _ in layout.list_shards(output, layout.REJECTED, layout.JSONL)}
@@ -55,7 +55,7 @@ def retry_shards(
 
 
 def only_chosen(samples: Iterator[Sample | Rejection], retry: Retry) -> Iterator[Sample | Rejection]:
-    """The samples that a retry chose, each narrowed to the chosen clips. Reads no further than the last of them."""
+    """Yield the samples that a retry chose, each with its chosen clips only. Stop reading after the last one."""
     videos, rest = dict(retry.videos), retry.rest
     for ordinal, sample in enumerate(samples):
         if ordinal in videos or (rest is not None and ordinal >= rest):
@@ -73,7 +73,7 @@ def _narrowed(sample: Sample | Rejection, clips: tuple[int, ...] | None) -> Samp
 
 
 def tried_again(files: Sequence[PlanFile], done: set[str] | None = None) -> defaultdict[str, set[Target]]:
-    """What is in a retry already (of these that are done), by the name of the shard before."""
+    """Return which rejections are in a retry already (among the done ones, if given), by original shard."""
     tried: defaultdict[str, set[Target]] = defaultdict(set)
     for file in files:
         for name, retry in file.retries():

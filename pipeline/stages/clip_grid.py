@@ -1,6 +1,6 @@
-"""Which clips of a video become rows: the rule that the user states, applied to one video.
+"""Choose the clips of one video that become rows, by the rule that the user states.
 
-Pure: from a video's headers and timestamps to decode specs. No I/O, no decoding.
+It goes from headers and timestamps to decode specs, without I/O and without decoding.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from pipeline.stages import held
 from pipeline.stages.held import Start
 
 MAX_CLIPS = 200_000
-"""Of one video: a day of 60 frames a second has 106,000 of 49 frames; more than this is a forged file or a slip."""
+"""Most clips of one video. A day at 60 frames a second has 106,000 clips of 49 frames; more is a forgery."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlannedClip:
-    """One clip that is to become a row, or a Rejection."""
+    """One clip: it becomes a row or a Rejection."""
 
     clip: int
     """Index of the clip in its video."""
@@ -35,12 +35,12 @@ class PlannedClip:
     width: int
     rule: ClipRule
     refused: VideoError | None = None
-    """Why it is not decoded: it stands for a stretch of clips that is refused as one."""
+    """Why the clip is not decoded: it stands for a stretch of clips that is rejected as one."""
 
     @property
     def spec(self) -> DecodeSpec:
-        """What decodes it whole; pieces differ in `offset` and `num_frames` alone. Made anew each time: a video may
-        have thousands of clips."""
+        """The DecodeSpec of the whole clip; its pieces differ in `offset` and `num_frames` only. It is not stored, because
+        a video may have thousands of clips."""
         rule = self.rule
         return DecodeSpec(
             num_frames=self.num_frames,
@@ -72,12 +72,12 @@ def plan_clips(
     end: Fraction | None = None,
     accepted: Callable[[int], int | None] = lambda n: n,
 ) -> list[PlannedClip]:
-    """The clips of one video, in order of time. With `start` and `end` (seconds) the grid lies in [start, end).
+    """Return the clips of one video in order of time. With `start` and `end` (seconds) the grid lies in [start, end).
 
-    A truncated file is planned as long as it claims to be: the clips in the missing part are then refused, and those
-    before it come out. What shows one picture, or is missing, for longer than `rule.limit_hold` is refused as one clip.
-    `timeline` may be None unless `rule.needs_timeline`. `accepted` gives the largest number of frames <= n that the VAE
-    takes, for short="trim".
+    A truncated file is planned with the length that it claims: its clips before the gap are decoded, and those in the
+    missing part are rejected. A stretch that shows one picture, or is missing, for longer than `rule.limit_hold` is
+    rejected as one clip. `timeline` may be None unless `rule.needs_timeline`. `accepted` gives the largest number of
+    frames <= n that the VAE takes, for short="trim".
 
     Raises:
         FilteredError, LimitExceededError, ClipTooShortError: for the whole video.
@@ -111,14 +111,14 @@ def plan_clips(
 
 
 def _stop(timeline: Timeline | None, end: Fraction | None) -> Fraction | None:
-    """Where the grid ends, exclusive, in seconds; None if unknown."""
+    """Return the exclusive end of the grid in seconds, or None if it is unknown."""
     if timeline is None:
         return end
     return timeline.promised if end is None else min(end, timeline.promised)
 
 
 def _room(timeline: Timeline | None, rule: ClipRule, begin: Fraction, stop: Fraction | None) -> int | None:
-    """How many frames fit between `begin` and `stop`; None if unknown."""
+    """Return how many frames fit between `begin` and `stop`, or None if it is unknown."""
     if stop is None:
         return None
     if rule.rate is not None:
@@ -129,7 +129,7 @@ def _room(timeline: Timeline | None, rule: ClipRule, begin: Fraction, stop: Frac
 def _starts(
     timeline: Timeline | None, rule: ClipRule, begin: Fraction, stop: Fraction | None, num_frames: int
 ) -> Iterator[Start]:
-    """Start times of all whole clips, ascending; those of a stretch that is refused as one count as one."""
+    """Return the ascending start times of all whole clips; a stretch that is rejected as one counts as one."""
     if rule.clips == "first" or stop is None:
         yield begin, None
         return
@@ -147,7 +147,7 @@ def _starts(
 def _native_starts(
     frames: _NativeFrames, rule: ClipRule, begin: Fraction, num_frames: int
 ) -> Iterator[tuple[Fraction, Fraction]]:
-    """Times of the first and the last frame of each clip."""
+    """Return the times of the first and the last frame of each clip."""
     if rule.every is None:
         for first in range(frames.first, frames.stop - num_frames + 1, num_frames):
             yield frames.time(first), frames.time(first + num_frames - 1)
@@ -159,7 +159,7 @@ def _native_starts(
 
 
 class _NativeFrames:
-    """The frames of a range, by their index in the video. Those that a cut-off file lacks are there, too, one step
+    """The frames of a range by their index in the video. Frames that a truncated file lacks are included, one step
     apart."""
 
     def __init__(self, timeline: Timeline, begin: Fraction, stop: Fraction) -> None:
@@ -173,7 +173,7 @@ class _NativeFrames:
         return max(0, self.stop - self.first)
 
     def index_at(self, at: Fraction) -> int:
-        """The first frame at or after a time."""
+        """Return the first frame at or after a time."""
         timeline = self._timeline
         if at <= self._last:
             return bisect_left(timeline.ticks, timeline.origin + at / timeline.time_base)
@@ -181,13 +181,13 @@ class _NativeFrames:
         return timeline.num_frames + missing
 
     def time(self, index: int) -> Fraction:
-        """When a frame appears, in seconds after the first."""
+        """Return when a frame appears, in seconds after the first frame."""
         beyond = index - self._timeline.num_frames
         return self._timeline.time(index) if beyond < 0 else self._last + self._step * (beyond + 1)
 
 
 def _choose_shape(info: VideoInfo, rule: ClipRule, room: int | None) -> tuple[int, int, int]:
-    """The shape nearest in log aspect; of equal aspect the longest that fits, else the shortest."""
+    """Return the shape nearest in log aspect; of equal aspects the longest that fits, otherwise the shortest."""
     aspect = math.log(info.display_width / info.display_height) if info.display_height else 0.0
 
     def rank(shape: tuple[int, int, int]) -> tuple[float, bool, int]:

@@ -1,10 +1,10 @@
-"""The decode stage: one video in, the chunks of its clips out, in a fixed order. No Ray in it.
+"""The decode stage: one video in, the chunks of its clips out, in a fixed order. It does not use Ray.
 
-    Video -> Receipt "clips" (how many clips it has), then per clip its Chunks, or the Receipt of its Rejection
+    Video -> ClipsReceipt (how many clips it has), then for each clip its Chunks or its RejectionReceipt
 
-A clip of more than `chunk_windows` windows is cut on the window grid; a later chunk begins with context windows, which
-overlap the chunk before it. All chunks of all clips of a video come out of one decoding pass. What an earlier run
-staged is left out, which changes nothing else, since seeking equals decoding in passing.
+A clip of more than `chunk_windows` windows is cut on the window grid. Each later chunk begins with context windows,
+which overlap the chunk before it. One decoding pass yields all chunks of all clips of a video. Chunks that an earlier
+run staged are skipped. That changes no other chunk, because seeking gives the same frames as linear decoding.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from vae.info import VAEInfo
 from vae.shapes import ChunkSpan, chunk_spans
 
 Decode = Callable[[bytes | memoryview, Sequence[DecodeSpec]], Iterator[DecodedClip | VideoError]]
-"""`iter_clips`, or what a test puts in its place. One result per DecodeSpec, in their order."""
+"""`iter_clips`, or its replacement in a test. It yields one result per DecodeSpec, in their order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +48,7 @@ class Decoder:
     decode: Decode = iter_clips
 
     def __call__(self, video: Video, guard: Guard) -> Iterator[Chunk | Receipt]:
-        """See the module. Bad content becomes Rejections, a storage fault a Receipt that leaves the shard open."""
+        """Decode a video; see the module. Bad content becomes Rejections, a storage fault becomes a FaultReceipt."""
         if self.clip.require_caption and not video.caption:
             yield from reject_video(video, "filtered_no_caption", "no caption stands beside it")
             return
@@ -67,7 +67,7 @@ class Decoder:
                 yield from self._clips(video, source, guard if strikes else None)
 
     def spans(self, num_frames: int) -> tuple[ChunkSpan, ...]:
-        """How a clip of so many frames is cut into chunks."""
+        """Return how a clip of this number of frames is cut into chunks."""
         latent = self.latent
         return chunk_spans(
             num_frames,
@@ -77,7 +77,7 @@ class Decoder:
         )
 
     def _fetched(self, video: Video) -> tuple[bytes | memoryview, Video]:
-        """The encoded video, and its record with the time that reading took."""
+        """Return the encoded video, and its record with the time of reading."""
         if video.payload is not None:
             return video.payload, video
         start = time.perf_counter()
@@ -91,7 +91,7 @@ class Decoder:
         return data, replace(video, read_seconds=video.read_seconds + time.perf_counter() - start)
 
     def _clips(self, video: Video, source: bytes | memoryview, guard: Guard | None) -> Iterator[Chunk | Receipt]:
-        """With a guard, every clip is an attempt of its own, and suspects are tried alone."""
+        """Yield the records of all clips. With a guard, every clip is a separate attempt, and suspects run alone."""
         suspects = guard.suspects(f"{video.shard}/{video.video}/") if guard else frozenset()
         try:
             clips = self._plan(video, source, guard, suspects)
@@ -133,7 +133,7 @@ class Decoder:
     def _plan(
         self, video: Video, source: bytes | memoryview, guard: Guard | None, suspects: frozenset[str]
     ) -> list[PlannedClip]:
-        """Which clips the video has. Headers and packets can kill a process, too."""
+        """Return the clips of the video. This may run alone, because headers and packets can kill a process too."""
         in_chunks = any(len(self.spans(num_frames)) > 1 for num_frames, _, _ in self.clip.shapes)
         look = partial(_look, self.clip, self.info, in_chunks, video.start, video.end)
         key = _key(video, "plan")
@@ -183,7 +183,7 @@ class _Piece:
     def record(
         self, video: Video, result: DecodedClip | VideoError | DiedAloneError, seconds: float
     ) -> Chunk | Receipt:
-        """What travels on: the chunk, or the receipt of its rejection."""
+        """Return the decoded chunk, or the receipt of its rejection."""
         if not isinstance(result, DecodedClip):
             is_verdict = isinstance(result, DiedAloneError)
             reason = result.reason if isinstance(result, VideoError) else _death(result)
@@ -211,7 +211,7 @@ class _Piece:
         return self.info.latent_shape(num_frames, self.clip.height, self.clip.width)[1] if num_frames else 0
 
     def _facts(self, video: Video, decoded: DecodedClip) -> ClipFacts:
-        """Facts of the clip and of this chunk's body frames."""
+        """Return the facts of the clip and of this chunk's body frames."""
         clip, context = self.clip, self.span.body - self.span.start
         fps = clip.spec.fps
         return ClipFacts(
@@ -233,7 +233,7 @@ class _Piece:
 
 
 def reject_video(video: Video, reason: str, message: str, *, verdict: bool = False) -> Iterator[Receipt]:
-    """Refuse a video as a whole: it counts as one clip."""
+    """Reject a whole video. It counts as one clip."""
     yield ClipsReceipt(shard=video.shard, video=video.video, count=1, read_seconds=video.read_seconds)
     yield _reject(video, 0, reason, message, verdict=verdict)
 
@@ -256,7 +256,7 @@ def _look(
     end: Fraction | None,
     source: bytes | memoryview,
 ) -> list[PlannedClip]:
-    """Plan the clips of a video. A clip in chunks is measured first: its T is fixed before its first chunk leaves."""
+    """Plan the clips of a video. If clips have several chunks, the video is measured first, to fix their lengths."""
     timeline = measure(source) if rule.needs_timeline or in_chunks else None
     found = probe(source, max_pixels=rule.max_pixels)
     return plan_clips(

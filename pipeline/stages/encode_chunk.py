@@ -1,8 +1,8 @@
-"""The encode actor's class: frames in, latent bytes out. One clip's chunk a forward, always. No Ray in it.
+"""The encode stage: frames in, latent bytes out. Each forward pass holds one chunk of one clip. It does not use Ray.
 
-Moments become float32, then scale, then cast: `latent = (z - shift) * scale`, as the Spec says, so it can be inverted.
-A sampled posterior draws its noise on the CPU in float32 for the whole latent, seeded by the row's id, and takes the
-chunk's slice: the same noise however the clip was cut.
+Moments become float32, are scaled, and are then cast: `latent = (z - shift) * scale` with the values of the Spec, so
+the scaling can be undone. A sampled posterior draws float32 noise on the CPU for the whole latent, seeded by the row's
+id, and uses the chunk's slice of it. So the noise does not depend on how the clip was cut.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SELFCHECK_BOUND = 0.05
 about 0.01 on random weights; the cuDNN release that was silently wrong (pytorch#163539) is off by more than 1."""
 
 CPU_SELFCHECK_SHAPE = (9, 64, 96)
-"""T, H, W of the self-check on a CPU, where the real shape in float32 would cost minutes."""
+"""T, H, W of the self-check on a CPU, where the real shape would take minutes in float32."""
 
 
 class NonfiniteLatentError(LatentmillError):
@@ -43,7 +43,7 @@ class NonfiniteLatentError(LatentmillError):
 
 
 class Encoder:
-    """Loads the VAE, proves itself, then turns chunks into latents."""
+    """Load the VAE, check it, then turn chunks into latents."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Encoder:
         threads: int = 1,
         largest: tuple[int, int, int] | None = None,
     ) -> None:
-        """Load and check.
+        """Load the VAE and run its self-check.
 
         Args:
             where: the VAE, as for `vae.load_vae`.
@@ -64,7 +64,7 @@ class Encoder:
             largest: (T, H, W) of the largest planned window; checked at this shape on CUDA.
 
         Raises:
-            ConfigError: other weights than the Spec's, or the self-check failed.
+            ConfigError: the weights are not those of the Spec, or the self-check failed.
         """
         make_deterministic(threads, float32=spec.latent.dtype == "float32")
         self._spec = spec
@@ -105,7 +105,7 @@ class Encoder:
         )
 
     def _try(self, chunk: Chunk) -> torch.Tensor | None:
-        """None if memory runs out. By then the exception is gone, and with it the tensors that its traceback holds."""
+        """Encode, or return None if memory runs out. The exception, whose traceback holds tensors, is gone by then."""
         try:
             return self._encode(chunk)
         except torch.OutOfMemoryError:
@@ -113,7 +113,7 @@ class Encoder:
 
     @torch.inference_mode()
     def _encode(self, chunk: Chunk) -> torch.Tensor:
-        """float32 [C, T', H', W'] on the CPU, scaled unless moments are stored."""
+        """Return float32 [C, T', H', W'] on the CPU, scaled unless moments are stored."""
         frames = torch.from_numpy(np.require(chunk.frames, requirements="W")).to(self._device)
         pixels_BCTHW = frames.permute(3, 0, 1, 2).unsqueeze(0)
         moments = self._vae.encode_windows(pixels_BCTHW, chunk.windows, chunk.num_context).float().cpu()
@@ -126,7 +126,7 @@ class Encoder:
         return self._vae.scale(posterior.mean)[0]
 
     def _noise(self, chunk: Chunk, shape: torch.Size) -> torch.Tensor:
-        """float32 [1, C, T', H', W']: the chunk's slice of the clip's noise."""
+        """Return float32 [1, C, T', H', W']: the chunk's slice of the clip's noise."""
         _, channels, frames, height, width = shape
         digest = hashlib.sha256(f"{self._spec.latent.seed}/{chunk.facts.id}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
@@ -135,21 +135,21 @@ class Encoder:
 
 
 DEVICE_SIGNS = ("not enough memory", "cuDNN error", "CUBLAS_STATUS", "CUDA error", "Triton Error")
-"""What the messages of such errors hold."""
+"""Texts in the messages of such errors."""
 
 
 class EncodeStage:
-    """Chunks to latents under the guard; receipts pass through."""
+    """Encode chunks under the guard; receipts pass through."""
 
     def __init__(
         self, make_encoder: Callable[[], Callable[[Chunk], Latent]], guard: Guard, deadline: float, pool: int = 1
     ) -> None:
-        """Start an encoder, one of a pool of so many.
+        """Start the encoder of a pool of `pool` encoders.
 
-        `make_encoder` must pickle: a suspect chunk is encoded by an encoder of its own, in a child process.
+        `make_encoder` must pickle: a suspect chunk is encoded by a separate encoder in a child process.
 
         Raises:
-            EncoderError: encoders keep dying in their start. Ray would start the next one for ever.
+            EncoderError: MAX_STRIKES encoders in a row died while they started. Ray would restart them for ever.
         """
         if (deaths := guard.starting() - pool) >= MAX_STRIKES:
             raise EncoderError(f"{deaths} encoders in a row died while they started: is there memory for the model?")
@@ -160,7 +160,7 @@ class EncodeStage:
         self._deadline = deadline
 
     def __call__(self, record: Record) -> Latent | Receipt:
-        """Encode a chunk. A latent that cannot be stored, or an encoder that dies of the chunk, becomes a Rejection."""
+        """Encode a chunk. A latent that is not finite, or a chunk that kills its encoder, becomes a Rejection."""
         if not isinstance(record, Chunk):
             assert isinstance(record, Receipt)
             return record
@@ -178,9 +178,9 @@ class EncodeStage:
 
 
 def encode_or_die(encoder: Callable[[Chunk], Latent], chunk: Chunk) -> Latent:
-    """Encode; end this process where the device cannot go on: out of memory twice, or a poisoned CUDA context.
+    """Encode, or end this process if the device cannot continue: out of memory twice, or a broken CUDA context.
 
-    The death is a strike, Ray restarts the actor and hands the chunk to it again.
+    The death counts as a strike. Ray restarts the actor and gives it the chunk again.
     """
     try:
         return encoder(chunk)
@@ -192,8 +192,8 @@ def encode_or_die(encoder: Callable[[Chunk], Latent], chunk: Chunk) -> Latent:
 
 
 def _is_of_the_device(error: Exception) -> bool:
-    """Whether memory or the device failed, not the code. torch raises a plain RuntimeError for host memory, cuDNN and
-    cuBLAS, and so does Triton for whatever the driver says."""
+    """Return whether memory or the device failed, and not the code. torch raises a plain RuntimeError for host memory,
+    cuDNN and cuBLAS, and Triton does so for every error of the driver."""
     if isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError | MemoryError):
         return True
     return any(sign in str(error) for sign in DEVICE_SIGNS)
@@ -224,7 +224,7 @@ def _cudnn_version() -> int | None:
 
 
 def make_deterministic(threads: int, *, float32: bool) -> None:
-    """The settings under which the same clip gives the same bits in every process (architecture: commit and resume)."""
+    """Set what makes the same clip give the same bits in every process (docs/architecture.md, Encoding)."""
     torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True

@@ -1,7 +1,7 @@
-"""Where a video shows one picture for hours, or claims hours that are not there: such a stretch is refused as one clip.
+"""Reject as one clip a stretch in which a video shows one picture for hours, or claims hours that are missing.
 
-A slide, a paused recording or a forged timestamp of a few bytes would otherwise become thousands of clips that are all
-alike. The first `limit` seconds of a stretch are clips like any other.
+Otherwise a slide, a paused recording or a forged timestamp of a few bytes would become thousands of equal clips. The
+first `limit` seconds of such a stretch are ordinary clips.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from pipeline.decode import Timeline
 from pipeline.errors import LimitExceededError, TruncatedVideoError, VideoError
 
 Start = tuple[Fraction, VideoError | None]
-"""When a clip begins, in seconds after the first frame, and why it is refused."""
+"""The start of a clip in seconds after the first frame, and why the clip is rejected (None: it is not)."""
 
 
 def on_grid(
     timeline: Timeline, begin: Fraction, stop: Fraction, limit: Fraction | None, stride: Fraction, last: Fraction
 ) -> Iterator[Start]:
-    """Clips that begin every `stride` seconds in [begin, stop), and whose last frame is `last` seconds after the first.
+    """Yield the clips that begin every `stride` seconds in [begin, stop) and last `last` seconds up to the last frame.
 
-    Where clips show nothing but one picture, and have it for longer than `limit` seconds, one refused clip stands for
-    all of them.
+    If clips show a single picture that is held for longer than `limit` seconds, one rejected clip stands for all of
+    them.
     """
     at = begin
     while at + last < stop:
@@ -41,18 +41,18 @@ def on_grid(
 def until_missing(
     timeline: Timeline, stop: Fraction, limit: Fraction | None, clips: Iterator[tuple[Fraction, Fraction]]
 ) -> Iterator[Start]:
-    """Clips of source frames, given as the times of their first and last frame. Of those that a truncated file lacks,
-    one refused clip stands for all that reach further than `limit` seconds after the last frame that is there."""
-    there = timeline.time(timeline.num_frames - 1)
+    """Yield clips of source frames, given as the times of their first and last frame. In a truncated file, one rejected
+    clip stands for all clips that reach more than `limit` seconds beyond the last frame that exists."""
+    end = timeline.time(timeline.num_frames - 1)
     for first, last in clips:
-        if limit is not None and first > there and last - there > limit:
-            yield first, _refusal(timeline, there, stop, limit)
+        if limit is not None and first > end and last - end > limit:
+            yield first, _refusal(timeline, end, stop, limit)
             return
         yield first, None
 
 
 def _on_screen(timeline: Timeline, at: Fraction, stop: Fraction) -> tuple[Fraction, Fraction]:
-    """Since when, and until when, the picture is shown that is on screen at a time."""
+    """Return since when and until when the picture at this time is on screen."""
     index = bisect_right(timeline.ticks, timeline.origin + math.floor(at / timeline.time_base)) - 1
     return timeline.time(index), timeline.time(index + 1) if index + 1 < timeline.num_frames else stop
 

@@ -1,4 +1,4 @@
-"""A sequence whose items are made when they are asked for: thousands of clips in the memory of their start times."""
+"""A sequence that makes its items on demand: thousands of clips take the memory of their start times only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class LazySequence(Sequence[T_co]):
-    """`make(key)` for each key, made anew each time."""
+    """The sequence of `make(key)` for each key. No item is stored."""
 
     def __init__(self, make: Callable[[Any], T_co], keys: Sequence[Any]) -> None:
         self._make, self._keys = make, keys

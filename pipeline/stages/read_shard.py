@@ -1,7 +1,7 @@
-"""The read stage: a shard in, its videos out, with receipts. No Ray in it.
+"""The read stage: a shard in, its videos and receipts out. It does not use Ray.
 
-A video that is refused here takes an ordinal, one Receipt "rejection" (clip 0), and one Receipt "clips" that counts it.
-The rest of a damaged tar counts as one video. The order and the ordinals follow from the source alone.
+A video that this stage rejects takes an ordinal, one RejectionReceipt (clip 0) and one ClipsReceipt (count 1). The rest
+of a damaged tar counts as one video. The order and the ordinals depend on the source only.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from pipeline.sources.tables import read_table
 from pipeline.sources.webdataset import read_tar
 
 MAX_BYTES = 4 << 30
-"""Of one encoded video. A tar's is held in memory, so an H100 node reads eight of these at once."""
+"""Largest encoded video. A video of a tar is held in memory, and a node with eight GPUs reads eight at once."""
 
 
 def read_shard(
     shard: Shard, *, max_bytes: int = MAX_BYTES, allow_private: bool = False, allow_local: bool = False
 ) -> Iterator[Video | Receipt]:
-    """The videos of a shard in source order, with receipts for the refused ones and at last one for their number.
+    """Yield the videos of a shard in source order, receipts for rejected videos, and at the end a VideosReceipt.
 
     Args:
-        max_bytes: a larger video is the Rejection `limit_exceeded`, and is not held in memory.
-        allow_private: let a table name web addresses inside the local network.
-        allow_local: let a table that lies elsewhere name files of this machine.
+        max_bytes: a larger video becomes the Rejection `limit_exceeded` and is not held in memory.
+        allow_private: allow a table to name web addresses inside the local network.
+        allow_local: allow a remote table to name files of this machine.
 
     Raises:
         StorageError: the source could not be read, or is not the planned one (ChangedError). The shard stays open.

@@ -1,7 +1,7 @@
-"""The four stages as Ray Data calls them: a table of records in, tables of records out. No Ray in it.
+"""The four stages as Ray Data calls them: a table of records in, tables of records out. The module does not use Ray.
 
-A storage fault becomes a Receipt here, for the stages raise it: an exception would end the run, and Ray would print 65
-lines for each.
+The stages raise storage faults. This module turns each into a receipt, because an exception would end the run after 65
+lines of Ray's.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from pipeline.storage import Storage
 from vae.info import VAEInfo
 
 READ_ATTEMPTS = 20
-"""Readers that may die over one shard before it is left open: machines get lost, but a file that ends every reader must
-not be tried for ever."""
+"""Readers of one shard that may die before the shard is left open. A lost machine kills a reader once; a file that
+kills every reader must not be tried for ever."""
 
 Read = Callable[[Shard], Iterator[Video | Receipt]]
 Encode = Callable[[Chunk], Latent]
 
 
 class MakeEncoder(Protocol):
-    """Starts an encoder on a device, "cpu" or "cuda"."""
+    """Start an encoder on a device, "cpu" or "cuda"."""
 
     def __call__(self, *, device: str) -> Encode: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stages:
-    """What each stage does. It pickles: every worker gets it."""
+    """What each stage does. It pickles, because every worker gets it."""
 
     read: Read
     decode: Callable[[Video, Guard], Iterator[Chunk | Receipt]]
@@ -58,7 +58,7 @@ class Stages:
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What all workers of a run share: objects beside the driver."""
+    """Objects beside the driver that all workers of a run share."""
 
     claims: Any
     """Claims."""
@@ -75,7 +75,7 @@ def stages_of(
     decode: Decode,
     encode: Callable[..., Encode],
 ) -> Stages:
-    """The stages as a job sets them; `read` is `read_shard` by default."""
+    """Return the stages with the settings of a job. `read` is `read_shard` by default."""
     max_bytes, private, local = min(job.clip.max_bytes, MAX_BYTES), job.allow_private, job.allow_local
     threads, largest = job.workers.threads_per_encoder, largest_clip(job.clip)
     deadline = job.workers.decode_deadline
@@ -89,14 +89,14 @@ def stages_of(
 
 
 def load_encoder(*args: Any, **kwargs: Any) -> Encode:
-    """Make the Encoder of encode_chunk, imported here alone: torch costs every other worker seconds to start."""
+    """Make the Encoder of encode_chunk. It is imported late, because importing torch costs every worker seconds."""
     from pipeline.stages.encode_chunk import Encoder
 
     return Encoder(*args, **kwargs)
 
 
 def read(table: pa.Table, stages: Stages, shared: Shared) -> Iterator[pa.Table]:
-    """Claim each shard and read it, unless another run has it."""
+    """Claim each shard and read it, unless another run holds it."""
     for row in table.to_pylist():
         shard = Shard.from_row(row)
         try:
@@ -112,13 +112,13 @@ def read(table: pa.Table, stages: Stages, shared: Shared) -> Iterator[pa.Table]:
                 if strikes >= READ_ATTEMPTS:
                     raise StorageError(f"{strikes} workers died while they read it")
                 yield from map(to_table, stages.read(shard))
-        except StorageError as error:  # never a Rejection: what came so far is kept, the shard stays open
+        except StorageError as error:  # never a Rejection: the records so far are kept, and the shard stays open
             yield to_table(FaultReceipt(shard=shard.name, message=f"{shard.uri}: {error}"))
 
 
 def decode(table: pa.Table, stages: Stages, shared: Shared) -> Iterator[pa.Table]:
-    """Decode in a thread that runs when nothing else wants the core. Only the thread, because Ray gives this process
-    other stages, too, and a process that once ran so cannot go back without privileges."""
+    """Decode in a thread that runs only when nothing else needs the core. Not the whole process: Ray gives it other
+    stages too, and without privileges a process cannot return from this scheduling class."""
     with ThreadPoolExecutor(1, initializer=_yield_to_others) as idle:
         for record in from_table(table):
             made = stages.decode(record, shared.guard) if isinstance(record, Video) else iter([record])
@@ -127,16 +127,16 @@ def decode(table: pa.Table, stages: Stages, shared: Shared) -> Iterator[pa.Table
 
 
 def _yield_to_others() -> None:
-    """Decode tasks outnumber the cores, and an encoder that waits for a core is dear."""
+    """Lower the priority of this thread: decode tasks outnumber the cores, and an encoder must not wait for one."""
     if hasattr(os, "SCHED_IDLE"):
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 class EncodeActor:
-    """Encode with the one encoder that it holds."""
+    """The encode actor: it holds one encoder."""
 
     def __init__(self, stages: Stages, shared: Shared, device: str, pool: int) -> None:
-        """Start the encoder, one of a pool of so many."""
+        """Start the encoder of a pool of `pool` encoders."""
         from pipeline.stages.encode_chunk import EncodeStage
 
         make = partial(stages.make_encoder, device=device)
@@ -147,7 +147,7 @@ class EncodeActor:
 
 
 def stage(table: pa.Table, stages: Stages) -> Iterator[pa.Table]:
-    """Put each latent into staging, and hand on its receipt."""
+    """Put each latent into staging and yield its receipt."""
     for record in from_table(table):
         try:
             receipt: Receipt = parts.stage(record, stages.output)
