@@ -39,8 +39,8 @@ class PlannedClip:
 
     @property
     def spec(self) -> DecodeSpec:
-        """The DecodeSpec of the whole clip; its pieces differ in `offset` and `num_frames` only. It is not stored, because
-        a video may have thousands of clips."""
+        """The DecodeSpec of the whole clip; its pieces differ in `offset` and `num_frames` only. It is not stored,
+        because a video may have thousands of clips."""
         rule = self.rule
         return DecodeSpec(
             num_frames=self.num_frames,
