@@ -1,4 +1,4 @@
-"""latentmill cat OUTPUT ROW --to FILE: one latent as a file: .npy, or .pt with its row.
+"""latentmill cat OUTPUT ROW --to FILE: write one latent as .npy, or with its row as .pt.
 
 ROW is a number, counted from 0, an id, or the beginning of one. numpy has no bfloat16: an .npy of such a latent is
 float32, which holds the same values.

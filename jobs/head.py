@@ -1,4 +1,4 @@
-"""latentmill head OUTPUT: the first rows of an output, as text: what stands in the index, one row a line or in full.
+"""latentmill head OUTPUT: print the first rows of the index of an output, one row a line or in full.
 
 Exit codes: 0; 1 storage failed; 2 no output there, or a wrong flag.
 """

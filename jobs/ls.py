@@ -1,4 +1,4 @@
-"""latentmill ls OUTPUT: what is in an output: rows, shapes, lengths, sizes, captions, and how the latents were made.
+"""latentmill ls OUTPUT: show what an output holds: rows, shapes, lengths, sizes, captions, and its settings.
 
 Exit codes: 0; 1 storage failed; 2 no output there, or a wrong flag.
 """

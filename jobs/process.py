@@ -1,4 +1,4 @@
-"""Run a command as a process: signals before a run starts, and the way in which every command exits."""
+"""Run a command as a process: handle signals before a run starts, and exit in one way."""
 
 from __future__ import annotations
 

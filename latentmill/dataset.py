@@ -4,8 +4,8 @@
     latents = latents.where(pc.field("height") == 480)
     latents[7]          # {"latent": Tensor[C, T', H', W'], "id": str, "key": str, "caption": str | None, ...}
 
-Every method that narrows or changes what rows hold returns another dataset; nothing is read for it but the index. The
-order of the rows is that of the output: by shard, then as in the source.
+Every method that selects rows or changes what they hold returns a new dataset, and reads nothing but the index. Rows
+keep the order of the output: by shard, then as in the source.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Draw = Literal["sample", "mean", "moments"]
 
 
 class LatentDataset:
-    """Rows of an output. Made by `open`; pickles into workers, which map the same index and read by themselves."""
+    """Rows of an output, made by `open`. It pickles into workers; they map the same index and read for themselves."""
 
     def __init__(
         self,
@@ -53,18 +53,18 @@ class LatentDataset:
         damaged: str = "raise",
     ) -> None:
         self.index = index
-        """The index of all rows, selected or not."""
+        """The index of all rows, whether they are selected or not."""
         self.reader = reader
         self.cache = cache
         """The folder for local copies."""
         self._rows: SharedArray | None = None  # the rows of the index that are selected; None: all
         self.spec = spec
-        """All that decided what stands in the output, as `spec.json` has it."""
+        """The content of `spec.json`: every setting that decided the bytes of the output."""
         self.columns = columns
-        """What a row holds beside "latent"."""
+        """The columns that a row has beside "latent"."""
         self.damaged = damaged
         self.joins: dict[str, Join] = {}
-        """What was joined, by name."""
+        """The joined tables by name."""
         self.is_unscaled = False
         self._draw: Draw | None = None
         self._lists: frozenset[str] | None = None
@@ -84,8 +84,8 @@ class LatentDataset:
         """Read one row: {"latent": Tensor[C, T', H', W'], and `columns`}.
 
         Raises:
-            IndexError: no such position.
-            DamagedRowError: its bytes are not what was written.
+            IndexError: there is no such position.
+            DamagedRowError: the bytes of the row are not those that were written.
         """
         from latentmill.tensors import read_batch
 
@@ -100,7 +100,7 @@ class LatentDataset:
 
     @property
     def digest(self) -> str:
-        """Of the selected rows: ids, shapes and checksums, in their order. Equal on two ranks: they have equal rows."""
+        """A hash of the selected rows in order: ids, shapes, checksums. Ranks with equal digests have equal rows."""
         if self._rows is None:
             return self.index.digest
         rows = np.ascontiguousarray(self._rows.values, "<i8")
@@ -108,7 +108,7 @@ class LatentDataset:
 
     @property
     def shapes(self) -> dict[tuple[int, ...], int]:
-        """How many rows there are of each latent shape (C, T', H', W'), as stored."""
+        """The number of rows of each stored latent shape (C, T', H', W')."""
         counts: Counter[tuple[int, ...]] = Counter()
         for bucket in self.buckets:
             counts[bucket.shape] += bucket.num_rows
@@ -123,24 +123,24 @@ class LatentDataset:
 
     @property
     def stored_posterior(self) -> str:
-        """What the output holds: "mean", "sample" (one seeded draw), or "moments" (mean and log-variance)."""
+        """What the output stores: "mean", "sample" (one seeded draw), or "moments" (mean and log-variance)."""
         return str(self.spec["latent"]["posterior"])
 
     @property
     def draw(self) -> str:
-        """What a row's latent is: as `posterior` chose, "sample" for stored moments, else as stored."""
+        """What a row's latent is: the choice of `posterior`; else "sample" for stored moments, or what is stored."""
         return self._draw or ("sample" if self.stored_posterior == "moments" else self.stored_posterior)
 
     def posterior(self, draw: Draw) -> LatentDataset:
-        """Choose what becomes of stored moments.
+        """Choose what a row makes of stored moments.
 
         Args:
-            draw: "sample": mean + std * noise, another draw in each epoch, fixed by (seed, epoch, id); "mean"; both are
-                scaled as the Spec says. "moments": mean and log-variance stacked on channels, [2C, T', H', W'], as
-                stored, unscaled.
+            draw: "sample": mean + std * noise; the noise follows from (seed, epoch, id), so each epoch has its own.
+                "mean": the mean. Both are scaled as the Spec says. "moments": mean and log-variance as stored,
+                unscaled, one after the other on the channel axis, [2C, T', H', W'].
 
         Raises:
-            OpenError: the output holds no moments, and something else than what it holds is asked for.
+            OpenError: the output stores no moments, and `draw` is not what it stores.
         """
         if draw not in ("sample", "mean", "moments"):
             raise OpenError(f"posterior must be 'sample', 'mean' or 'moments', got {draw!r}")
@@ -151,14 +151,14 @@ class LatentDataset:
         return self._with(_draw=draw)
 
     def unscaled(self) -> LatentDataset:
-        """Undo the scaling of the Spec: latents as the VAE gives and takes them, z = latent / scale + shift."""
+        """Undo the scaling of the Spec, z = latent / scale + shift: the latents that the VAE gives and takes."""
         return self._with(is_unscaled=True)
 
     def select(self, columns: Sequence[str]) -> LatentDataset:
-        """Choose what rows hold beside the latent and the id.
+        """Choose the columns that rows have beside the latent and the id.
 
         Raises:
-            OpenError: a column that was not opened.
+            OpenError: a column is unknown or was not opened.
         """
         names = tuple(dict.fromkeys(("id", *columns)))
         self._check_columns(names)
@@ -168,8 +168,8 @@ class LatentDataset:
         """Keep the rows for which an expression over the columns of the index is true: `pc.field("height") == 480`.
 
         Raises:
-            EmptySelectionError: it keeps no row.
-            OpenError: it names a column that was not opened, or compares what cannot be compared.
+            EmptySelectionError: the expression keeps no row.
+            OpenError: the expression names an unknown column, or compares values that cannot be compared.
         """
         batches = (self._whole_batch(number) for number in range(self.index.columns.num_batches))
         rows = kept_rows(batches, expression)
@@ -191,10 +191,10 @@ class LatentDataset:
         """Add the columns of another Parquet table, found by id: captions, scores, embeddings. See `latentmill.join`.
 
         Args:
-            name: begins the names of the new columns: "text" and a column "score" give "text_score".
+            name: the new columns begin with it: the name "text" and the column "score" give "text_score".
             table: path or URL of a Parquet file or of a folder of them, or a pyarrow.Table.
-            on: the column that both have. Many rows may share one value of it here, but not in the table.
-            missing: a row without a partner raises OpenError, is dropped, or has None in the new columns.
+            on: the column that the output and the table share. Each value occurs at most once in the table.
+            missing: what happens to a row without a partner: it raises OpenError, is dropped, or has None.
             options: `storage_options` of the table.
         """
         from latentmill.join import join
@@ -202,36 +202,38 @@ class LatentDataset:
         return join(self, name, table, on=on, missing=missing, **options)
 
     def loader(self, **options: Any) -> Loader:
-        """Batches for training, by rank, in an order that resumes: see `latentmill.Loader` for the options."""
+        """Return the batches of one rank, in an order that resumes. `latentmill.Loader` describes the options."""
         from latentmill.loader import Loader
 
         return Loader(self, **options)
 
     def to_arrow(self) -> pa.Table:
-        """The index of these rows: every column that was opened, and `file`, `byte_offset`, `byte_length`."""
+        """Return the index of these rows: each opened column, and `file`, `byte_offset`, `byte_length`."""
         table = pa.Table.from_batches([self._whole_batch(i) for i in range(self.index.columns.num_batches)])
         return table if self._rows is None else table.take(pa.array(self._rows.values))
 
     def save_index(self, path: str | os.PathLike[str]) -> None:
-        """Write the rows as a Parquet file for `open(..., index=path)`: every rank and every later run has these rows,
-        whatever is committed meanwhile."""
+        """Write the index of these rows as a Parquet file.
+
+        `open(..., index=path)` gives the same rows to every rank and every later run, whatever is committed meanwhile.
+        """
         table = self.to_arrow()
         names = [name for name in table.column_names if not any(name in join.columns for join in self.joins.values())]
         fields = [(name, pa.string() if name == "file" else table.schema.field(name).type) for name in names]
         pa.parquet.write_table(table.select(names).cast(pa.schema(fields)), os.fspath(path), compression="zstd")
 
     def rows(self, positions: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """The rows of the index at these positions."""
+        """Return the rows of the index at these positions."""
         chosen = np.asarray(positions, np.int64)
         return chosen if self._rows is None else np.asarray(self._rows.values[chosen], np.int64)
 
     def facts(self, positions: Sequence[int]) -> dict[str, list[Any]]:
-        """Values of `columns` at these positions; nothing but the index is read."""
+        """Return the values of `columns` at these positions. This reads nothing but the index."""
         rows = self.rows(positions)
         return {name: self._home(name)[0].values(name, rows) for name in self.columns}
 
     def ranges(self, positions: Sequence[int]) -> tuple[list[Range], list[tuple[str, tuple[int, ...]]]]:
-        """Where the latents at these positions stand, and the (dtype, shape) of each."""
+        """Return the byte range of each latent at these positions, and its (dtype, shape)."""
         rows, columns = self.rows(positions), self.index.columns
         codes, files = columns.numbers(SHAPE, rows), columns.numbers(FILE, rows)
         starts, lengths = columns.numbers("byte_offset", rows), columns.numbers("byte_length", rows)
@@ -244,7 +246,7 @@ class LatentDataset:
 
     @property
     def list_columns(self) -> frozenset[str]:
-        """Columns of a row that stay lists in a batch: all but numbers, and whole numbers with gaps."""
+        """Columns that become a list in a batch, not a tensor: texts, and whole numbers if some are missing."""
         if self._lists is None:
             lists = {name for join in self.joins.values() for name in join.varying}
             for name in self.columns:
@@ -264,7 +266,7 @@ class LatentDataset:
         return pa.RecordBatch.from_pydict(columns)
 
     def _home(self, name: str) -> tuple[ColumnFile, dict[str, int]]:
-        """The file that holds a column, and how many values are missing in its columns."""
+        """Return the file of a column, and how many values each column of that file lacks."""
         for join in self.joins.values():
             if name in join.columns:
                 return join.file, join.nulls

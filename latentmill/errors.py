@@ -1,15 +1,15 @@
 """Every error that reading raises on purpose.
 
     ReadError
-    |- OpenError              not an output, a newer format, a missing file, an unknown column: nothing was opened
+    |- OpenError              the place is no output, or a newer format, or a file or a column is missing
     |- EmptySelectionError    a filter or a join keeps no row
-    |- StateError             a saved state belongs to other data or to another order
-    |- DamagedRowError        the stored bytes of a row are not what was written: names file and id
-    +- StorageError           storage failed, after retries
-       |- NotFoundError       a definite "no such object"
-       +- AccessError         forbidden, or no valid credentials
+    |- StateError             a saved state belongs to other rows or to another order
+    |- DamagedRowError        the stored bytes of a row are not those that were written
+    +- StorageError           the storage failed, and so did every retry
+       |- NotFoundError       the storage answers that there is no such object
+       +- AccessError         the credentials are missing, wrong, or do not suffice
 
-They cross process boundaries, so every one pickles: one string is the only argument.
+Each error takes one string, so it pickles and crosses process boundaries.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ class OpenError(ReadError, ValueError):
 
 
 class EmptySelectionError(ReadError, ValueError):
-    """No row is left."""
+    """A filter or a join keeps no row."""
 
 
 class StateError(ReadError, ValueError):
-    """A state that was saved with other rows or other settings. The message names each difference."""
+    """The state was saved with other rows or other settings. The message names each difference."""
 
 
 class DamagedRowError(ReadError):
-    """The bytes of a row fail their checksum, or are not there."""
+    """The bytes of a row fail their checksum, or are missing. The message names the file and the id."""
 
 
 class StorageError(ReadError, OSError):
-    """Storage failed, after retries."""
+    """The storage failed, and so did every retry."""
 
 
 class NotFoundError(StorageError):
-    """The store says definitely that the object does not exist."""
+    """The storage answers that the object does not exist."""
 
 
 class AccessError(StorageError):
-    """The store refused: forbidden, or no valid credentials."""
+    """The storage refuses: the credentials are missing, wrong, or do not suffice."""

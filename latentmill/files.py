@@ -1,7 +1,7 @@
-"""Read the files of one place, local or remote: list, read, read a range; with one retry policy and clear errors.
+"""Read the files of one place, local or remote: list, read, read a range. One retry policy, clear errors.
 
-A local path is read by the operating system's own calls, everything else through fsspec. An object pickles, and each
-process makes its own client, also after a fork: clients do not survive one.
+A local path is read with system calls, everything else through fsspec. `Files` pickles, and each process makes its own
+client: a client does not survive a fork.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ T = TypeVar("T")
 ATTEMPTS = 8
 BASE_SECONDS = 0.2
 CAP_SECONDS = 10.0
-"""Eight tries with full jitter below 0.2 * 2**i seconds: 12 s in the mean, 25 s at worst."""
+"""Eight attempts, with random waits below min(10, 0.2 * 2**i) seconds: 12 s in all on average, 25 s at most."""
 
 OPEN_FILES = 256
-"""Local files that a process keeps open."""
+"""Most local files that a process keeps open."""
 
 _S3_OPTIONS: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
 _S3_CONFIG = {"max_pool_connections": 64, "read_timeout": 60}
@@ -57,7 +57,7 @@ class Files:
 
     Args:
         uri: a local path or any fsspec URL.
-        storage_options: what fsspec takes for it. Credentials come from the standard chain when left out.
+        storage_options: what fsspec takes for the URL. None: the client finds the credentials.
     """
 
     def __init__(self, uri: str | os.PathLike[str], storage_options: dict[str, Any] | None = None) -> None:
@@ -81,15 +81,15 @@ class Files:
         self.__init__(state["uri"], state["_options"])  # type: ignore[misc]
 
     def address(self, path: str) -> str:
-        """Where a path is, for people."""
+        """Return the full address of a path, for messages."""
         return f"{self.uri}/{path}"
 
     def list(self, folder: str) -> dict[str, Entry]:
-        """Every file below a folder by its path, sorted; none where the folder is missing."""
+        """Return every file below a folder by its path, sorted. A missing folder has no files."""
         return retried(lambda: self._list(folder), self.address(folder))
 
     def read(self, path: str, start: int = 0, stop: int | None = None) -> bytes:
-        """Bytes [start, stop) of a file, fewer where it ends before."""
+        """Return bytes [start, stop) of a file; fewer if the file ends earlier."""
 
         def attempt() -> bytes:
             if self.root:
@@ -105,7 +105,7 @@ class Files:
         """Fill the views, one after the other, with the bytes from `start` on.
 
         Raises:
-            EOFError: the file ends before.
+            EOFError: the file ends earlier.
         """
         if self.root:
             retried(lambda: self._preadv(path, start, views), self.address(path))
@@ -123,7 +123,7 @@ class Files:
             data = data[len(view) :]
 
     def download(self, path: str, target: Path) -> Path:
-        """A local file with the content of one version of `path`: itself if it is local, else a copy at `target`."""
+        """Return a local file with the content of `path`: the file itself if it is local, else a copy at `target`."""
         if self.root:
             return self.root / path
 
@@ -134,7 +134,7 @@ class Files:
         return retried(attempt, self.address(path))
 
     def open(self, path: str) -> IO[bytes]:
-        """A file to seek in."""
+        """Open a file for reading and seeking."""
         if self.root:
             return (self.root / path).open("rb")
         return self._fs.open(self._key(path), "rb")  # type: ignore[no-any-return]
@@ -169,7 +169,7 @@ class Files:
         return dict(sorted(found.items()))
 
     def _preadv(self, path: str, start: int, views: Sequence[memoryview]) -> None:
-        file = self._opened(path)  # held until all is read
+        file = self._opened(path)  # this reference keeps it open until all is read
         left = [view for view in views if len(view)]
         while left:
             count = os.preadv(file.number, left[:512], start)
@@ -201,7 +201,7 @@ class Files:
     def _connect(self) -> tuple[Any, str, S3Ranges | None]:
         options = dict(self._options)
         if self._scheme in ("s3", "s3a"):
-            # Retries are ours alone: those of the client are switched off, so attempts do not multiply.
+            # `retried` is the only retry loop: the client's own is off, or attempts would multiply.
             config = _S3_CONFIG | {"retries": {"mode": "standard", "total_max_attempts": 1}}
             options = _S3_OPTIONS | options | {"config_kwargs": config | options.get("config_kwargs", {})}
         try:
@@ -220,7 +220,7 @@ class Files:
 
 
 class _Descriptor:
-    """An open local file. One that falls out of the table is closed when its last reader lets go of it."""
+    """An open local file. It is closed when the table and the last reader have dropped it."""
 
     def __init__(self, path: Path) -> None:
         self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -231,7 +231,7 @@ class _Descriptor:
 
 
 def retried(attempt: Callable[[], T], what: str) -> T:
-    """Return `attempt()`, tried again after what may pass by itself: throttling, time-outs, resets, cut bodies."""
+    """Return `attempt()`. Retry after faults that may pass: throttling, time-outs, resets, cut bodies."""
     for failures in range(1, ATTEMPTS + 1):
         try:
             return attempt()
@@ -246,7 +246,7 @@ def retried(attempt: Callable[[], T], what: str) -> T:
 
 
 def _final(error: Exception, what: str) -> Exception | None:
-    """The error to raise when another try is of no use; None where it may help."""
+    """Return the error to raise if a retry cannot help; None if it may."""
     response = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
     code = str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
     if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError) or code in _NOT_FOUND_CODES:

@@ -1,11 +1,11 @@
-"""The format of an output: its names, types and places, which `pipeline` writes and this package reads.
+"""The format of an output: its names, types and paths. `pipeline` writes it, this package reads it.
 
 OUTPUT/
-  spec.json                                   all that decides what stands in data/
-  data/<shard>.parquet                        rows of SCHEMA. EXISTS = DONE
-  data/<shard>.<shape>.<sha256[:12]>.npy      format npy: the latents of one shape
-  index/<shard>.parquet                       every column but the bytes, plus INDEX_COLUMNS; may be missing
-  index.parquet                               those of all shards, sorted by shard; may lag
+  spec.json                                   every setting that decides the bytes of data/
+  data/<shard>.parquet                        rows of SCHEMA. The shard is done when this file exists
+  data/<shard>.<shape>.<sha256[:12]>.npy      only with --format npy: the latents of one shape
+  index/<shard>.parquet                       all columns but the latent, and INDEX_COLUMNS; may be missing
+  index.parquet                               the indexes of all shards in one file, sorted by shard; may be older
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 FORMAT_VERSION = 1
-"""Raised by any change that alters bytes under `data/` for the same source."""
+"""A change that alters the bytes under `data/` for the same source raises it."""
 
 READABLE_VERSIONS = (1,)
 """Format versions that this package reads."""
 
 DTYPES: dict[str, np.dtype[Any]] = {"bfloat16": np.dtype("<u2"), "float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
-"""Stored dtypes as numpy sees them; numpy has no bfloat16, so its bits are uint16."""
+"""Stored dtypes and how numpy reads them. numpy has no bfloat16, so it reads the bits as uint16."""
 
 SCHEMA = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
-        pa.field("latent", pa.large_binary()),  # null with format npy
+        pa.field("latent", pa.large_binary()),  # null with --format npy
         pa.field("latent_shape", pa.list_(pa.field("element", pa.int32(), nullable=False)), nullable=False),
         pa.field("latent_dtype", pa.string(), nullable=False),
         pa.field("latent_crc32", pa.uint32(), nullable=False),
@@ -59,14 +59,14 @@ SCHEMA = pa.schema(
 INDEX_COLUMNS = pa.schema(
     [pa.field("file", pa.string()), pa.field("byte_offset", pa.int64()), pa.field("byte_length", pa.int64())]
 )
-"""What an index has in place of the bytes: the file under the output, and where in it they stand."""
+"""The columns that an index has in place of the latent: the path of its file, and its bytes in the file."""
 
 FOOTER_SPEC = "latentmill.spec"
 FOOTER_SHARD = "latentmill.shard"
 
 FOOTER_DERIVED = "latentmill.derived"
-"""Of an index: {"data_bytes": size of its data file, "rejected": sha256 of its JSONL file, "" for none}. Indexes of
-older versions lack it."""
+"""An index names what it was made from: {"data_bytes": the size of its data file, "rejected": the sha256 of its JSONL
+file, "" for none}. Indexes of older versions lack this."""
 
 SPEC_PATH = "spec.json"
 SEAL_PATH = "index.parquet"
@@ -75,29 +75,29 @@ INDEX = "index/"
 
 
 def data_path(shard: str) -> str:
-    """Where the data file of a shard stands, under the output. It exists = the shard is done."""
+    """Return the path of a shard's data file under the output. The shard is done when the file exists."""
     return f"{DATA}{shard}.parquet"
 
 
 def index_path(shard: str) -> str:
-    """Where the index of a shard stands, under the output."""
+    """Return the path of a shard's index under the output."""
     return f"{INDEX}{shard}.parquet"
 
 
 def npy_path(shard: str, shape: tuple[int, ...], sha256: str) -> str:
-    """Where the latents of one shape of a shard stand, under the output."""
+    """Return the path of a shard's latents of one shape under the output."""
     return f"{DATA}{shard}.{'x'.join(map(str, shape))}.{sha256[:12]}.npy"
 
 
 def shard_of(path: str) -> str:
-    """The shard that a file of data/ or index/ belongs to: the name of a shard has no dot."""
+    """Return the shard of a file in data/ or index/. The name of a shard has no dot."""
     return path.rpartition("/")[2].partition(".")[0]
 
 
 def index_of(source: IO[bytes], shard: str, npy_header_bytes: int = 128) -> pa.Table:
     """Return the index of a data file: SCHEMA without the latent, then INDEX_COLUMNS.
 
-    Offsets are read from the Parquet footer, not computed from the layout.
+    The offsets come from the Parquet footer; they are not computed from the layout.
     """
     file = pq.ParquetFile(source)
     table = file.read(columns=[name for name in file.schema_arrow.names if name != "latent"])
@@ -106,7 +106,7 @@ def index_of(source: IO[bytes], shard: str, npy_header_bytes: int = 128) -> pa.T
     for i, row in enumerate(table.select(["npy_file", "npy_row", "latent_shape", "latent_dtype"]).to_pylist()):
         length = int(np.prod(row["latent_shape"])) * DTYPES[row["latent_dtype"]].itemsize
         if row["npy_file"] is None:
-            chunk = file.metadata.row_group(i).column(column)  # every list has one leaf: positions agree
+            chunk = file.metadata.row_group(i).column(column)  # each list has one leaf, so leaves count as columns do
             names.append(data_path(shard))
             offsets.append(chunk.data_page_offset + chunk.total_compressed_size - length)
         else:

@@ -2,11 +2,11 @@
 
     latents.join("text", "s3://embeddings/t5", on="id")
 
-Columns become `<name>_<column>`. Two kinds:
+Columns become `<name>_<column>`. There are two kinds:
 
-    values    numbers, texts and small lists: copied next to the index
-    tensors   a binary column `x` with `x_shape`, `x_dtype` (and `x_crc32`), written like an output's latents:
-              uncompressed, one row a row group, one value a page. It stays where it is and is read by ranges
+    values    numbers, texts and small lists. They are copied next to the index
+    tensors   a binary column `x` with `x_shape`, `x_dtype` (and `x_crc32`), written as an output's latents are:
+              uncompressed, one row a row group, one value a page. They stay in the table, and byte ranges are read
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ Missing = Literal["raise", "drop", "null"]
 Kind = tuple[str, tuple[int, ...]]
 
 VALUE_BYTES = 64 << 10
-"""A value that is larger in the mean must be a tensor, so that it can stay where it is."""
+"""A column with larger values on average must be a tensor, so that it can stay in the table."""
 
 _PARTS = ("file", "start", "length", "shape", "dtype", "crc32")
 
 
 class Join:
-    """A joined table: values and places of tensors for each row of the index. Pickles by path."""
+    """A joined table: the values, and the byte ranges of the tensors, of each row of the index. Pickles by path."""
 
     def __init__(self, folder: Path, reader: RangeReader | None) -> None:
         self.folder = folder
@@ -57,7 +57,7 @@ class Join:
         """Columns of values."""
         self.tensors: list[str] = facts["tensors"]
         self.varying: list[str] = facts["varying"]
-        """Tensors whose shape is not the same in all rows, or which some rows lack: lists in a batch."""
+        """Tensors that become a list in a batch: rows differ in shape, or some rows have none."""
         self.nulls: dict[str, int] = facts["nulls"]
         self.file = ColumnFile(folder / "rows.arrow")
 
@@ -73,14 +73,14 @@ class Join:
         return self._reader
 
     def batch(self, number: int) -> dict[str, pa.Array]:
-        """The columns of values of a batch of the index."""
+        """Return the columns of values for a batch of the index."""
         batch = self.file.batch(number)
         return {name: batch.column(name) for name in self.columns}
 
     def ranges(
         self, rows: Sequence[int] | npt.NDArray[np.int64]
     ) -> dict[str, tuple[list[Range | None], list[Kind | None]]]:
-        """Of each tensor column: where the value of each row stands, and its (dtype, shape); None: it has none."""
+        """Return the byte range and the (dtype, shape) of each row, by tensor column; None: the row has no value."""
         found: dict[str, tuple[list[Range | None], list[Kind | None]]] = {}
         for name in self.tensors:
             ranges: list[Range | None] = []
@@ -135,7 +135,7 @@ def join(
 
 
 class _Source:
-    """The table to join: in memory, one file, or a folder of files."""
+    """The table to join: in memory, a file, or a folder of files."""
 
     def __init__(self, table: Table, storage_options: dict[str, Any] | None) -> None:
         self.files: Files | None = None
@@ -156,7 +156,7 @@ class _Source:
                 raise OpenError(f"{self.label} holds no Parquet file")
 
     def table(self, on: str) -> pa.Table:
-        """All rows; a tensor is replaced by its place, a struct of _PARTS in the column `_<name>`."""
+        """Return all rows. The column `_<name>` has the byte range of a tensor, a struct of _PARTS, in its place."""
         if self._given is not None:
             tables = [self._given]
         else:
@@ -233,7 +233,7 @@ def _is_binary(file: pq.ParquetFile, name: str) -> bool:
 
 
 def _partners(dataset: LatentDataset, theirs: pa.Table, on: str) -> npt.NDArray[np.int64]:
-    """For each row of the index its row in the table; -1: there is none."""
+    """Return, for each row of the index, its row in the table; -1: there is none."""
     columns = dataset.index.columns
     if on not in columns.schema.names or on.startswith("_"):
         raise OpenError(f"the output has no column {on!r} to join on; open it with columns=[{on!r}, ...]")
@@ -250,7 +250,7 @@ def _partners(dataset: LatentDataset, theirs: pa.Table, on: str) -> npt.NDArray[
 def _write(
     dataset: LatentDataset, name: str, theirs: pa.Table, places: npt.NDArray[np.int64], on: str, source: _Source
 ) -> Path:
-    """Copy the values to where the rows of the index are, in the same order."""
+    """Write the values in the order of the index, and return the folder."""
     fields = {column: column for column in theirs.column_names if column != on and not column.startswith("_")}
     tensors = [column[1:] for column in theirs.column_names if column.startswith("_")]
     renamed = {f"{name}_{column}": column for column in fields}

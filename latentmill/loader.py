@@ -1,4 +1,4 @@
-"""Loader: batches for training, read ahead, in an order that resumes."""
+"""Loader: batches for training that are read ahead, in an order that resumes."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ log = logging.getLogger(__name__)
 class Loader:
     """Yields {"latent": Tensor[B, C, T', H', W'], "id": list[str], "caption": list[str | None], ...} for one rank.
 
-    It is a torch DataLoader around `BatchSampler`, which says how an epoch is cut into batches and dealt to ranks; and
-    it counts what it has handed out. An `iter` goes on where the last one was left; at the end of an epoch the next
-    one begins. Give every rank the same arguments but `rank`.
+    It is a torch DataLoader around `BatchSampler`, and it counts the batches that it has yielded. The sampler cuts an
+    epoch into batches and deals them to ranks. `iter` continues where the last one stopped; at the end of an epoch the
+    next one begins. Give every rank the same arguments except `rank`.
 
     Args:
         dataset: what `latentmill.open` returned, or a selection of it.
         batch_size: rows in a batch of one rank.
-        seed: another seed, another order.
-        rank: of this process.
-        world_size: how many processes train.
-        context_parallel_size: neighbouring ranks that get the same batches.
-        drop_last: what becomes of rows that fill no batch: True, they are left out of this epoch; False, they form
-            smaller batches; "wrap", rows of the same shape come a second time.
-        shape_run: this many consecutive global batches have one shape.
-        epoch: the first one.
-        workers: processes that read. 0: threads of this process read, which is enough for most disks and networks.
+        seed: decides the order of the rows.
+        rank: the rank of this process.
+        world_size: the number of processes that train.
+        context_parallel_size: how many neighbouring ranks get the same batches.
+        drop_last: what happens to rows that fill no batch. True: this epoch leaves them out. False: they form smaller
+            batches. "wrap": rows of the same shape fill the batch and occur twice.
+        shape_run: the number of consecutive global batches of one shape.
+        epoch: the number of the first epoch.
+        workers: processes that read. 0: threads of this process read; this suffices for most disks and networks.
         prefetch: batches that each worker, or this process, reads ahead.
-        options: for torch's DataLoader: `pin_memory`, `multiprocessing_context`, `timeout`, `worker_init_fn`, ...
+        options: other arguments of torch's DataLoader: `pin_memory`, `multiprocessing_context`, `timeout`, ...
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Loader:
             epoch=epoch,
         )
         self.damaged: list[str] = []
-        """Ids of the rows that were left out because their bytes are wrong, where `open` was told to skip them."""
+        """With `open(..., damaged="skip")`: ids of the rows that were left out because their bytes are wrong."""
         if workers:
             options = {"persistent_workers": True, "prefetch_factor": prefetch} | options
         self._torch: DataLoader[Any] = DataLoader(
@@ -85,11 +85,11 @@ class Loader:
         )
 
     def __len__(self) -> int:
-        """Batches of this rank in a whole epoch."""
+        """Return the number of batches of this rank in a whole epoch."""
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Yield the rest of the epoch."""
+        """Yield the batches that are left of the epoch."""
         epoch = self.sampler.epoch
         for batch in self._torch:
             self.sampler.advance(1)
@@ -105,24 +105,24 @@ class Loader:
         return self.sampler.epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the beginning of an epoch. Right after `load_state_dict` of that epoch: stay where the state says."""
+        """Go to the start of an epoch. Right after `load_state_dict` of the same epoch this changes nothing."""
         self.sampler.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` needs to go on after the last batch that was handed out: the same on every rank."""
+        """Return what `load_state_dict` needs to continue after the last yielded batch: the same on every rank."""
         return self.sampler.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where another run was, with any number of ranks and workers.
+        """Continue where another run stopped, with any number of ranks and workers.
 
         Raises:
-            StateError: it was saved with other rows or in another order; names each difference.
+            StateError: the state was saved with other rows or in another order. The message names each difference.
         """
         self.sampler.load_state_dict(state)
 
 
 class _Ahead:
-    """The batches of a sampler, each with those that come next to the same worker: torch deals them in turn."""
+    """Yields the batches of a sampler. Each carries the next batches of the same worker; torch deals them in turn."""
 
     def __init__(self, sampler: BatchSampler, workers: int, depth: int) -> None:
         self._sampler, self._workers, self._depth = sampler, workers, depth

@@ -1,4 +1,4 @@
-"""Open an output: its Spec, its index as it is committed now, and what reads its latents."""
+"""Open an output: read its Spec and its index, and prepare to read its latents."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ def open(
 
     Args:
         uri: the output: a local path, `s3://`, or any fsspec URL.
-        storage_options: what fsspec takes for the URL, such as `{"profile": "train"}`. Left out: the standard chain.
-        columns: the columns of the index to have, in filters and in rows. None: all but the widest for filters, and
-            `ROW_COLUMNS` in rows.
-        index: path or URL of rows saved with `save_index`: these, whatever was committed since.
-        cache: a folder on a local disk for the index and for `cache_bytes`; None: $LATENTMILL_CACHE, or a folder of
-            this user in the folder for temporary files.
-        cache_bytes: keep this many bytes of latents in the cache, the least recently used go first. For remote outputs.
-        concurrency: reads that each process has under way at once. None: 4 for a local disk, 32 otherwise.
+        storage_options: what fsspec takes for the URL, such as `{"profile": "train"}`. None: the client's own.
+        columns: columns of the index that filters and rows may use. None: filters use all but the widest ones, and rows
+            have `ROW_COLUMNS`.
+        index: path or URL of rows that `save_index` wrote. The dataset has these rows, whatever was committed since.
+        cache: a folder on a local disk for the index and for cached latents. None: $LATENTMILL_CACHE, or else a folder
+            of this user in the folder for temporary files.
+        cache_bytes: most bytes of latents in the cache; the least recently used go first. Remote outputs only.
+        concurrency: requests that each process sends at once. None: 4 for a local disk, 32 otherwise.
         verify: compare each latent with its checksum.
-        damaged: a row whose bytes are wrong raises DamagedRowError, or it is left out of its batch, and the batch
-            names it in "damaged".
+        damaged: what happens to a row whose bytes are wrong. "raise": it raises DamagedRowError. "skip": its batch
+            leaves it out and names it in "damaged".
 
     Raises:
-        OpenError: not an output, a newer format, a missing file, an unknown column.
-        AccessError: no valid credentials, or they do not suffice.
-        StorageError: storage failed, after retries.
+        OpenError: the place is no output, or a newer format, or a file or a column is missing.
+        AccessError: the credentials are missing, wrong, or do not suffice.
+        StorageError: the storage failed, and so did every retry.
     """
     if damaged not in ("raise", "skip"):
         raise ValueError(f"damaged must be 'raise' or 'skip', got {damaged!r}")
@@ -69,7 +69,7 @@ def open(
 
 
 def _spec(files: Files) -> dict[str, Any]:
-    """The Spec of an output: spec.json, or where that is missing the footer of a data file."""
+    """Return the Spec of an output from spec.json; where that is missing, from the footer of a data file."""
     try:
         text: bytes | str = files.read(format.SPEC_PATH)
     except NotFoundError:

@@ -1,8 +1,8 @@
-"""Which samples form which batch: a pure function of (seed, epoch, number of the batch).
+"""Say which samples form which batch: a pure function of (seed, epoch, number of the batch).
 
-Each bucket is permuted and cut into batches; runs of batches of one bucket form the epoch, and are permuted, before
-anything is dealt to ranks. So the sequence of global batches is the same for any number of ranks and workers, and the
-n-th batch costs the same for every n.
+Each bucket is permuted and cut into batches. Runs of batches of one bucket are permuted and form the epoch. Only then
+are batches dealt to ranks, so the sequence of global batches is the same for any number of ranks and workers. The n-th
+batch costs the same for every n.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import numpy.typing as npt
 from latentmill.permutation import Permutation
 
 Last = Literal["drop", "short", "wrap"]
-"""What becomes of the samples of a bucket that fill no batch.
+"""What happens to the samples of a bucket that fill no batch.
 
-    drop    they are left out of this epoch; another epoch leaves out others
-    short   they form a batch that is smaller
-    wrap    the batch is filled with samples of the same bucket, which come twice in this epoch
+    drop    this epoch leaves them out; another epoch leaves out others
+    short   they form a smaller batch
+    wrap    samples of the same bucket fill the batch and occur twice in this epoch
 """
 
 
@@ -33,14 +33,14 @@ class Order:
     sizes: tuple[int, ...]
     """Samples in each bucket."""
     names: tuple[str, ...]
-    """Of the buckets: the order inside one depends on its own name and size only."""
+    """Name of each bucket. The order inside a bucket depends on nothing but its name, its size, seed and epoch."""
     batch_size: int
     seed: int = 0
     last: Last = "drop"
     shape_run: int = 1
-    """Batches of one bucket that follow each other. With the number of data-parallel ranks, all ranks work on one shape
-    at each step. A bucket's last run is completed or dropped as `last` says; with `short`, batches that fill no run
-    come at the end of the epoch."""
+    """Consecutive batches of one bucket. Set to the number of data-parallel ranks, it gives all ranks one shape at each
+    step. `last` completes or drops the last run of a bucket; with "short", batches that fill no run come at the end of
+    the epoch."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "shape_run"):
@@ -52,14 +52,14 @@ class Order:
 
     @cached_property
     def _runs(self) -> npt.NDArray[np.int64]:
-        """Whole runs of each bucket. With one batch a run, a short batch is a run like any other."""
+        """Whole runs of each bucket. If a run is one batch, a short batch counts as a run."""
         run = self.batch_size * self.shape_run
         up = self.last == "wrap" or (self.last == "short" and self.shape_run == 1)
         return np.array([-(-size // run) if up else size // run for size in self.sizes], np.int64)
 
     @cached_property
     def _rests(self) -> npt.NDArray[np.int64]:
-        """Batches of each bucket that belong to no whole run."""
+        """Batches of each bucket that belong to no run."""
         left = np.array(self.sizes, np.int64) - self._runs * self.batch_size * self.shape_run
         return np.maximum(-(-left // self.batch_size), 0) if self.last == "short" else left * 0
 
@@ -70,20 +70,20 @@ class Order:
 
     @property
     def num_dropped(self) -> int:
-        """Samples that an epoch leaves out because they fill no batch."""
+        """Samples that an epoch leaves out."""
         return sum(self.sizes) - self.num_samples if self.last == "drop" else 0
 
     @property
     def num_samples(self) -> int:
-        """Samples of an epoch, those that come twice counted twice."""
+        """Samples of an epoch; one that occurs twice counts twice."""
         return sum(self.sizes) if self.last == "short" else self.num_batches * self.batch_size
 
     def unseen(self) -> list[str]:
-        """Names of the buckets that are too small to form a batch, and are dropped in every epoch."""
+        """Return the names of the buckets that every epoch drops, because they are too small for a batch."""
         return [name for name, runs in zip(self.names, self._runs, strict=True) if self.last == "drop" and not runs]
 
     def batch(self, epoch: int, number: int) -> tuple[int, npt.NDArray[np.int64]]:
-        """Return (bucket, places of the samples in the bucket) of a global batch, 0 <= number < num_batches."""
+        """Return (bucket, positions of the samples in the bucket) of a global batch, 0 <= number < num_batches."""
         if not 0 <= number < self.num_batches:
             raise IndexError(f"an epoch has {self.num_batches} batches, there is no number {number}")
         run, within = divmod(number, self.shape_run)
@@ -120,12 +120,12 @@ def _permutation(size: int, *key: object) -> Permutation:
 
 
 def _place(counts: npt.NDArray[np.int64], number: int) -> tuple[int, int]:
-    """(bucket, number inside it) of the number-th of all."""
+    """Return (bucket, number inside the bucket) of the number-th of all."""
     ends = np.cumsum(counts)
     bucket = int(np.searchsorted(ends, number, side="right"))
     return bucket, number - int(ends[bucket] - counts[bucket])
 
 
 def bucket_name(dtype: str, shape: Sequence[int]) -> str:
-    """One text for each bucket."""
+    """Return the name of a bucket, such as "16x13x60x90 bfloat16"."""
     return f"{'x'.join(map(str, shape))} {dtype}"

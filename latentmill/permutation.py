@@ -1,8 +1,8 @@
 """A seeded permutation of 0..n-1 that needs no table: any element in constant time and memory.
 
-A generalised Feistel network on pairs (left, right) of Z_a x Z_b with a * b just above n. Values that fall outside
-0..n-1 walk on along their cycle until they come back, which keeps it a bijection. The mixing function is written out
-here, so that the order does not depend on the version of any library.
+A generalised Feistel network on pairs (left, right) of Z_a x Z_b, with a * b just above n. A value outside 0..n-1 is
+permuted again until it falls inside (cycle walking), so the result is a bijection. The mixing function is written out
+here, so that the order does not depend on the version of a library.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 ROUNDS = 10
-"""Of the network."""
+"""Rounds of the network."""
 SMALL, ROUNDS_WHEN_SMALL = 4096, 24
-"""Small networks mix slowly: at size 5, ten rounds fail a chi-square test over all 120 orders; sixteen pass."""
+"""Sizes below SMALL take more rounds: at size 5, ten fail a chi-square test over all 120 orders; sixteen pass."""
 
 FEW = 64
-"""So many elements go one by one: numpy costs more for each call than Python for each number."""
+"""Up to this many elements are permuted one by one: so few cost less in Python than in numpy."""
 
 _MULTIPLY = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 _SHIFT = (np.uint64(30), np.uint64(27), np.uint64(31))
@@ -30,8 +30,8 @@ class Permutation:
     """A bijection of 0..size-1, fixed by `key`.
 
     Args:
-        size: how many elements; at most 2**62.
-        key: any values whose text identifies the permutation, such as (seed, epoch, "batches").
+        size: the number of elements; at most 2**62.
+        key: values whose `repr` identifies the permutation, such as (seed, epoch, "batches").
     """
 
     def __init__(self, size: int, *key: object) -> None:
@@ -54,7 +54,7 @@ class Permutation:
 
     @cached_property
     def _table(self) -> npt.NDArray[np.int64]:
-        """All of a small permutation."""
+        """The whole of a small permutation."""
         return self._many(np.arange(self.size))
 
     def _checked(self, elements: npt.ArrayLike) -> npt.NDArray[np.int64]:
@@ -97,7 +97,7 @@ _MASK = (1 << 64) - 1
 
 
 def _mixed_int(value: int) -> int:
-    """The same for one number."""
+    """`_mixed` of one number."""
     value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
     value = (value ^ (value >> 27)) * 0x94D049BB133111EB & _MASK
     return value ^ (value >> 31)

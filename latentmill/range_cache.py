@@ -1,8 +1,9 @@
-"""A bounded folder of byte ranges on a local disk, the least recently used go first. Several processes may share it.
+"""Keep byte ranges in a folder on a local disk, up to a limit. The least recently used go first.
 
-One file a range, published by a rename, so that nobody sees half a range; readers check the checksum of the row, so a
-damaged file is only a miss. There is no lock and no common state: each process looks at the folder after it has
-written a 64th of the limit, and then cuts it to seven eighths. Up to eight processes stay below the limit.
+Several processes may share the folder. Each range is a file, published by a rename, so no process sees half a range.
+The reader compares the checksum, so a damaged file is only a miss. There is no lock and no shared state: a process
+that has written a 64th of the limit lists the folder and cuts it to seven eighths. Eight processes stay below the
+limit.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ if TYPE_CHECKING:
 
 
 class RangeCache:
-    """See the module.
+    """A cache of byte ranges.
 
     Args:
-        folder: made if it is missing.
-        limit_bytes: of all files in it.
-        place: address that the ranges belong to; places share a folder without meeting.
+        folder: where the files are. It is made if it is missing.
+        limit_bytes: the most bytes of all files in the folder.
+        place: the address of the output. Ranges of several outputs share a folder and do not mix.
     """
 
     def __init__(self, folder: str | os.PathLike[str], limit_bytes: int, place: str) -> None:
@@ -33,10 +34,10 @@ class RangeCache:
         self._folder = Path(folder)
         self._limit = limit_bytes
         self._place = place
-        self._written = limit_bytes  # so that the first write looks
+        self._written = limit_bytes  # so that the first write lists the folder
 
     def read(self, one: Range, view: memoryview) -> bool:
-        """Fill the view from the cache; False if the range is not there."""
+        """Fill the view from the cache. Return False if the range is not in it."""
         path = self._path(one)
         try:
             with path.open("rb", buffering=0) as file:
@@ -48,7 +49,7 @@ class RangeCache:
         return True
 
     def write(self, one: Range, view: memoryview) -> None:
-        """Keep a range. A disk that is full, or any other failure, only means that it is not kept."""
+        """Keep a range. If this fails, as on a full disk, the range is not kept and nothing else happens."""
         if one.length > self._limit // 8:
             return
         path = self._path(one)

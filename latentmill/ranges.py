@@ -1,4 +1,4 @@
-"""Read many byte ranges at once into memory that waits for them: joined, concurrent, tried again, checked."""
+"""Read many byte ranges at once into given memory: join neighbours, run in parallel, retry, compare checksums."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ from latentmill.files import Files
 from latentmill.range_cache import RangeCache
 
 GAP_BYTES = 64 << 10
-"""Ranges of one file that lie closer together than this are read in one request."""
+"""Ranges of one file with a smaller gap than this are read in one request."""
 JOINED_BYTES = 16 << 20
-"""A request that joins ranges is not longer than this, so that requests still run beside each other."""
+"""Most bytes of a joined request, so that several requests still run in parallel."""
 
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Where a value stands."""
+    """The bytes of one value."""
 
     file: str
-    """Path under the place."""
+    """Path under the output."""
     start: int
     length: int
     crc32: int | None
-    """Of the bytes; None: they are not checked."""
+    """Checksum of the bytes; None: they are not checked."""
     row: str
-    """Whose bytes they are, for messages: the id."""
+    """The id of the row, for messages."""
 
 
 class RangeReader:
-    """Reads ranges of one place with a pool of threads, which each process starts when it first needs it.
+    """Reads ranges with a pool of threads. Each process starts its own pool at its first read.
 
     Args:
-        files: the place.
-        concurrency: requests that are under way at once in this process.
+        files: the files to read.
+        concurrency: requests that this process sends at once.
         verify: compare each range with its checksum.
-        cache: keeps ranges of a remote place on a local disk.
+        cache: keeps ranges of remote files on a local disk.
     """
 
     def __init__(self, files: Files, *, concurrency: int, verify: bool = True, cache: RangeCache | None = None) -> None:
@@ -61,9 +61,10 @@ class RangeReader:
         self.__init__(**state)  # type: ignore[misc]
 
     def submit(self, ranges: Sequence[Range], into: Sequence[memoryview]) -> list[Future[None]]:
-        """Start to read each range into its memory; return a future for each, which raises what went wrong with it.
+        """Start to read each range into its memory, and return one future for each range.
 
-        A future raises DamagedRowError for bytes that are not there or fail their checksum, StorageError for storage.
+        A future raises DamagedRowError for bytes that are missing or fail their checksum, and StorageError if the
+        storage failed.
         """
         done: list[Future[None]] = [Future() for _ in ranges]
         for group in _joined(ranges):
@@ -82,7 +83,7 @@ class RangeReader:
         try:
             if len(group) > 1 and self._cache is None:
                 self._read_joined(group, ranges, into)
-        except Exception:  # whose range it is becomes clear when each is read alone
+        except Exception:  # reading each range alone shows which one fails
             ...
         else:
             if len(group) > 1 and self._cache is None:
@@ -129,7 +130,7 @@ class RangeReader:
 
 
 def _joined(ranges: Sequence[Range]) -> list[list[int]]:
-    """Positions in `ranges`, grouped into requests: neighbours in one file that lie close together."""
+    """Return positions in `ranges`, one group a request: ranges of one file with small gaps between them."""
     by_file: defaultdict[str, list[int]] = defaultdict(list)
     for i in sorted(range(len(ranges)), key=lambda i: ranges[i].start):
         by_file[ranges[i].file].append(i)

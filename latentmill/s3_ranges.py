@@ -1,8 +1,8 @@
-"""Ranged GETs of S3 objects straight into waiting memory: half the processor time of s3fs, which copies twice.
+"""Read byte ranges of S3 objects from the socket into given memory. s3fs copies twice and takes double the CPU time.
 
-s3fs signs, so that credentials, profiles and endpoints are found as ever; one signed address serves a file for minutes.
-The body goes from the socket into the memory. Whatever goes wrong here is answered by False: the caller then reads
-through s3fs, which knows its errors and tries again.
+s3fs signs the addresses, so it finds credentials, profiles and endpoints as always. One signed address serves a file
+for minutes. If anything fails here, `read_into` returns False; the caller then reads through s3fs, with its errors and
+retries.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from urllib.parse import urlsplit
 
 SIGNED_SECONDS = 3600
 USED_SECONDS = 600
-"""A signed address is used this long, well before it runs out."""
+"""A signed address is used for this long; it expires after SIGNED_SECONDS."""
 SIGNED_FILES = 4096
-"""Signed addresses that are kept."""
+"""Most signed addresses that are kept."""
 TIMEOUT_SECONDS = 60
 IDLE_SECONDS = 4
-"""A connection that was idle for longer is not used again: stores close them after five seconds and more."""
+"""A connection that was idle for longer is closed: some stores close theirs after five seconds."""
 
 
 class S3Ranges:
-    """See the module. Safe in several threads; belongs to the process that made it."""
+    """Reads ranges for one process. Several threads may share it."""
 
     def __init__(self, filesystem: Any) -> None:
         self._filesystem = filesystem
@@ -39,13 +39,13 @@ class S3Ranges:
 
     @staticmethod
     def fits(options: dict[str, Any]) -> bool:
-        """Whether nothing is asked of the connection that only s3fs knows how to do."""
+        """Return whether no option asks for a connection that only s3fs can make."""
         special = {"client_kwargs", "config_kwargs", "session", "requester_pays", "s3_additional_kwargs", "use_ssl"}
         proxies = {"http_proxy", "https_proxy", "all_proxy"} & {name.lower() for name in os.environ}
         return not (special & set(options) or proxies)
 
     def read_into(self, path: str, start: int, views: Sequence[memoryview]) -> bool:
-        """Fill the views, one after the other, with the bytes from `start` on."""
+        """Fill the views, one after the other, with the bytes from `start` on. Return False on any failure."""
         try:
             address = urlsplit(self._address(path))
             length = sum(len(view) for view in views)
@@ -56,7 +56,7 @@ class S3Ranges:
             answer = connection.getresponse()
             if answer.status != 206 or answer.length != length:
                 connection.close()
-                self._signed.pop(path, None)  # its credentials may have run out
+                self._signed.pop(path, None)  # its credentials may have expired
                 return False
             for view in views:
                 left = view
@@ -65,7 +65,7 @@ class S3Ranges:
                     if not count:
                         return False
                     left = left[count:]
-            answer.read()  # the end, so that the connection is free again
+            answer.read()  # reach the end of the body, so that the connection can be reused
         except Exception:
             return False
         with self._lock:

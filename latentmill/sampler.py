@@ -26,23 +26,23 @@ _LAST: dict[DropLast, Last] = {True: "drop", False: "short", "wrap": "wrap"}
 
 
 class Batch(list[int]):
-    """Positions in the dataset of one batch, and what a worker must know beside them."""
+    """The positions of one batch in the dataset, and what a worker needs to read them."""
 
     def __init__(self, positions: Any = (), *, seed: int = 0, epoch: int = 0) -> None:
         super().__init__(positions)
         self.seed = seed
-        """Of the noise, where latents are drawn from stored moments."""
+        """Seed of the noise for draws from stored moments."""
         self.epoch = epoch
         self.ahead: tuple[list[int], ...] = ()
-        """Batches that come next to the same process, which it may begin to read."""
+        """The next batches of the same process. It may begin to read them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ranks:
     """Which of the global batches one rank gets.
 
-    Ranks that work on one sample together (context, tensor or pipeline parallel) are neighbours: ranks 0..n-1 form the
-    first group, and get the same batches.
+    Ranks that share the work on one sample (context, tensor or pipeline parallel) are neighbours: ranks 0..n-1 form the
+    first group and get the same batches.
     """
 
     rank: int = 0
@@ -59,12 +59,12 @@ class Ranks:
 
     @property
     def group(self) -> int:
-        """This rank's group."""
+        """The group of this rank."""
         return self.rank // self.context_parallel_size
 
     @property
     def num_groups(self) -> int:
-        """Groups that get different batches: the data-parallel size."""
+        """The number of groups that get different batches: the data-parallel size."""
         return self.world_size // self.context_parallel_size
 
 
@@ -74,26 +74,26 @@ class BatchSampler:
     The global batches of an epoch are a pure function of (rows, batch_size, seed, epoch, drop_last, shape_run). Step s
     of rank group g is global batch `first + s * groups + g`. At the end of an epoch:
 
-        drop_last=True     every rank has the same number of full batches; what fills no batch or no step is left out
-        drop_last=False    every row comes once; a bucket ends in a smaller batch, and the last step may have batches
-                           for some of the ranks only
-        drop_last="wrap"   every row comes at least once; the last batch of a bucket is filled with rows of that bucket,
-                           the last step with the first batches of the epoch
+        drop_last=True     every rank has the same number of full batches; rows that fill no batch or step are left out
+        drop_last=False    every row occurs once; the last batch of a bucket may be smaller, and in the last step some
+                           ranks may have no batch
+        drop_last="wrap"   every row occurs at least once; rows of the same bucket fill its last batch, and the first
+                           batches of the epoch fill the last step
 
-    An `iter` goes on where the state says, and at the end of an epoch the next one begins: epochs differ without
-    `set_epoch`. There is no communication between ranks: give each the same arguments but `rank`.
+    `iter` continues at the current state, and at the end of an epoch the next one begins: epochs differ without
+    `set_epoch`. Ranks do not communicate: give each the same arguments except `rank`.
 
     Args:
         dataset: what `latentmill.open` returned, or a selection of it.
         batch_size: rows in a batch of one rank.
-        seed: another seed, another order; also of the noise where latents are drawn from moments.
-        rank: of this process.
-        world_size: how many processes train.
-        context_parallel_size: neighbouring ranks that get the same batches.
-        drop_last: what becomes of rows that fill no batch.
-        shape_run: this many consecutive global batches have one shape. Give the number of data-parallel ranks to have
-            all of them work on one shape at each step.
-        epoch: the first one.
+        seed: decides the order of the rows, and the noise of draws from stored moments.
+        rank: the rank of this process.
+        world_size: the number of processes that train.
+        context_parallel_size: how many neighbouring ranks get the same batches.
+        drop_last: what happens to rows that fill no batch; see above.
+        shape_run: the number of consecutive global batches of one shape. The number of data-parallel ranks gives all
+            ranks one shape at each step.
+        epoch: the number of the first epoch.
     """
 
     def __init__(
@@ -130,8 +130,8 @@ class BatchSampler:
                 stacklevel=2,
             )
         self.epoch = epoch
-        self._first = 0  # global batches of this epoch that were consumed
-        self._begun = (epoch, 0)  # where the last iter began
+        self._first = 0  # global batches of this epoch that are consumed
+        self._begun = (epoch, 0)  # where the last `iter` began
         self._just_loaded = False
         fields = {"seed": seed, "batch_size": batch_size, "drop_last": drop_last, "shape_run": shape_run}
         self._identity = fields | {"rows": dataset.digest}
@@ -145,45 +145,45 @@ class BatchSampler:
         return self.order.last == "drop"
 
     def __len__(self) -> int:
-        """Batches of this rank from the start of an epoch to its end."""
+        """Return the number of batches of this rank in a whole epoch."""
         return self._steps(0)
 
     def remaining(self) -> int:
-        """Batches of this rank that are left in the current epoch."""
+        """Return the number of batches of this rank that are left in the current epoch."""
         return self._steps(self._first)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield the rest of the epoch; then the next epoch is the current one."""
+        """Yield the batches that are left of the epoch, then go to the next epoch."""
         epoch = self.epoch
         yield from self.rest()
         self.finish(epoch)
 
     def rest(self) -> Iterator[Batch]:
-        """Yield the rest of the epoch, and leave the count to `advance` and `finish`."""
+        """Yield the batches that are left of the epoch. The caller counts them with `advance` and `finish`."""
         self._just_loaded = False
         epoch, first = self._begun = self.epoch, self._first
         for step in range(self._steps(first)):
             yield self.batch(epoch, first + step * self.ranks.num_groups + self.ranks.group)
 
     def batch(self, epoch: int, number: int) -> Batch:
-        """The global batch of this number, which may lie beyond the end of the epoch when batches wrap."""
+        """Return a global batch. With "wrap", its number may lie beyond the end of the epoch."""
         bucket, places = self.order.batch(epoch, number % self.order.num_batches)
         members = self._members[bucket]
         positions = places if members is None else members.values[places]
         return Batch(np.asarray(positions).tolist(), seed=self.order.seed, epoch=epoch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the beginning of an epoch. Right after `load_state_dict` of that epoch: stay where the state says."""
+        """Go to the start of an epoch. Right after `load_state_dict` of the same epoch this changes nothing."""
         if not (self._just_loaded and epoch == self.epoch):
             self.epoch, self._first = epoch, 0
         self._just_loaded = False
 
     def state_dict(self, steps: int | None = None) -> dict[str, Any]:
-        """Where this run is: the same on every rank.
+        """Return where this run is. It is the same on every rank.
 
         Args:
-            steps: batches that were consumed since the last `iter` began. A DataLoader with workers asks for batches
-                before it hands them out, so the sampler itself cannot know. (`Loader` counts them.)
+            steps: batches that were consumed since the last `iter` began. The sampler cannot know them: a DataLoader
+                with workers asks for batches before it yields them. `Loader` counts them.
         """
         epoch, batches = self.epoch, self._first
         if steps is not None:
@@ -194,10 +194,10 @@ class BatchSampler:
         return {"version": STATE_VERSION, "epoch": epoch, "batches": batches, **self._identity}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where another run was, with any number of ranks and workers.
+        """Continue where another run stopped, with any number of ranks and workers.
 
         Raises:
-            StateError: it was saved with other rows or in another order; names each difference.
+            StateError: the state was saved with other rows or in another order. The message names each difference.
         """
         if not isinstance(state, dict) or state.get("version") != STATE_VERSION:
             raise StateError(f"not a state of this version of latentmill: {state!r}")
@@ -214,11 +214,11 @@ class BatchSampler:
         self._just_loaded = True
 
     def advance(self, steps: int) -> None:
-        """Count steps as consumed: the next `iter` begins after them."""
+        """Count steps as consumed. The next `iter` begins after them."""
         self._first += steps * self.ranks.num_groups
 
     def finish(self, epoch: int) -> None:
-        """End an epoch: the next one is current, unless somebody went elsewhere meanwhile."""
+        """End an epoch: go to the next one, unless `set_epoch` or `load_state_dict` went elsewhere meanwhile."""
         if self.epoch == epoch:
             self.epoch, self._first = epoch + 1, 0
 

@@ -1,4 +1,4 @@
-"""A numpy array in a file that every process of a machine maps. It pickles by its path."""
+"""Share a numpy array between processes: a file that each process maps. It pickles by path."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ IN_MEMORY_BYTES = 1 << 16
 
 
 class SharedArray:
-    """See the module. The array is `values`."""
+    """A numpy array, `values`, that processes of one machine share."""
 
     def __init__(self, values: npt.NDArray[Any], path: Path | None = None) -> None:
         self.values = values
@@ -25,7 +25,7 @@ class SharedArray:
 
     @staticmethod
     def of(values: npt.NDArray[Any], cache: Path) -> SharedArray:
-        """Keep `values` in a file of the cache, named by their content."""
+        """Write `values` to a file of the cache that is named by their content."""
         values = np.ascontiguousarray(values)
         if values.nbytes < IN_MEMORY_BYTES:
             return SharedArray(values)

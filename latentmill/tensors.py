@@ -1,4 +1,4 @@
-"""Rows as tensors: read the latents of a batch, draw from stored moments, undo the scaling, collate. Imports torch."""
+"""Make tensors of rows: read the latents of a batch, draw from moments, undo the scaling, collate. Imports torch."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ if TYPE_CHECKING:
 
 
 class Sample(dict[str, Any]):
-    """One row. torch's default collate function makes batches of these as `collate` does."""
+    """One row. torch's default collate function calls `collate` for it."""
 
     whole: tuple[dict[str, Tensor], int, int] | None = None
-    """The tensors of the batch that it was read with, how many rows that has, and its place in it."""
+    """The tensors of the batch that the row was read with, its number of rows, and the row's position in it."""
     lists: frozenset[str] = frozenset()
-    """Columns that stay lists in a batch."""
+    """Columns that become a list in a batch."""
     damaged: list[str] | None = None
-    """Ids of the rows that were left out of the batch; None where a damaged row raises."""
+    """Ids of the damaged rows that the batch leaves out; None if a damaged row raises."""
 
 
 def collate(samples: Sequence[Sample], *, collate_fn_map: object = None) -> dict[str, Any]:  # noqa: ARG001 (torch's)
-    """Make one batch: tensors are stacked, numbers become a tensor, texts and columns with gaps become a list.
+    """Make one batch: stack tensors, make a tensor of numbers, and a list of texts and of columns with gaps.
 
-    The tensors of a batch that was read as one are not copied: "latent" is [B, C, T', H', W'].
+    "latent" is [B, C, T', H', W']. If the rows were read as one batch, nothing is copied.
 
     Raises:
-        ValueError: rows of different shapes.
+        ValueError: the rows have different shapes.
     """
     first = samples[0]
     batch: dict[str, Any] = {}
@@ -72,7 +72,7 @@ default_collate_fn_map[Sample] = collate
 
 
 def read_ahead(dataset: LatentDataset, positions: Sequence[int]) -> list[Sample]:
-    """Read a batch, and start to read those that its sampler says come next to this process."""
+    """Read a batch, and start to read the batches that the sampler names as the next ones of this process."""
     pid, waiting = dataset.__dict__.get("_waiting", (0, {}))
     if pid != os.getpid():
         waiting = {}
@@ -84,13 +84,13 @@ def read_ahead(dataset: LatentDataset, positions: Sequence[int]) -> list[Sample]
 
 
 def read_batch(dataset: LatentDataset, positions: Sequence[int], damaged: str) -> list[Sample]:
-    """Read rows at once, without looking ahead."""
+    """Read a batch, and nothing ahead of it."""
     batch = positions if isinstance(positions, Batch) else Batch(positions)
     return _Pending(dataset, batch).samples(damaged, batch.seed, batch.epoch)
 
 
 class _Pending:
-    """A batch whose bytes are on their way into its tensors."""
+    """A batch whose bytes are being read into its tensors."""
 
     def __init__(self, dataset: LatentDataset, positions: Sequence[int]) -> None:
         self._dataset = dataset
@@ -108,7 +108,7 @@ class _Pending:
     def _add(
         self, name: str, reader: RangeReader, ranges: Sequence[Range | None], kinds: Sequence[Kind | None]
     ) -> None:
-        """Start to read one tensor a row. Where all rows are of one kind, they lie side by side in one tensor."""
+        """Start to read one tensor a row. If all rows have one dtype and shape, they share one tensor [B, ...]."""
         there = [(i, one, kind) for i, (one, kind) in enumerate(zip(ranges, kinds, strict=True)) if one and kind]
         tensors: list[Tensor | None] = [None] * len(ranges)
         views: list[memoryview] = []
@@ -128,7 +128,7 @@ class _Pending:
         self._reads += zip((i for i, *_ in there), futures, strict=True)
 
     def samples(self, damaged: str, seed: int, epoch: int) -> list[Sample]:
-        """Wait for the bytes; one Sample for each row that is sound."""
+        """Wait for the bytes, and return one Sample for each undamaged row."""
         bad: dict[int, DamagedRowError] = {}
         for owner, future in self._reads:
             try:
@@ -168,7 +168,7 @@ class _Pending:
 
 
 def _empty(num_bytes: int) -> Tensor:
-    """uint8 [num_bytes]; in a worker in memory that the trainer's process can map, so that it is not copied again."""
+    """Return uint8 [num_bytes]. A worker shares its memory with the trainer's process, so it is not copied again."""
     if get_worker_info() is None:
         return torch.from_numpy(take(num_bytes))
     storage = torch.UntypedStorage._new_shared(num_bytes)  # type: ignore[no-untyped-call]  # as torch's own collate function does
@@ -184,7 +184,7 @@ def _needs_change(dataset: LatentDataset) -> bool:
 
 
 def _changed(dataset: LatentDataset, stored: Tensor, id_: str, seed: int, epoch: int) -> Tensor:
-    """What a row shows of its stored latent, [C, T', H', W'] in the stored dtype; computed in float32."""
+    """Return the latent of a row from the stored one: [C, T', H', W'] in the stored dtype, computed in float32."""
     vae, z = dataset.spec["vae"], stored.float()
     if dataset.stored_posterior != "moments":
         z = z / _factors(vae["scale"], z) + _factors(vae["shift"], z)
@@ -203,7 +203,10 @@ def _changed(dataset: LatentDataset, stored: Tensor, id_: str, seed: int, epoch:
 
 
 def _factors(value: Any, z: Tensor) -> Tensor:
-    """One number, one a channel, or one a channel and latent frame, as it multiplies [C, T', H', W']."""
+    """Return a scale or shift that broadcasts over [C, T', H', W'].
+
+    The Spec has one number, one for each channel, or one for each channel and latent frame.
+    """
     factors = torch.tensor(value, dtype=torch.float32)
     if factors.ndim == 2:
         factors = factors[:, : z.shape[1]]

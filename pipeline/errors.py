@@ -2,28 +2,28 @@
 
     LatentmillError
     |- ConfigError            a setting is wrong: raised before Ray starts, names field, value and what is allowed
-    |- EncoderError           no encoder can start; the run ends, what is committed stays
-    |- StorageError           storage did not do what was asked, after retries; the shard stays uncommitted
-    |  |- NotFoundError       a definite "no such object"; the only storage error that may become a Rejection
-    |  |- AccessError         forbidden or unauthenticated
-    |  |- ChangedError        the object is not the one that the plan recorded (size or etag)
-    |  +- TransientError      throttled, timed out, cut off: tried again, and seen outside only when the tries ran out
+    |- EncoderError           no encoder can start; the run ends, committed shards stay
+    |- StorageError           the storage failed, and so did every retry; the shard stays uncommitted
+    |  |- NotFoundError       the storage answers "no such object"; only this storage error may become a Rejection
+    |  |- AccessError         the credentials are missing, wrong, or do not suffice
+    |  |- ChangedError        the object differs from the one in the plan (size or ETag)
+    |  +- TransientError      throttled, timed out, cut off; raised when the retries ran out
     |- VideoError             bad content; becomes a Rejection with `reason`
        |- OpenError           not a video that FFmpeg can open
-       |- NoVideoStreamError  a container without a video stream
-       |- UnsupportedCodecError  no decoder for the video stream
-       |- UnsupportedEditsError  an MP4 edit list of which FFmpeg would make frames at wrong times
-       |- NoFramesError       opens, but not one frame comes out
-       |- CorruptVideoError   decoding failed or gave frames flagged corrupt where the clip lies
-       |- TruncatedVideoError the file ends before the clip does
+       |- NoVideoStreamError  the container has no video stream
+       |- UnsupportedCodecError  FFmpeg has no decoder for the video stream
+       |- UnsupportedEditsError  FFmpeg would give frames wrong times for this MP4 edit list
+       |- NoFramesError       the file opens, but has no frame
+       |- CorruptVideoError   decoding failed inside the clip, or flagged a frame of it as corrupt
+       |- TruncatedVideoError the file ends before the clip
        |- ClipTooShortError   the video, or the given range, is shorter than one clip
-       |- HdrError            the picture is HDR, and the policy is to refuse it
-       |- TarDamagedError     a tar whose bytes all came, and which does not end as a tar does
-       |- LimitExceededError  larger than a stated limit (pixels, duration, frames, bytes)
-       |- UnsafeAddressError  an address that a table may not name, found out when it was opened
-       +- FilteredError       refused by a filter that the user asked for
+       |- HdrError            the picture is HDR, and --hdr is `reject`
+       |- TarDamagedError     all bytes of the tar were read, and it does not end as a tar must
+       |- LimitExceededError  the video exceeds a limit (pixels, duration, frames, bytes)
+       |- UnsafeAddressError  a table names an address that it may not name; found when it was opened
+       +- FilteredError       a filter of the user refuses the clip
 
-Errors cross process boundaries, so every one pickles: plain string and number arguments only.
+Each error takes only strings and numbers, so it pickles and crosses process boundaries.
 """
 
 from __future__ import annotations
@@ -44,27 +44,27 @@ class EncoderError(LatentmillError):
 
 
 class StorageError(LatentmillError, OSError):
-    """Storage failed after retries. Never a Rejection: the shard stays open and the next run takes it up."""
+    """The storage failed, and so did every retry. Never a Rejection: the shard stays open for the next run."""
 
 
 class NotFoundError(StorageError):
-    """The store says definitely that the object does not exist."""
+    """The storage answers that the object does not exist."""
 
 
 class AccessError(StorageError):
-    """The store refused: forbidden, or no credentials."""
+    """The storage refuses: the credentials are missing, wrong, or do not suffice."""
 
 
 class ChangedError(StorageError):
-    """The object is not the one that the plan recorded."""
+    """The object differs from the one in the plan."""
 
 
 class TransientError(StorageError):
-    """The store may well do it the next time: throttled, timed out, reset, body cut short."""
+    """The storage may succeed the next time: throttled, timed out, reset, body cut short."""
 
 
 class VideoError(LatentmillError):
-    """The content is at fault. `reason` is the Rejection's reason."""
+    """The content of a video is bad. `reason` is the Rejection's reason."""
 
     reason: ClassVar[str] = "corrupt"
 

@@ -1,4 +1,4 @@
-"""The nouns that travel through the graph, all frozen. Shards stand in shards.py, receipts in receipts.py.
+"""The nouns that travel through the graph, all frozen. Shards are in shards.py, receipts in receipts.py.
 
 read    Shard -> Video ...            , last a VideosReceipt (this shard has m videos)
 decode  Video -> Chunk | Receipt ...  , per video a ClipsReceipt (this video has n clips)
@@ -187,7 +187,7 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Latent:
-    """The scaled latent of one chunk's body, as it will stand in the output."""
+    """The scaled latent of one chunk's body, as the output will hold it."""
 
     id: ChunkId
     payload: bytes | memoryview
@@ -238,7 +238,7 @@ ClipKey = tuple[int, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompleteShard:
-    """A shard of which every planned clip is a latent or a rejection: ready to commit."""
+    """A shard that is ready to commit: each planned clip is a latent or a rejection."""
 
     name: str
     planned: int

@@ -1,8 +1,8 @@
-"""Records as rows of one Arrow schema, which is all that travels between the stages.
+"""Turn records into rows of one Arrow schema and back. Nothing else travels between the stages.
 
-Every stage reads and writes tables of ROW_SCHEMA: an identity, one binary payload with shape and dtype, fixed-width
-measurements, and the rest as JSON in `meta`. Payloads are `large_binary`, so they cross Ray without a copy. Everything
-but the `*_seconds` is a function of source and Spec, and those have a fixed width: a retried task cuts the same blocks.
+Each stage reads and writes tables of ROW_SCHEMA: an identity, one binary payload with shape and dtype, fixed-width
+measurements, and all other fields as JSON in `meta`. Payloads are `large_binary`, so they cross Ray without a copy. All
+but the `*_seconds` follow from source and Spec, and these have a fixed width: a retried task cuts the same blocks.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ _KINDS = {made: kind for kind, made in _RECEIPTS.items()}
 
 
 def to_table(record: Record) -> pa.Table:
-    """One record as a table of one row of ROW_SCHEMA. Payload bytes are wrapped, not copied."""
+    """Return a record as a table of one row of ROW_SCHEMA. The payload is wrapped, not copied."""
     row: dict[str, Any] = {name: getattr(record, name, None) for name in (*_IDENTITY, *_SECONDS)}
     match record:
         case Video():
@@ -86,7 +86,7 @@ def to_table(record: Record) -> pa.Table:
 
 
 def from_table(table: pa.Table) -> Iterator[Record]:
-    """The records of a table of ROW_SCHEMA, in order. Payloads are views into the table's own memory."""
+    """Yield the records of a table of ROW_SCHEMA in order. Payloads are views into the memory of the table."""
     for batch in table.to_batches():
         payloads = batch.column("payload")
         for i, row in enumerate(batch.drop_columns(["payload"]).to_pylist()):
@@ -152,7 +152,7 @@ def _video_fields(meta: dict[str, Any]) -> dict[str, Any]:
 
 
 def _binary(payload: Any) -> pa.Array:
-    """A large_binary array of one value (or null) around the payload's own memory."""
+    """Return a large_binary array of one value (or null) that uses the memory of the payload."""
     if payload is None:
         return pa.nulls(1, pa.large_binary())
     data = pa.py_buffer(payload)
@@ -161,7 +161,7 @@ def _binary(payload: Any) -> pa.Array:
 
 
 def _view(column: pa.Array, i: int) -> memoryview | None:
-    """Value i of a large_binary array, in place. (`column[i].as_buffer()` copies.)"""
+    """Return value i of a large_binary array without a copy. (`column[i].as_buffer()` copies.)"""
     if column.slice(i, 1).null_count:
         return None
     _, offsets, data = column.buffers()

@@ -1,15 +1,15 @@
-"""The nouns of the plan: shards, what is in each, and what is staged of it. All frozen.
+"""Define the nouns of the plan: shards, their members, and what is staged of them. All are frozen.
 
 A shard's members are one of
 
-    None         a tar: what is in it shows when it is read
+    None         a tar; its members are found when it is read
     FileGroup    videos of a folder
     TableRange   a range of a table
-    Retry        rejected clips of a committed shard, to be tried again
-    PlanPlace    where in a plan file the members stand; the driver holds only this
+    Retry        rejected clips of a committed shard, to try again
+    PlanPlace    where in a plan file the members are; the driver holds only this
 
-They are JSON text in a plan file and in the row of a shard, and nowhere else. A name of a shard and the bytes of a plan
-file depend on that text: it must not change.
+Members are JSON text in a plan file and in the row of a shard, and nowhere else. The names of shards and the bytes of
+plan files depend on that text: it must not change.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ShardKind = Literal["tar", "files", "table", "retry"]
 
 
 class ListedVideo(NamedTuple):
-    """A video of a folder, as it was listed. A tuple: a plan may hold ten million."""
+    """A listed video of a folder. A tuple, since a plan may hold ten million."""
 
     path: str
     """Relative to the folder."""
@@ -36,7 +36,7 @@ class ListedVideo(NamedTuple):
     """Size and ETag of each sidecar by its suffix."""
 
     def to_json(self) -> dict[str, Any]:
-        """The video as a plan file says it."""
+        """Return the video as it is written to a plan file."""
         return self._asdict()
 
     @staticmethod
@@ -53,7 +53,7 @@ class FileGroup:
     videos: tuple[ListedVideo, ...]
 
     def to_text(self) -> str:
-        """The group as a plan file says it."""
+        """Return the group as it is written to a plan file."""
         return _compact([video.to_json() for video in self.videos])
 
 
@@ -64,14 +64,14 @@ class TableRange:
     start: int
     stop: int
     rows: int
-    """How many rows are in it."""
+    """The number of rows in it."""
     table_size: int | None = None
     """Bytes of the whole Parquet file."""
     columns: tuple[str, ...] | None = None
     """Names of the columns of a CSV file."""
 
     def to_text(self) -> str:
-        """The range as a plan file says it."""
+        """Return the range as it is written to a plan file."""
         fields: dict[str, Any] = {"start": self.start, "stop": self.stop, "rows": self.rows}
         if self.table_size is not None:
             fields["table_size"] = self.table_size
@@ -94,7 +94,7 @@ class TableRange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanPlace:
-    """Where in a plan file the members of a shard stand."""
+    """Where in a plan file the members of a shard are."""
 
     plan: str
     """Address of the plan file. Inside a Retry in a plan file only its name, since an output may be moved."""
@@ -103,27 +103,27 @@ class PlanPlace:
     """Number of the row in its group."""
 
     def to_text(self) -> str:
-        """The place as JSON."""
+        """Return the place as JSON."""
         return canonical_json({"plan": self.plan, "row_group": self.row_group, "row": self.row})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retry:
-    """Rejected clips of a committed shard, to be tried again (see retries.py)."""
+    """Rejected clips of a committed shard, to try again (see retries.py)."""
 
     of: Shard
     """The shard before."""
     videos: tuple[tuple[int, tuple[int, ...] | None], ...]
     """Ordinal of each video in the shard before, in source order, and which of its clips; None: all of them."""
     rest: int | None
-    """Every video from this ordinal on, too, where the rest of a tar was refused."""
+    """If the rest of a tar was rejected: every video from this ordinal on, too."""
 
     def chosen_text(self) -> str:
-        """What is tried again, as JSON: the name of the retry follows from it."""
+        """Return what is tried again as JSON. The name of the retry follows from it."""
         return canonical_json({"videos": self.videos, "rest": self.rest})
 
     def to_text(self) -> str:
-        """The retry as a plan file says it."""
+        """Return the retry as it is written to a plan file."""
         return canonical_json({"of": self.of.to_row(), "videos": self.videos, "rest": self.rest})
 
     @staticmethod
@@ -137,7 +137,7 @@ Members = FileGroup | TableRange | Retry | PlanPlace
 
 
 def parse_members(kind: ShardKind, text: str) -> Members | None:
-    """The members of a shard of this kind, from their text in a plan file or in the row of a shard."""
+    """Return the members of a shard of this kind from their text in a plan file or in the row of a shard."""
     if not text:
         return None
     found = json.loads(text)
@@ -150,20 +150,20 @@ def parse_members(kind: ShardKind, text: str) -> Members | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Staged:
-    """What the staging of a shard holds after a broken run."""
+    """What a broken run has staged of a shard."""
 
     parts: tuple[ChunkId, ...] = ()
     """Chunks whose latent is staged."""
     verdicts: tuple[ClipKey, ...] = ()
     """Clips that the guard rejected."""
     faults: tuple[tuple[int, int], ...] = ()
-    """(video, runs): the video could not be fetched in so many runs (see unreachable.py)."""
+    """(video, runs): the number of runs that could not fetch the video (see unreachable.py)."""
 
     def __bool__(self) -> bool:
         return bool(self.parts or self.verdicts or self.faults)
 
     def to_text(self) -> str:
-        """What is staged as JSON; "" for nothing."""
+        """Return what is staged as JSON; "" if nothing is."""
         if not self:
             return ""
         parts = [(part.video, part.clip, part.chunk, part.num_chunks) for part in self.parts]
@@ -198,21 +198,21 @@ class Shard:
     uri: str
     """The tar, the folder, or the table; of a retry, that of the shard whose clips it tries again."""
     size: int
-    """Bytes of encoded input, as listed (a table's own bytes: its videos are not listed)."""
+    """Bytes of encoded input as listed. Of a table the bytes of the table, since its videos are not listed."""
     etag: str
     """ETag, or size and mtime on local disks; "" for a group of files, whose members carry their own."""
     members: Members | None = None
-    """See the module."""
+    """One of the kinds above."""
     staged: Staged = NOTHING_STAGED
-    """Set when the shard is planned again after a broken run."""
+    """What a broken run has staged; set when the shard is planned again."""
 
     @property
     def members_text(self) -> str:
-        """The members as a plan file says them."""
+        """The members as they are written to a plan file."""
         return self.members.to_text() if self.members else ""
 
     def to_row(self) -> dict[str, Any]:
-        """The shard as a plain dict of text and numbers, for an Arrow row."""
+        """Return the shard as a dict of text and numbers, for an Arrow row."""
         row = {name: getattr(self, name) for name in self.__slots__}
         return row | {"members": self.members_text, "staged": self.staged.to_text()}
 
@@ -224,7 +224,7 @@ class Shard:
 
 
 def shard_name(uri: str, stem: str, members: str) -> str:
-    """Up to 40 safe characters of the stem, "-", 12 hex digits of sha256 over uri and members."""
+    """Return up to 40 safe characters of the stem, "-", and 12 hex digits of the sha256 of uri and members."""
     safe = re.sub(r"[^A-Za-z0-9_-]", "_", stem)[:40] or "shard"
     text = f"{uri}\n{members}".encode("utf-8", "surrogateescape")
     return f"{safe}-{hashlib.sha256(text).hexdigest()[:12]}"

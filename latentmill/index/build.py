@@ -1,8 +1,8 @@
-"""Open the index of an output as it is committed now: read it, check it, and leave it as an IndexFile in the cache.
+"""Open the index of an output: read the rows that are committed now, check them, and keep an IndexFile in the cache.
 
-The truth is the list of `data/`. `index.parquet` is a fast way to most rows; what it lacks comes from `index/`, and a
-data file without an index there is asked itself. Rows are sorted by shard, so one set of shards gives one order,
-however it was read.
+The list of `data/` decides which shards there are. `index.parquet` holds most of their rows; the others come from
+`index/`, or from the data file itself where `index/` lacks it. Rows are sorted by shard, so the same shards give the
+same order, whatever they were read from.
 """
 
 from __future__ import annotations
@@ -35,28 +35,28 @@ from latentmill.index.codes import Coder
 from latentmill.index.file import BATCH_ROWS, IndexFile, write_columns
 
 NEEDED = ("id", "latent_shape", "latent_dtype", "latent_crc32", "file", "byte_offset", "byte_length")
-"""Columns that every index has, whatever is asked for."""
+"""Columns that are always opened."""
 WIDE = ("source_uri", "timestamps_sec", "source_json", "extra_json", "npy_file", "npy_row")
-"""Columns that are left out unless they are asked for: with ten million rows they are gigabytes."""
+"""Columns that are opened on request only: at ten million rows they take gigabytes."""
 
 KEPT_SECONDS = 30 * 86400
-"""An index in the cache that nobody opened for this long is deleted."""
+"""An index in the cache is deleted when nobody has opened it for this long."""
 
 LAYOUT = 1
-"""Version of what IndexFile reads; a change makes new files in the cache."""
+"""Version of the files that IndexFile reads. A change makes new files in the cache."""
 
 
 class _GrownError(Exception):
-    """The output was sealed with shards that were committed after it was listed: list it again."""
+    """The seal has shards that were committed after `data/` was listed: list again."""
 
 
 def open_index(files: Files, columns: Sequence[str] | None, cache: Path, index: str | None = None) -> IndexFile:
     """Return the index of the output at `files`.
 
     Args:
-        columns: those to have beside NEEDED; None: all that the index has, but WIDE.
+        columns: the columns to open beside NEEDED. None: all but WIDE.
         cache: a folder on a local disk.
-        index: path or URL of a Parquet file with the rows to use, in place of what is committed now.
+        index: path or URL of a Parquet file with the rows to open, in place of those committed now.
     """
     while True:
         with contextlib.suppress(_GrownError):
@@ -86,7 +86,7 @@ def _open_listed(files: Files, columns: Sequence[str] | None, cache: Path, index
 
 
 def default_cache() -> Path:
-    """$LATENTMILL_CACHE, or a folder of this user's own in the folder for temporary files."""
+    """Return $LATENTMILL_CACHE, or else a folder of this user in the folder for temporary files."""
     if place := os.environ.get("LATENTMILL_CACHE"):
         return Path(place)
     folder = Path(tempfile.gettempdir()) / f"latentmill-{os.getuid()}"
@@ -104,8 +104,10 @@ def _opened(folder: Path) -> IndexFile:
 
 @contextlib.contextmanager
 def _one_at_a_time(path: Path) -> Iterator[None]:
-    """Let one process of this machine build while the others wait. The kernel lets go when a process dies; where a
-    disk cannot lock, several build the same."""
+    """Let one process of this machine build while the others wait.
+
+    The kernel frees the lock when a process dies. On a disk without locks, several processes build the same index.
+    """
     with path.open("w") as file:
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -142,7 +144,7 @@ def _build(
 
 
 class _Committed:
-    """The rows of an output, table by table, sorted by shard."""
+    """The committed rows of an output, table by table, sorted by shard."""
 
     def __init__(self, files: Files, listed: dict[str, Entry], columns: Sequence[str] | None, folder: Path) -> None:
         self._files = files
@@ -152,7 +154,7 @@ class _Committed:
         self._folder = folder
 
     def tables(self) -> Iterator[pa.Table]:
-        """The sealed rows, and those of the shards that the seal lacks in between."""
+        """Yield the sealed rows, and between them those of the shards that the seal lacks."""
         sealed = self._sealed()
         starts = _starts(sealed) if sealed else {}
         if list(starts) != sorted(starts):
@@ -178,7 +180,7 @@ class _Committed:
         yield from extra
 
     def pinned(self, uri: str) -> Iterator[pa.Table]:
-        """The rows of a file that somebody saved."""
+        """Yield the rows of a file that `save_index` wrote."""
         place, _, name = uri.rpartition("/")
         with Files(place or ".").open(name) as source:
             file = pq.ParquetFile(source)
@@ -196,7 +198,7 @@ class _Committed:
     def _of_shard(self, shard: str) -> pa.Table:
         try:
             data = self._files.read(format.index_path(shard))
-        except NotFoundError:  # committed this moment, or its maker died before it was derived
+        except NotFoundError:  # the index is written after the data file; its writer may have died before
             data = b""
         try:
             file = pq.ParquetFile(io.BytesIO(data))
@@ -221,7 +223,7 @@ class _Committed:
 
 
 def _starts(file: pq.ParquetFile) -> dict[str, int]:
-    """At which row each shard of a sealed index begins. A shard that comes twice is moved to where it came last."""
+    """Return the first row of each shard in a sealed index. A shard that occurs twice counts where it occurs last."""
     starts: dict[str, int] = {}
     position, last = 0, None
     for batch in file.iter_batches(BATCH_ROWS, columns=["file"]):
@@ -243,7 +245,7 @@ def _batches(file: pq.ParquetFile, columns: list[str]) -> Iterator[pa.Table]:
 
 
 def _in_order(read: Any, shards: list[str]) -> Iterator[pa.Table]:
-    """`read` of each shard, 32 at a time, in order."""
+    """Yield `read(shard)` of each shard in order; 32 run at once."""
     with ThreadPoolExecutor(32) as pool:
         waiting = iter(shards)
         under_way = [pool.submit(read, shard) for shard in islice(waiting, 64)]

@@ -1,4 +1,4 @@
-"""Check the rows of an index and encode its repeated values: a file, a dtype and a shape become small integers."""
+"""Check the rows of an index, and replace its repeated values by codes: files, and shapes with their dtype."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from latentmill.index.file import FILE, SHAPE
 
 
 class Coder:
-    """Turns tables of an index into those of an IndexFile, checks each row, and digests them all."""
+    """Turns tables of an index into tables of an IndexFile. Checks each row and hashes them all."""
 
     def __init__(self, files: Files, listed: dict[str, Entry]) -> None:
         self._place = files.uri
@@ -28,14 +28,14 @@ class Coder:
 
     @property
     def digest(self) -> str:
-        """Of the rows so far."""
+        """The hash of the rows so far."""
         shapes = json.dumps(list(self.shapes))
         return hashlib.blake2b(
             b"".join(one.digest() for one in self._digests) + shapes.encode(), digest_size=16
         ).hexdigest()
 
     def coded(self, table: pa.Table) -> pa.Table:
-        """The same rows with codes in place of file, shape and dtype."""
+        """Return the same rows with codes in place of file, shape and dtype."""
         table = table.combine_chunks()
         shapes = self._shape_codes(table)
         codes = pa.array(self._file_codes(table), pa.int32())
@@ -74,7 +74,7 @@ class Coder:
         keys = kinds.indices.to_numpy().astype(np.int64) * len(found[0]) + found[1]
         values, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
         codes = np.empty(len(values), np.int16)
-        for i in np.argsort(first):  # a shape gets its code where it appears first, wherever the tables are cut
+        for i in np.argsort(first):  # codes follow the first occurrence, so they do not depend on where tables are cut
             value = values[i]
             name, shape = kinds.dictionary[value // len(found[0])].as_py(), found[0][value % len(found[0])]
             if name not in format.DTYPES:
@@ -87,7 +87,7 @@ class Coder:
 
 
 def _runs(shapes: pa.ChunkedArray) -> tuple[list[tuple[int, ...]], npt.NDArray[np.int64]]:
-    """(distinct shapes, which of them each row has)"""
+    """Return (distinct shapes, which of them each row has)."""
     array = shapes.combine_chunks()
     array = array.chunk(0) if isinstance(array, pa.ChunkedArray) else array
     ranks = array.value_lengths().to_numpy()
@@ -102,7 +102,7 @@ def _runs(shapes: pa.ChunkedArray) -> tuple[list[tuple[int, ...]], npt.NDArray[n
 
 
 def _text_bytes(column: pa.ChunkedArray) -> bytes:
-    """All texts of a column, one after the other."""
+    """Return the texts of a column, one after the other."""
     parts = []
     for chunk in column.chunks:
         _, offsets, data = chunk.buffers()

@@ -1,10 +1,10 @@
-"""The index of an output as a folder of local files that every process on a machine maps into its memory.
+"""Keep the index of an output in a folder of local files that each process of a machine maps into memory.
 
     rows.arrow     Arrow IPC: record batches of BATCH_ROWS rows each, the last one shorter
-    files.arrow    Arrow IPC: the names that the column `_file` counts
+    files.arrow    Arrow IPC: the file names; the column `_file` holds their numbers
     facts.json     {"digest", "num_rows", "shapes", "nulls"}
 
-Ten million rows cost a process next to no memory of its own: what it touches is the page cache, which all share.
+Ten million rows take next to no memory of the process itself: processes share the page cache.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ import pyarrow as pa
 BATCH_ROWS = 1 << 16
 
 FILE, SHAPE = "_file", "_shape"
-"""Columns that count: places in files.arrow, and in the shapes of facts.json."""
+"""Columns of codes: positions in files.arrow, and in the shapes of facts.json."""
 
 Rows = npt.NDArray[np.int64]
 
 
 class ColumnFile:
-    """Columns of a table in one mapped Arrow file. A row is found by its number, in constant time. Pickles by path."""
+    """Columns of a table in a mapped Arrow file. A row is found by its number in constant time. Pickles by path."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -45,13 +45,13 @@ class ColumnFile:
         self.__init__(path)  # type: ignore[misc]
 
     def batch(self, number: int) -> pa.RecordBatch:
-        """Rows BATCH_ROWS * number and on; nothing is copied."""
+        """Return the batch that begins at row BATCH_ROWS * number. Nothing is copied."""
         if (batch := self._batches.get(number)) is None:
             batch = self._batches[number] = self._reader.get_batch(number)
         return batch
 
     def numbers(self, column: str, rows: Sequence[int] | Rows) -> npt.NDArray[Any]:
-        """The values of a numeric column without nulls at some rows."""
+        """Return the values of a numeric column without nulls at the given rows."""
         picked = []
         for row in rows:
             number, at = divmod(int(row), BATCH_ROWS)
@@ -61,7 +61,7 @@ class ColumnFile:
         return np.array(picked)
 
     def values(self, column: str, rows: Sequence[int] | Rows) -> list[Any]:
-        """The values of any column at some rows, as Python objects."""
+        """Return the values of any column at the given rows, as Python objects."""
         places = (divmod(int(row), BATCH_ROWS) for row in rows)
         return [self._array(column, number)[at].as_py() for number, at in places]
 
@@ -71,13 +71,13 @@ class ColumnFile:
         return array
 
     def whole(self, column: str) -> npt.NDArray[Any]:
-        """A numeric column without nulls, copied."""
+        """Return a copy of a numeric column without nulls."""
         parts = [self.batch(i).column(column).to_numpy(zero_copy_only=True) for i in range(self.num_batches)]
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
 
 def write_columns(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> int:
-    """Write tables as one column file; return the number of rows. Holds a few batches in memory."""
+    """Write tables as one column file, and return the number of rows. Holds a few batches in memory."""
     num_rows = 0
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         for batch in _evenly(tables):
@@ -87,7 +87,7 @@ def write_columns(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> 
 
 
 def _evenly(tables: Iterable[pa.Table]) -> Iterator[pa.RecordBatch]:
-    """The same rows, cut every BATCH_ROWS."""
+    """Yield the same rows in batches of BATCH_ROWS."""
     pending: list[pa.Table] = []
     num_rows = 0
     for table in tables:
@@ -110,12 +110,12 @@ class IndexFile:
         self.folder = folder
         facts = json.loads((folder / "facts.json").read_text())
         self.digest: str = facts["digest"]
-        """Of the ids, shapes and checksums of all rows in their order, and not of where they stand."""
+        """The hash of the ids, shapes and checksums of all rows in order. It does not depend on their files."""
         self.num_rows: int = facts["num_rows"]
         self.shapes: list[tuple[str, tuple[int, ...]]] = [(dtype, tuple(shape)) for dtype, shape in facts["shapes"]]
-        """(dtype, shape) of a latent; the column `_shape` counts them."""
+        """Each (dtype, shape) of a latent; the column `_shape` holds positions in this list."""
         self.nulls: dict[str, int] = facts["nulls"]
-        """How many values of a column are missing."""
+        """The number of missing values of each column."""
         self.columns = ColumnFile(folder / "rows.arrow")
         self._files = pa.ipc.open_file(pa.memory_map(str(folder / "files.arrow")))
         self.files: pa.Array = self._files.get_batch(0).column(0)
@@ -127,7 +127,7 @@ class IndexFile:
         self.__init__(folder)  # type: ignore[misc]
 
     def batch(self, number: int) -> pa.RecordBatch:
-        """A record batch for people and filters: names and shapes in place of the columns that count."""
+        """Return a record batch for people and filters: names and shapes in place of codes."""
         batch = self.columns.batch(number)
         shapes = pa.array([list(shape) for _, shape in self.shapes], pa.list_(pa.int32()))
         dtypes = pa.array([dtype for dtype, _ in self.shapes], pa.string())
@@ -139,7 +139,7 @@ class IndexFile:
 
     @property
     def schema(self) -> pa.Schema:
-        """Of the batches."""
+        """The schema of `batch`."""
         hidden = [self.columns.schema.get_field_index(name) for name in (FILE, SHAPE)]
         fields = [field for i, field in enumerate(self.columns.schema) if i not in hidden]
         shown = {

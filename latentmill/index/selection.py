@@ -1,4 +1,4 @@
-"""Find rows of an index: those that an expression keeps, and those of each shape."""
+"""Find the rows of an index that an expression keeps, and the rows of each shape."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from latentmill.shared_array import SharedArray
 
 
 class Bucket(NamedTuple):
-    """The rows of one stored shape and dtype."""
+    """The rows of one stored dtype and shape."""
 
     name: str
     shape: tuple[int, ...]
     """(C, T', H', W')."""
     positions: SharedArray | None
-    """In the dataset; None: all of them."""
+    """Positions in the dataset; None: all."""
     num_rows: int
 
 
 def kept_rows(batches: Iterable[pa.RecordBatch], expression: pa.dataset.Expression) -> npt.NDArray[np.int64]:
-    """The rows, of batches of BATCH_ROWS, for which the expression is true.
+    """Return the rows for which the expression is true. Every batch but the last has BATCH_ROWS rows.
 
     Raises:
-        OpenError: the expression names a column that is not there, or compares what cannot be compared.
+        OpenError: the expression names an unknown column, or compares values that cannot be compared.
     """
     kept = []
     for number, batch in enumerate(batches):
@@ -43,13 +43,13 @@ def kept_rows(batches: Iterable[pa.RecordBatch], expression: pa.dataset.Expressi
             kept.append(_where(mask.fill_null(False).to_numpy(zero_copy_only=False)) + number * BATCH_ROWS)
         except (pa.ArrowException, ValueError, TypeError, AttributeError) as error:
             names = ", ".join(batch.schema.names)
-            reason = str(error).partition(" in id: ")[0]  # Arrow goes on with its schema
+            reason = str(error).partition(" in id: ")[0]  # Arrow appends the schema
             raise OpenError(f"cannot filter by {expression}: {reason}. Columns: {names}") from error
     return np.concatenate(kept)
 
 
 def buckets_of(index: IndexFile, rows: SharedArray | None, cache: Path) -> list[Bucket]:
-    """The bucket of each shape that the selected rows have, sorted by shape; rows None: all."""
+    """Return the bucket of each shape of the selected rows, sorted by shape. None selects all rows."""
     codes = index.columns.whole(SHAPE)
     if rows is not None:
         codes = codes[rows.values]

@@ -79,7 +79,7 @@ class Cluster:
     largest_node: float = 0.0
     """CPUs of the largest node; 0 if there is only one node."""
     spare_cpus: float = 0.0
-    """CPUs that are counted and are not there: they let an encoder stand on every core, and the decoding beside."""
+    """CPUs that Ray counts beyond the real ones, so that each core has an encoder and decoding still runs."""
 
 
 def check_local(workers: Workers) -> None:

@@ -2,8 +2,8 @@
 
 A committed file is never rewritten. Its rejections stay in its footer, and each retried clip becomes a latent or a
 Rejection in the data file of the retry; that Rejection may be retried in turn. shards.Retry lists the clips. To read a
-retry is to read its original shard, of which only the chosen videos continue, with ordinals 0, 1, 2, ... The original
-shard may be a retry itself.
+retry, its original shard is read; only the chosen videos continue, with ordinals 0, 1, 2, ... The original shard may be
+a retry itself.
 
 Each rejection is planned once: a rejection in one retry is not put into another.
 """
