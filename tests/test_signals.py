@@ -28,7 +28,7 @@ AT_ONCE = {"before Ray", "while Ray starts"}
 
 
 def stop(folder: Path, moment: str, name: str, times: int, *, to_group: bool) -> None:
-    video = make_video(num_frames=16, width=96, height=64) if moment == "in the stream" else b"not a video"
+    video = make_video(num_frames=33, width=96, height=64) if moment == "in the stream" else b"not a video"
     make_tar(folder / "a.tar", {"a": video})
     mark, output = folder / "mark", folder / "out"
     order = {"source": f"{folder}/a.tar", "output": f"{output}", "moment": moment, "mark": f"{mark}"}
