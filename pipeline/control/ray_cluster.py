@@ -90,8 +90,10 @@ def ray_for(job: Job, info: VAEInfo, stop: Stop) -> Iterator[Pools]:
 
 @contextlib.contextmanager
 def _ray(options: dict[str, Any], stop: Stop, *, ours: bool) -> Iterator[None]:
-    """Start or join Ray in a thread: in the main thread Ray would take over SIGTERM, and its wait has no limit."""
+    """Start or join Ray, and end it, in a thread: in the main thread Ray would take over SIGTERM, and its wait has no
+    limit."""
     started: Future[None] = Future()
+    ended: Future[None] = Future()
     over = threading.Event()
 
     def start() -> None:
@@ -103,6 +105,11 @@ def _ray(options: dict[str, Any], stop: Stop, *, ours: bool) -> Iterator[None]:
         else:
             started.set_result(None)
         over.wait()  # the kernel ends the processes of a local Ray with the thread that started them
+        try:
+            if not started.exception():
+                ray.shutdown()
+        finally:
+            ended.set_result(None)
 
     patience = START_SECONDS if ours else CONNECT_SECONDS
     try:
@@ -121,9 +128,9 @@ def _ray(options: dict[str, Any], stop: Stop, *, ours: bool) -> Iterator[None]:
             raise kind(f"ray-address {options['address']!r}: Ray says: {first_line}") from error
         yield
     finally:
-        if started.done() and not started.exception():
-            ray.shutdown()
         over.set()
+        if started.done():
+            stop.sit_out(ended)
 
 
 _thread = threading.local()

@@ -70,7 +70,8 @@ class Stop:
         """Wait for the future until `seconds` pass or a signal comes. Return whether the future is done.
 
         Meanwhile it installs the signal handlers again and again: when Ray starts, in any thread, its C++ side takes
-        over SIGTERM and SIGALRM, and a signal would print a stack and kill the process.
+        over SIGTERM and SIGALRM, and a signal would print a stack and kill the process. When Ray ends, it leaves
+        SIGTERM without a handler.
         """
         deadline = time.monotonic() + seconds
         while not future.done() and not self.asked and time.monotonic() < deadline:
@@ -78,6 +79,13 @@ class Stop:
             wait([future], timeout=LOOK_SECONDS)
         self._listen()
         return future.done()
+
+    def sit_out(self, future: Future[None]) -> None:
+        """Wait for the future whatever signals come, and keep the handlers installed as `done` does."""
+        while not future.done():
+            self._listen()
+            wait([future], timeout=LOOK_SECONDS)
+        self._listen()
 
     @contextlib.contextmanager
     def calling(self, function: Callable[[], None]) -> Iterator[None]:
