@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
@@ -60,7 +61,7 @@ def collate(samples: Sequence[Sample], *, collate_fn_map: object = None) -> dict
                 raise ValueError(f"a batch holds one shape, got {name} of {shapes}: use latentmill.BatchSampler")
             batch[name] = torch.stack(values)
         elif isinstance(value, int | float):
-            batch[name] = torch.tensor(values)
+            batch[name] = torch.from_numpy(np.array(values, np.float32 if isinstance(value, float) else None))
         else:
             batch[name] = values
     if first.damaged is not None:
