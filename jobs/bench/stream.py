@@ -18,8 +18,8 @@ of the stage (tables, object store, guard, and the small tasks in the same proce
 
 from __future__ import annotations
 
+import contextlib
 import os
-import re
 import tempfile
 import threading
 import time
@@ -231,14 +231,10 @@ def _memory(folder: Path, num_clips: int) -> str:
     peak, over = [0.0], threading.Event()
 
     def watch() -> None:
-        from ray._private.internal_api import memory_summary
-
-        while not over.wait(1):
-            if not ray.is_initialized():
-                continue
-            stats = memory_summary(ray.get_runtime_context().gcs_address, stats_only=True)
-            for used in re.findall(r"Plasma memory usage (\d+) MiB", stats):
-                peak[0] = max(peak[0], float(used))
+        while not over.wait(0.2):
+            with contextlib.suppress(Exception):  # Ray is not there yet, or not any more
+                whole, free = ray.cluster_resources(), ray.available_resources()
+                peak[0] = max(peak[0], (whole["object_store_memory"] - free["object_store_memory"]) / 2**20)
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
