@@ -20,7 +20,7 @@ SMALLEST = {
     "reader": ["--clips", "12", "--rows", "2000", "--rounds", "1"],
 }
 FIGURES = {
-    "stream": r"encode-bound  +\d+\.\d\d  of bare loop(.|\n)*memory +peak [1-9]\d* MiB",
+    "stream": r"encode-bound  +\d+\.\d\d  of plain loop(.|\n)*memory +peak [1-9]\d* MiB",
     "encoder": r"float32 1x32x32, 1 threads: \d+\.\d\dx diffusers(.|\n)*our time: ",
     "chunking": r"\| alike \| noise \|( [\d.e-]+ \|){8}",
     "decode": r"latentmill +[\d.]+ +1\.00",
