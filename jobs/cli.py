@@ -14,6 +14,7 @@ COMMANDS = {
     "status": "show the progress and contents of an output, also during a run",
     "verify": "read and check a whole output; optionally encode some clips again and compare",
     "ls": "list the rows, shapes and sizes of an output",
+    "stats": "show the statistics of the latents, and whether their normalisation fits",
     "head": "print the first rows of an output as text",
     "cat": "write one latent as .npy or .pt",
     "demo": "make some videos in ./demo, encode them, and read the latents back",

@@ -62,7 +62,7 @@ def _dry_run(job: Job) -> str:
 
     spec, info = resolve(job)
     output = Storage(job.output)
-    check(output, spec)
+    spec = check(output, spec)
     shards = list(
         plan_dry_run(output, job.source, shard_size=job.shard_size, limit=job.limit, on_changed=job.on_changed)
     )

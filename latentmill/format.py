@@ -17,16 +17,39 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-FORMAT_VERSION = 1
-"""A change that alters the bytes under `data/` for the same source raises it."""
+FORMAT_VERSION = 2
+"""A change that alters the bytes under `data/` for the same source raises it.
 
-READABLE_VERSIONS = (1,)
-"""Format versions that this package reads."""
+    1    without STATISTICS
+    2    with STATISTICS
+"""
+
+READABLE_VERSIONS = (1, 2)
+"""Format versions that this package reads, and in which a run continues an output that has one of them."""
 
 DTYPES: dict[str, np.dtype[Any]] = {"bfloat16": np.dtype("<u2"), "float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
 """Stored dtypes and how numpy reads them. numpy has no bfloat16, so it reads the bits as uint16."""
 
-SCHEMA = pa.schema(
+
+def _numbers(name: str, *, nullable: bool = False) -> pa.Field:
+    return pa.field(name, pa.list_(pa.field("element", pa.float32(), nullable=False)), nullable=nullable)
+
+
+STATISTICS = pa.schema(
+    [
+        _numbers("latent_mean"),
+        _numbers("latent_std"),
+        _numbers("latent_first_mean"),
+        _numbers("latent_first_std"),
+        _numbers("latent_rest_mean", nullable=True),  # null if the latent has one frame
+        _numbers("latent_rest_std", nullable=True),
+        pa.field("latent_max_abs", pa.float32(), nullable=False),
+    ]
+)
+"""Statistics of the stored latent, one number for each channel: of all latent frames, of the first one, and of the
+others; and the largest magnitude. Since format version 2."""
+
+_ROW = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
         pa.field("latent", pa.large_binary()),  # null with --format npy
@@ -54,7 +77,15 @@ SCHEMA = pa.schema(
         pa.field("extra_json", pa.string(), nullable=False),
     ]
 )
-"""The rows of a data file."""
+
+SCHEMA = pa.schema([*_ROW, *STATISTICS])
+"""The rows of a data file of FORMAT_VERSION."""
+
+
+def schema_of(version: int) -> pa.Schema:
+    """Return the schema of the rows of a data file of one of READABLE_VERSIONS."""
+    return SCHEMA if version >= 2 else _ROW
+
 
 INDEX_COLUMNS = pa.schema(
     [pa.field("file", pa.string()), pa.field("byte_offset", pa.int64()), pa.field("byte_length", pa.int64())]

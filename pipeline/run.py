@@ -98,7 +98,7 @@ def run(
     began = datetime.now(UTC)
     spec, info = resolve(job)
     output = Storage(job.output)
-    check(output, spec)
+    spec = check(output, spec)
     check_local(job.workers)
     writable(output)
     log.info("planning: the source is listed and compared with the output")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -20,7 +21,8 @@ from pipeline.guard.strikes import Strikes
 from pipeline.output.commit import commit, derive, seal
 from pipeline.output.parts import stage
 from pipeline.output.run_records import RunRecord
-from pipeline.output.spec_file import write_spec
+from pipeline.output.spec_file import check, write_spec
+from pipeline.output.statistics import statistics
 from pipeline.output.summary import Summary
 from pipeline.plan.frozen import make_plan
 from pipeline.receipts import Receipt, Record
@@ -41,10 +43,16 @@ Rows = list[dict[str, Any]]
 
 
 def make_output(
-    source: str | Path, where: str | Path, clip: ClipRule = CLIP, latent: LatentRule = LATENT, limit: int | None = None
+    source: str | Path,
+    where: str | Path,
+    clip: ClipRule = CLIP,
+    latent: LatentRule = LATENT,
+    limit: int | None = None,
+    version: int = format.FORMAT_VERSION,
 ) -> Storage:
     """Encode everything at `source` into an output at `where`, as a job with one thread does; sealed and recorded."""
-    output, rule = Storage(str(where)), spec(clip, latent)
+    output = Storage(str(where))
+    rule = check(output, replace(spec(clip, latent), format_version=version))
     write_spec(output, rule)
     decoder = Decoder(clip=clip, latent=latent, info=VAEInfo(**rule.vae), deadline=60)
     encoder = Encoder("tiny", rule)
@@ -95,6 +103,12 @@ def rewrite(out: Path, name: str, change: Callable[[Rows, dict[str, Any]], objec
         writer.add_key_value_metadata({format.FOOTER_SPEC: spec, format.FOOTER_SHARD: footer_text})
     derive(Storage(str(out)), name)
     seal(Storage(str(out)), sorted(file.stem for file in (out / "data").glob("*.parquet")))
+
+
+def replace_latent(row: dict[str, Any], latent: bytes) -> None:
+    """Give a row another latent with all that follows from it: checksum and statistics."""
+    row.update(latent=latent, latent_crc32=zlib.crc32(latent))
+    row.update(statistics(latent, row["latent_dtype"], tuple(row["latent_shape"])))
 
 
 def only_parquet(out: Path) -> None:

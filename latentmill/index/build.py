@@ -36,7 +36,7 @@ from latentmill.index.file import BATCH_ROWS, IndexFile, write_columns
 
 NEEDED = ("id", "latent_shape", "latent_dtype", "latent_crc32", "file", "byte_offset", "byte_length")
 """Columns that are always opened."""
-WIDE = ("source_uri", "timestamps_sec", "source_json", "extra_json", "npy_file", "npy_row")
+WIDE = ("source_uri", "timestamps_sec", "source_json", "extra_json", "npy_file", "npy_row", *format.STATISTICS.names)
 """Columns that are opened on request only: at ten million rows they take gigabytes."""
 
 KEPT_SECONDS = 30 * 86400
@@ -218,7 +218,8 @@ class _Committed:
         if self._asked is None:
             return [name for name in schema.names if name not in WIDE]
         if unknown := sorted(set(self._asked) - set(schema.names)):
-            raise OpenError(f"{self._files.uri} has no column {unknown[0]!r}; it has {', '.join(schema.names)}")
+            since = " (statistics came with format version 2)" if unknown[0] in format.STATISTICS.names else ""
+            raise OpenError(f"{self._files.uri} has no column {unknown[0]!r}{since}; it has {', '.join(schema.names)}")
         return [name for name in schema.names if name in NEEDED or name in self._asked]
 
 

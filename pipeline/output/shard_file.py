@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,12 +30,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from latentmill.format import DTYPES, FOOTER_SHARD, FOOTER_SPEC, SCHEMA
+from latentmill.format import DTYPES, FOOTER_SHARD, FOOTER_SPEC, schema_of
 from pipeline.output.layout import npy_path
+from pipeline.output.statistics import statistics
 from pipeline.records import CompleteShard, Latent, canonical_json
-
-_LEAVES = {"latent_shape": "latent_shape.list.element", "timestamps_sec": "timestamps_sec.list.element"}
-_COMPRESSION = {_LEAVES.get(name, name): "none" if name == "latent" else "zstd" for name in SCHEMA.names}
 
 
 def write(sink: IO[bytes], spec: str, shard: CompleteShard, rows: Iterable[dict[str, Any]]) -> None:
@@ -48,10 +47,11 @@ def write(sink: IO[bytes], spec: str, shard: CompleteShard, rows: Iterable[dict[
         {"video": video, "clip": clip} | asdict(rejection) for (video, clip), rejection in shard.rejections.items()
     ]
     footer = {"shard": shard.name, "planned": shard.planned, "rejections": rejections}
+    schema = schema_of(json.loads(spec)["format_version"])
     with pq.ParquetWriter(
         sink,
-        SCHEMA,
-        compression=_COMPRESSION,
+        schema,
+        compression=_compression(schema),
         use_dictionary=False,
         write_statistics=["id", "clip_index"],
         write_batch_size=1,
@@ -59,9 +59,15 @@ def write(sink: IO[bytes], spec: str, shard: CompleteShard, rows: Iterable[dict[
         version="2.6",
     ) as writer:
         for row in rows:
-            columns = [pa.array([row[field.name]], field.type) for field in SCHEMA]
-            writer.write_table(pa.Table.from_arrays(columns, schema=SCHEMA))
+            columns = [pa.array([row[field.name]], field.type) for field in schema]
+            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
         writer.add_key_value_metadata({FOOTER_SPEC: spec, FOOTER_SHARD: canonical_json(footer)})
+
+
+def _compression(schema: pa.Schema) -> dict[str, str]:
+    """Return the codec of each column by its leaf: all but the latent are compressed."""
+    leaves = {field.name: f"{field.name}.list.element" for field in schema if pa.types.is_list(field.type)}
+    return {leaves.get(name, name): "none" if name == "latent" else "zstd" for name in schema.names}
 
 
 def parquet_row(latent: Latent) -> dict[str, Any]:
@@ -130,7 +136,7 @@ def _columns(latent: Latent) -> dict[str, Any]:
         "num_repaired": facts.num_repaired,
         "source_json": canonical_json(facts.source),
         "extra_json": canonical_json(facts.extra),
-    }
+    } | statistics(latent.payload, latent.dtype, latent.shape)
 
 
 def holds(timestamps: Sequence[float], start: str, fps: str | None) -> tuple[int, float]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
+from latentmill.format import READABLE_VERSIONS
 from pipeline.errors import ConfigError, NotFoundError
 from pipeline.output import layout
 from pipeline.settings.spec import Spec, diff
@@ -26,28 +28,35 @@ def write_spec(output: Storage, spec: Spec) -> None:
         check(output, spec)
 
 
-def check(output: Storage, spec: Spec) -> None:
+def check(output: Storage, spec: Spec) -> Spec:
     """Compare the Spec with the spec.json of this output, if it has one. Writes nothing.
+
+    Returns:
+        The Spec in the format version of the output: an output of an older version is continued as it began.
 
     Raises:
         ConfigError: as `write_spec`; or the output has data files or parts but no spec.json, so their Spec is unknown.
     """
     try:
-        differences = diff(spec.to_json(), output.read(layout.SPEC_PATH).decode())
+        text = output.read(layout.SPEC_PATH).decode()
+        if (version := json.loads(text)["format_version"]) in READABLE_VERSIONS:
+            spec = replace(spec, format_version=version)
+        differences = diff(spec.to_json(), text)
     except NotFoundError:
         made = chain(output.list(layout.DATA), output.list(layout.STAGING))
         if orphan := next((entry.path for entry in made if not entry.path.startswith(TEMPORARY)), None):
             raise ConfigError(
                 f"{output.uri} holds {orphan} but no {layout.SPEC_PATH}: restore it, or use another --output"
             ) from None
-        return
-    except (ValueError, AttributeError) as error:
+        return spec
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(f"{output.uri}: {layout.SPEC_PATH} is not a spec: {error!r}") from error
     if differences:
         fields = "\n  ".join(f"{one.field}: {one.ours} in this run, {one.theirs} in the output" for one in differences)
         raise ConfigError(
             f"--output {output.uri} was made with another spec; use another --output, or the same settings:\n  {fields}"
         )
+    return spec
 
 
 def load_spec(output: Storage) -> Spec:

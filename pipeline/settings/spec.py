@@ -12,7 +12,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
-from latentmill.format import FORMAT_VERSION
+from latentmill.format import FORMAT_VERSION, READABLE_VERSIONS
 from pipeline.errors import ConfigError
 from pipeline.records import canonical_json
 from pipeline.settings.clip_rule import ClipRule
@@ -79,8 +79,9 @@ class Spec:
     def from_json(text: str | bytes) -> Spec:
         """Parse the text of `to_json`. Raises ConfigError for a format version that this code does not read."""
         fields = json.loads(text)
-        if fields["format_version"] != FORMAT_VERSION:
-            raise ConfigError(f"format_version must be {FORMAT_VERSION}, got {fields['format_version']} in spec.json")
+        if fields["format_version"] not in READABLE_VERSIONS:
+            known = " or ".join(map(str, READABLE_VERSIONS))
+            raise ConfigError(f"format_version must be {known}, got {fields['format_version']} in spec.json")
         for name, value in ABSENT.items():
             part, field = name.split(".")
             fields[part].setdefault(field, value)

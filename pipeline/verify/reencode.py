@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from latentmill.format import FOOTER_SHARD
+from latentmill.format import FOOTER_SHARD, STATISTICS
 from pipeline.errors import StorageError
 from pipeline.guard.strikes import Strikes
 from pipeline.latent_bytes import to_float32
@@ -43,7 +43,7 @@ at start. Measured with `tiny` on the same clip: other kernels or threads 0.014 
 pixel in ten rounded to the next level, as by another FFmpeg, 0.016 in float32 and 0.021 in bfloat16; storage in
 bfloat16 0.0017. A clip that starts one frame later differs by 0.66."""
 
-_LATENT_COLUMNS = ("latent", "latent_crc32", "npy_file", "npy_row")
+_LATENT_COLUMNS = ("latent", "latent_crc32", "npy_file", "npy_row", *STATISTICS.names)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
     footer      names this shard; its Spec equals spec.json; planned = rows + rejections; all videos of the plan
     rows        ids match shard, video and clip; source order; each video's clips are 0, 1, 2, ...
-    latents     crc32, shape against bytes and against the Spec, dtype, finite values
+    latents     crc32, shape against bytes and against the Spec, dtype, finite values, statistics
     arrays      their names match their content, and their lengths the rows that name them
     index       the bytes at file, byte_offset, byte_length are the latent; every other column equals the row
     rejected/   equals the footer's rejections, line by line
@@ -24,11 +24,12 @@ from math import prod
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from latentmill.format import FOOTER_SHARD, FOOTER_SPEC, SCHEMA
+from latentmill.format import FOOTER_SHARD, FOOTER_SPEC, STATISTICS, schema_of
 from pipeline.errors import ConfigError, NotFoundError, StorageError
 from pipeline.latent_bytes import DTYPES, is_finite
 from pipeline.output.layout import data_path, index_path, rejected_path
 from pipeline.output.read_latent import Row, npy_header, payload_of
+from pipeline.output.statistics import same_statistics, statistics
 from pipeline.records import REASONS, ClipKey, clip_id
 from pipeline.settings.spec import Spec, diff
 from pipeline.storage import Storage
@@ -89,8 +90,8 @@ class _ShardCheck:
             self._wrong(f"footer's Spec, {field}", found, f"{expected} as in spec.json")
         if self._footer["shard"] != self._shard:
             self._wrong("footer's shard", self._footer["shard"], self._shard)
-        if not self._file.schema_arrow.equals(SCHEMA):
-            self._wrong("schema", self._file.schema_arrow.names, SCHEMA.names)
+        if not self._file.schema_arrow.equals(schema := schema_of(self._rule.format_version)):
+            self._wrong("schema", self._file.schema_arrow.names, schema.names)
             return False
         self._index = self._read_index()
         return True
@@ -249,11 +250,20 @@ class _ShardCheck:
             self._wrong("latent", f"{len(payload)} bytes", f"{length} of {dtype} {row['latent_shape']}", i)
         elif not is_finite(payload, dtype):
             self._wrong("latent", "NaN or infinity", "finite values", i)
+        else:
+            self._statistics(i, row, payload)
         if (crc := zlib.crc32(payload)) != row["latent_crc32"]:
             self._wrong("latent", f"bytes of crc32 {crc:08x}", f"{row['latent_crc32']:08x}", i)
         self.checked.latent_bytes += len(payload)
         if self._index is not None and i < len(self._index):
             self._indexed(i, row, payload)
+
+    def _statistics(self, i: int, row: Row, payload: bytes) -> None:
+        """Check the statistics of a row against its latent. Outputs of format version 1 have none."""
+        expected = statistics(payload, row["latent_dtype"], tuple(row["latent_shape"]))
+        names = [name for name in STATISTICS.names if name in row]
+        if name := next((name for name in names if not same_statistics(row[name], expected[name])), None):
+            self._wrong(name, row[name], f"{expected[name]} of the latent", i)
 
     def _indexed(self, i: int, row: Row, payload: bytes) -> None:
         """Check the row of the index for a row."""
