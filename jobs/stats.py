@@ -83,8 +83,8 @@ def table(facts: dict[str, Any]) -> str:
     lines = [_moments(facts), ""]
     lines += [f"furthest    {one['key']} ({one['id']}): {one['why']}" for one in facts["furthest"]]
     if fitted := facts["normalisation"]["fitted"]:
-        lines += ["", "normalisation that fits, for all channels or for each:", f"  --scale {fitted['scale']:.6g}"]
-        lines += [f"  --{name} {_numbers(fitted[f'channel_{name}'])}" for name in ("scale", "shift")]
+        lines += ["", "normalisation that fits, for all channels or for each:", f"  --scale={fitted['scale']:.6g}"]
+        lines += [f"  --{name}={_numbers(fitted[f'channel_{name}'])}" for name in ("scale", "shift")]
     lines += ["", *(f"alarm       {line}" for line in facts["alarms"] if line != facts["verdict"])]
     return "\n".join([*lines, f"verdict     {facts['verdict']}"])
 
@@ -103,7 +103,7 @@ def _moments(facts: dict[str, Any]) -> str:
 
 
 def _numbers(values: list[float]) -> str:
-    return " ".join(f"{value:.5g}" for value in values)
+    return ",".join(f"{value:.5g}" for value in values)
 
 
 if __name__ == "__main__":

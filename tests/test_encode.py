@@ -50,6 +50,18 @@ def test_the_mean_is_scaled_as_the_spec_says() -> None:
     np.testing.assert_allclose(encode(chunk, EXACT), model.scale(posterior.mean)[0], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("scale", [0.5, tuple(0.1 * i for i in range(1, 17))])
+def test_another_normalisation_than_the_checkpoints_is_that_of_the_spec(scale: float | tuple[float, ...]) -> None:
+    (chunk,) = chunks()
+    model, posterior = reference(chunk)
+    rule = spec(latent=EXACT)
+    rule = replace(rule, vae=rule.vae | {"scale": scale, "shift": 0.25})
+    made = Encoder("tiny", rule)(chunk)
+    found = np.frombuffer(made.payload, "<f4").reshape(made.shape)
+    factors = np.reshape(scale, (-1, 1, 1, 1))
+    np.testing.assert_allclose(found, (posterior.mean[0].numpy() - 0.25) * factors, rtol=1e-5, atol=1e-6)
+
+
 def test_moments_are_stored_unscaled() -> None:
     (chunk,) = chunks()
     _, posterior = reference(chunk)

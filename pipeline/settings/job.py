@@ -78,6 +78,11 @@ class Job:
     clip: ClipRule = field(default_factory=ClipRule)
     latent: LatentRule = field(default_factory=LatentRule)
     workers: Workers = field(default_factory=Workers)
+    scale: str | None = None
+    """Scale of the latents, (z - shift) * scale, in place of the checkpoint's: one number, or one for each channel
+    with commas between. `latentmill stats` prints the values that fit an output."""
+    shift: str | None = None
+    """Shift of the latents, like --scale. Write it with `=` if it begins with a minus: --shift=-0.1."""
     shard_size: int = 64
     """Videos or table rows per shard, for sources that are not tars. Fixed by the first plan."""
     on_changed: Literal["refuse", "keep"] = "refuse"

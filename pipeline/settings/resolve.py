@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import vae
@@ -11,7 +13,7 @@ from pipeline.settings.clip_rule import ClipRule
 from pipeline.settings.job import Job
 from pipeline.settings.spec import LatentRule, Spec
 from pipeline.storage import Storage
-from vae.info import VAEInfo
+from vae.info import Scaling, VAEInfo
 from vae.shapes import WINDOW
 
 
@@ -25,9 +27,30 @@ def resolve(job: Job) -> tuple[Spec, VAEInfo]:
         info = vae.load_vae(job.vae, schedule=job.latent.schedule).info
     except (vae.CheckpointError, ValueError, OSError) as error:
         raise ConfigError(f"--vae {job.vae!r}: {error}") from error
+    info = replace(
+        info,
+        scale=info.scale if job.scale is None else _numbers("--scale", job.scale, info),
+        shift=info.shift if job.shift is None else _numbers("--shift", job.shift, info),
+    )
     for num_frames, height, width in job.clip.shapes:
         _check_shape(num_frames, height, width, info, job.latent)
     return Spec(vae=info.to_json(), clip=job.clip, latent=job.latent), info
+
+
+def _numbers(option: str, text: str, info: VAEInfo) -> Scaling:
+    """Parse one number, or one for each latent channel. A scale is above 0."""
+    try:
+        values = tuple(float(value) for value in text.split(","))
+    except ValueError:
+        raise ConfigError(f"{option} must be numbers with commas between, got {text!r}") from None
+    if len(values) not in (1, info.latent_channels):
+        raise ConfigError(
+            f"{option} must be one number or {info.latent_channels}, one for each channel, got {len(values)}"
+        )
+    if not all(math.isfinite(value) and (value > 0 or option == "--shift") for value in values):
+        allowed = "finite" if option == "--shift" else "finite and above 0"
+        raise ConfigError(f"{option} must be {allowed}, got {text!r}")
+    return values[0] if len(values) == 1 else values
 
 
 def _check_shape(num_frames: int, height: int, width: int, info: VAEInfo, latent: LatentRule) -> None:
