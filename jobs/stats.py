@@ -19,8 +19,8 @@ from jobs.ls import reading
 from jobs.process import run_command
 from latentmill.dataset import LatentDataset
 from latentmill.format import STATISTICS
-from latentmill.normalisation import alarms, dead_channels, fit, verdict
-from latentmill.outliers import outliers
+from latentmill.statistics.normalisation import alarms, dead_channels, fit, verdict
+from latentmill.statistics.outliers import outliers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +63,7 @@ def stats(latents: LatentDataset, furthest: int) -> dict[str, Any]:
     spec, fitted = latents.spec, fit(found, latents.spec)
     return found.to_json() | {
         "dead_channels": dead_channels(found, spec),
-        "furthest": [outlier._asdict() for outlier in outliers(latents, found, furthest)],
+        "furthest": [outlier._asdict() for outlier in outliers(latents, furthest)],
         "normalisation": {"used": {name: spec["vae"][name] for name in ("scale", "shift")}}
         | {"fitted": fitted and fitted.to_json()},
         "verdict": verdict(found, spec),

@@ -32,7 +32,7 @@ from latentmill.shared_array import SharedArray
 if TYPE_CHECKING:
     from latentmill.join import Join, Table
     from latentmill.loader import Loader
-    from latentmill.statistics import Statistics
+    from latentmill.statistics.pool import Statistics
     from latentmill.tensors import Sample
 
 ROW_COLUMNS = ("id", "key", "caption", "num_frames", "height", "width", "fps", "start_sec", "end_sec")
@@ -125,7 +125,7 @@ class LatentDataset:
     @property
     def statistics(self) -> Statistics | None:
         """The pooled statistics of these rows; None unless their columns were opened (`format.STATISTICS`)."""
-        from latentmill.statistics import statistics_of
+        from latentmill.statistics.pool import statistics_of
 
         return statistics_of(self)
 

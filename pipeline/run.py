@@ -37,7 +37,7 @@ from pipeline.output.summary import Summary
 from pipeline.plan.frozen import make_plan, plan_retries
 from pipeline.receipts import Receipt
 from pipeline.settings.job import Job
-from pipeline.settings.resolve import accepted_frames, resolve, writable
+from pipeline.settings.resolve import resolve, writable
 from pipeline.shards import Shard
 from pipeline.stages import tables
 from pipeline.stages.decode_video import Decode
@@ -126,11 +126,11 @@ def run(
         except (EncoderError, StorageError) as error:
             with contextlib.suppress(StorageError):  # where the output does not answer, nothing more is known
                 driver.look()
-                summary = driver.finish(stopped=stop.by, accepted=accepted_frames(job.clip, info))
+                summary = driver.finish(stop.by, spec)
                 error.add_note(summary.table())
                 record.put(output, summary, failure=str(error))
             raise
-        summary = driver.finish(stopped=stop.by, accepted=accepted_frames(job.clip, info))
+        summary = driver.finish(stop.by, spec)
         record.put(output, summary)
     return summary
 

@@ -49,10 +49,12 @@ def make_output(
     latent: LatentRule = LATENT,
     limit: int | None = None,
     version: int = format.FORMAT_VERSION,
+    normalisation: dict[str, Any] | None = None,
 ) -> Storage:
     """Encode everything at `source` into an output at `where`, as a job with one thread does; sealed and recorded."""
     output = Storage(str(where))
-    rule = check(output, replace(spec(clip, latent), format_version=version))
+    rule = replace(spec(clip, latent), format_version=version)
+    rule = check(output, replace(rule, vae=rule.vae | (normalisation or {})))
     write_spec(output, rule)
     decoder = Decoder(clip=clip, latent=latent, info=VAEInfo(**rule.vae), deadline=60)
     encoder = Encoder("tiny", rule)

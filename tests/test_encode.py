@@ -53,7 +53,7 @@ def test_the_mean_is_scaled_as_the_spec_says() -> None:
 @pytest.mark.parametrize("scale", [0.5, tuple(0.1 * i for i in range(1, 17))])
 def test_another_normalisation_than_the_checkpoints_is_that_of_the_spec(scale: float | tuple[float, ...]) -> None:
     (chunk,) = chunks()
-    model, posterior = reference(chunk)
+    _, posterior = reference(chunk)
     rule = spec(latent=EXACT)
     rule = replace(rule, vae=rule.vae | {"scale": scale, "shift": 0.25})
     made = Encoder("tiny", rule)(chunk)

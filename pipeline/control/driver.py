@@ -10,6 +10,7 @@ An output that cannot be written ends the run soon, because all further decoding
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import uuid
 from collections import Counter
@@ -18,6 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Protocol
 
+from latentmill.statistics.normalisation import alarms
 from pipeline.control.claims import RENEW_SECONDS
 from pipeline.control.ledger import Ledger
 from pipeline.control.progress import Progress
@@ -34,6 +36,8 @@ from pipeline.output.unreachable import Unreachable
 from pipeline.plan.frozen import Plan, read_plan
 from pipeline.receipts import ElsewhereReceipt, FaultReceipt, PartReceipt, Receipt, RejectionReceipt, UnstoredReceipt
 from pipeline.records import ChunkId, CompleteShard
+from pipeline.settings.resolve import accepted_frames
+from pipeline.settings.spec import Spec
 from pipeline.shards import Shard
 from pipeline.storage import Storage
 from pipeline.storage.addresses import redacted
@@ -238,12 +242,10 @@ class Driver:
         self.todo = [shard for shard in now.remaining() if shard.name in mine]
         return now
 
-    def finish(self, *, stopped: str, accepted: Callable[[int], int | None]) -> Summary:
+    def finish(self, stopped: str, spec: Spec) -> Summary:
         """Return the summary: what the output held at the last look, and what this run did.
 
-        Args:
-            stopped: the signal that ended it early, or "".
-            accepted: gives the largest number of frames of a clip that is at most its argument, or None.
+        `stopped` is the signal that ended the run early, or "".
         """
         counts = tally(self._output, sorted(self.done), self._plan.superseded(self.done))
         waiting = self._ledger.still_open()
@@ -255,7 +257,8 @@ class Driver:
             rejected=counts.rejected,
             latent_bytes=counts.latent_bytes,
             too_short=counts.too_short,
-            hint=too_short.hint(counts.too_short, accepted),
+            hint=too_short.hint(counts.too_short, accepted_frames(spec)),
+            alarms=tuple(alarms(counts.statistics, json.loads(spec.to_json())) if counts.statistics else ()),
             stopped=stopped,
             parts_staged=self.progress.parts,
             wall_seconds=self.progress.elapsed,

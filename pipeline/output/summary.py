@@ -23,6 +23,8 @@ class Summary:
     """Clips that were too short, by the number of frames that fit."""
     hint: str = ""
     """How many of them would fit with a smaller number of frames."""
+    alarms: tuple[str, ...] = ()
+    """Properties of the latents that are bad for training, from the statistics of all of them."""
     stopped: str = ""
     """The signal that stopped the run early, or ""."""
     parts_staged: int = 0
@@ -49,6 +51,7 @@ class Summary:
         ]
         if self.hint:
             rows.append(("  hint", f"of the clips that are too_short, {self.hint}"))
+        rows += [("alarm", line) for line in self.alarms]
         if self.wall_seconds:
             busy = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in self.busy_seconds.items())
             rows += [("this run", f"{duration(self.wall_seconds)}, {self.parts_staged} chunks encoded"), ("busy", busy)]

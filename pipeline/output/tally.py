@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
+from latentmill.statistics.pool import Pool, Statistics
 from pipeline.decode.too_short import num_fitting
 from pipeline.errors import ClipTooShortError
 from pipeline.output.derived import StaleError, from_data, read_derived
@@ -30,6 +32,8 @@ class Tally:
     """By reason."""
     too_short: dict[int, int]
     """Clips rejected as too short, by the number of frames that fit, where it is known."""
+    statistics: Statistics | None = field(default=None, compare=False)
+    """Of all latents; None if there are none, or in an output of format version 1."""
 
     @property
     def planned(self) -> int:
@@ -45,24 +49,32 @@ def tally(output: Storage, shards: Iterable[str], superseded: Mapping[str, set[T
     latents = latent_bytes = 0
     rejected: Counter[str] = Counter()
     too_short: Counter[int] = Counter()
-    for rows, num_bytes, rejections in in_parallel(
-        lambda shard: _count(output, shard, superseded.get(shard, set())), shards
-    ):
-        latents += rows
-        latent_bytes += num_bytes
+    pool = Pool()
+    for index, rejections in in_parallel(lambda shard: _read(output, shard, superseded.get(shard, set())), shards):
+        latents += len(index)
+        latent_bytes += pc.sum(index["byte_length"]).as_py() or 0
+        if "latent_mean" in index.column_names:
+            pool.add(index)
         rejected.update(rejection["reason"] for rejection in rejections)
         short = [rejection["message"] for rejection in rejections if rejection["reason"] == ClipTooShortError.reason]
         too_short.update(fitting for message in short if (fitting := num_fitting(message)) is not None)
-    return Tally(latents=latents, latent_bytes=latent_bytes, rejected=dict(rejected), too_short=dict(too_short))
+    return Tally(
+        latents=latents,
+        latent_bytes=latent_bytes,
+        rejected=dict(rejected),
+        too_short=dict(too_short),
+        statistics=pool.result(),
+    )
 
 
-def _count(output: Storage, shard: str, superseded: set[Target]) -> tuple[int, int, list[dict[str, Any]]]:
+def _read(output: Storage, shard: str, superseded: set[Target]) -> tuple[pa.Table, list[dict[str, Any]]]:
+    """Return the index of a shard, and its rejections that no retry replaced."""
     try:
         index, rejections = read_derived(output, shard)
     except StaleError:  # just committed, or by a run that was killed right after: the data file is the truth
         index, rejections = from_data(output, shard, output.read(data_path(shard)))
     standing = [rejection for rejection in rejections if target(rejection) not in superseded]
-    return len(index), pc.sum(index["byte_length"]).as_py() or 0, standing
+    return index, standing
 
 
 def target(rejection: dict[str, Any]) -> Target:

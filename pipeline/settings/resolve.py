@@ -90,7 +90,8 @@ def writable(output: Storage) -> None:
             raise ConfigError(f"--output {output.uri} is no folder and cannot be created: {error.strerror}") from error
 
 
-def accepted_frames(clip: ClipRule, info: VAEInfo) -> Callable[[int], int | None]:
+def accepted_frames(spec: Spec) -> Callable[[int], int | None]:
     """Return what tells the largest number of frames, at most n, that the VAE takes. None: no such number, or the
     buckets determine it."""
-    return lambda n: None if clip.buckets else info.nearest(n)[0]
+    info = VAEInfo(**spec.vae)
+    return lambda n: None if spec.clip.buckets else info.nearest(n)[0]

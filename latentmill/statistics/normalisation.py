@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from latentmill.statistics import Moments, Statistics
+from latentmill.statistics.pool import Moments, Statistics
 
 EXPECTED_STD = (0.75, 1.33)
 """A std outside is an alarm: a third away from 1, as 1 / 1.33 = 0.75."""
