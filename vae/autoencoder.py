@@ -3,12 +3,13 @@
 vae = load_vae("tiny")
 posterior = vae.encode(pixels)               # uint8 or [-1, 1], (B, 3, T, H, W)
 latent = vae.scale(posterior.mode())         # (B, 16, T', H/8, W/8), scaled for diffusion training
+pixels = vae.decode(latent)                  # back to (B, 3, T, H, W)
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -16,7 +17,9 @@ from torch import Tensor
 
 from vae import kernels
 from vae.checkpoints.diffusers_vae import DiffusersEncoder
+from vae.checkpoints.load_pixel_decoder import PixelDecoder
 from vae.encoder import Encoder3D, EncoderCache, copy_cache
+from vae.errors import CheckpointError
 from vae.info import Scaling, VAEInfo
 from vae.posterior import DiagonalGaussianDistribution
 from vae.shapes import window_lengths
@@ -24,11 +27,18 @@ from vae.tiling import Tiling, encode_tiles
 
 
 class VideoVAE:
-    """An encoder with its schedule, its normalisation of latents and its description. No state between calls."""
+    """An encoder with its schedule, its normalisation of latents, its description, and on request its decoder."""
 
-    def __init__(self, encoder: Encoder3D | DiffusersEncoder, info: VAEInfo) -> None:
+    def __init__(
+        self,
+        encoder: Encoder3D | DiffusersEncoder,
+        info: VAEInfo,
+        load_decoder: Callable[[], PixelDecoder] | None = None,
+    ) -> None:
         self.encoder = encoder
         self.info = info
+        self._load_decoder = load_decoder
+        self._decoder: PixelDecoder | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -106,6 +116,28 @@ class VideoVAE:
     def unscale(self, z: Tensor) -> Tensor:
         """Undo `scale`."""
         return z / self._factors(self.info.scale, z) + self._factors(self.info.shift, z)
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Decode latents to pixels. The decoder is loaded at the first call; encoding does not need it.
+
+        Args:
+            latent: what `scale` gives, (B, C, T', H', W').
+
+        Returns:
+            float32 pixels in [-1, 1], (B, 3, T, H, W).
+
+        Raises:
+            CheckpointError: the checkpoint has no decoder, or diffusers is not installed.
+            ValueError: wrong rank or channels.
+        """
+        if latent.ndim != 5 or latent.shape[1] != self.info.latent_channels:
+            raise ValueError(f"latent must be (B, {self.info.latent_channels}, T', H', W'), got {tuple(latent.shape)}")
+        if self._decoder is None:
+            if self._load_decoder is None:
+                raise CheckpointError(f"{self.info.name} was built without a decoder: load it with vae.load_vae")
+            self._decoder = self._load_decoder()
+        with torch.no_grad():
+            return self._decoder(self.unscale(latent.float())).float().clamp(-1.0, 1.0)
 
     def selfcheck(self, shape_THW: tuple[int, int, int]) -> float:
         """Encode one window of noise through the fast path and in float32 through the plain path, and compare.

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -38,6 +39,12 @@ def test_windows_by_hand_are_encode(tiny: VideoVAE, num_frames: int) -> None:
         start += length
     assert torch.equal(torch.cat(moments, dim=2), whole.parameters)
     assert tuple(whole.mean.shape[1:]) == tiny.info.latent_shape(num_frames, 16, 24)
+
+
+def test_a_checkpoint_without_a_decoder_says_so(tiny: VideoVAE, tmp_path: Path) -> None:
+    vae.save_vae(tiny, tmp_path / "encoder.safetensors")
+    with pytest.raises(vae.CheckpointError, match="has no decoder that can be run"):
+        vae.load_vae(str(tmp_path / "encoder.safetensors")).decode(torch.zeros(1, 16, 1, 2, 2))
 
 
 def test_a_state_can_be_continued_twice(tiny: VideoVAE) -> None:

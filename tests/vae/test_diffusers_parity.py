@@ -66,6 +66,15 @@ def test_batches_and_scaling(small: tuple[Any, VideoVAE]) -> None:
     assert ours.info.latent_shape(17, 24, 16) == tuple(moments(theirs, pixels).chunk(2, dim=1)[0].shape[1:])
 
 
+def test_decode_gives_the_models_pixels(small: tuple[Any, VideoVAE]) -> None:
+    theirs, ours = small
+    z = torch.randn(1, ours.info.latent_channels, 3, 4, 6)
+    decoded = ours.decode(ours.scale(z))
+    assert tuple(decoded.shape) == (1, 3, 9, 32, 48)
+    with torch.no_grad():
+        torch.testing.assert_close(decoded, theirs.decode(z).sample.clamp(-1, 1), rtol=1e-4, atol=1e-4)
+
+
 def test_sampling_takes_the_same_noise(small: tuple[Any, VideoVAE]) -> None:
     theirs, ours = small
     pixels = torch.rand(1, 3, 9, 16, 16) * 2 - 1

@@ -114,6 +114,19 @@ def test_info_is_what_the_model_states(pair: tuple[Any, VideoVAE]) -> None:
     json.dumps(info.to_json())
 
 
+def test_decode_takes_scaled_latents_and_gives_the_models_pixels(pair: tuple[Any, VideoVAE]) -> None:
+    theirs, ours = pair
+    pixels = clip(ours.info)
+    z = ours.encode(pixels).mode()
+    decoded = ours.decode(ours.scale(z))
+    assert decoded.shape == pixels.shape
+    assert decoded.dtype == torch.float32
+    with torch.no_grad():
+        torch.testing.assert_close(decoded, theirs.decode(z).sample.clamp(-1, 1), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match=r"latent must be \(B, \d+, T', H', W'\), got"):
+        ours.decode(z[:, 1:])
+
+
 def test_lengths_that_it_cannot_take_are_refused(pair: tuple[Any, VideoVAE]) -> None:
     info = pair[1].info
     assert info.accepts(1 + 2 * info.time_compression)

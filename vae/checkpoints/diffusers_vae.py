@@ -52,7 +52,7 @@ def read_diffusers_vae(folder: Path, config: dict[str, Any]) -> tuple[DiffusersE
     name = config.get("_class_name", "")
     tensors = read_folder(folder)
     _check_depth(config, len(tensors), folder)
-    model = _build(name, config, folder)
+    model = build_model(name, config, folder)
     load_strict(model, tensors, folder)
     for part in ("decoder", "post_quant_conv"):
         if hasattr(model, part):
@@ -78,7 +78,12 @@ def read_diffusers_vae(folder: Path, config: dict[str, Any]) -> tuple[DiffusersE
     return encoder, info
 
 
-def _build(name: str, config: dict[str, Any], folder: Path) -> Any:
+def build_model(name: str, config: dict[str, Any], folder: Path) -> Any:
+    """Return a diffusers VAE with random weights.
+
+    Raises:
+        CheckpointError: diffusers is missing or does not know the class, or the config is wrong.
+    """
     try:
         import diffusers
     except ImportError as error:

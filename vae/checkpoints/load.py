@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from vae.checkpoints.checkpoint import (
 )
 from vae.checkpoints.configs import check_depth
 from vae.checkpoints.diffusers_vae import read_diffusers_vae
+from vae.checkpoints.load_pixel_decoder import load_pixel_decoder
 from vae.checkpoints.places import local_checkpoint
 from vae.checkpoints.tiny import TINY_CONFIG, TINY_NAME, tiny_encoder
 from vae.encoder import Encoder3D
@@ -57,7 +59,11 @@ def load_vae(
         config = diffusers_config(path)
         if config is not None and config.get("_class_name") != "AutoencoderKLCogVideoX":
             other, info = read_diffusers_vae(model_folder(path), config)
-            return VideoVAE(other.to(device=device, dtype=dtype), info)
+            return VideoVAE(
+                other.to(device=device, dtype=dtype),
+                info,
+                partial(load_pixel_decoder, where, dtype=dtype, device=device),
+            )
         return _build(read_encoder(path), where, dtype, device, schedule)
 
 
@@ -102,7 +108,9 @@ def _build(
         schedule=schedule,
         windowed=schedule == "batched8",
     )
-    return VideoVAE(_ready(encoder, dtype, device), info)
+    return VideoVAE(
+        _ready(encoder, dtype, device), info, partial(load_pixel_decoder, where, dtype=dtype, device=device)
+    )
 
 
 def _ready(encoder: Encoder3D, dtype: torch.dtype | None, device: str | torch.device) -> Encoder3D:
