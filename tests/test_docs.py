@@ -36,7 +36,7 @@ def rows(heading: str) -> list[list[str]]:
 def type_of(field: pa.Field) -> str:
     if pa.types.is_list(field.type):
         return f"list of {type_of(field.type.value_field)}"
-    return {"double": "float64"}.get(str(field.type), str(field.type))
+    return {"double": "float64", "float": "float32"}.get(str(field.type), str(field.type))
 
 
 def test_the_table_of_columns_is_the_schema() -> None:
