@@ -37,8 +37,8 @@ pytestmark = pytest.mark.slow
 DIGESTS = {
     (1, "files"): "2bc4e7cecd46c3fcb0a9f62866c399f9dcc2982fa23c63b57ccf54cd80bb81da",
     (1, "tar"): "3e4b2e6694b7f9cbab11c4cc5cafe10479c15a55038272ea68e9ae658116f0cd",
-    (2, "files"): "",
-    (2, "tar"): "",
+    (2, "files"): "67bda8b776ccc84df7c43b8268d22b9fbefdd0efa3cd0225f6df221a1b7d918a",
+    (2, "tar"): "f86c426c0929ed40af183796fee4296f4ef13993a820fba75b338b628fcc5602",
 }
 """By format version and kind of source: sha256 over the data files of an output, in the order of their names."""
 
