@@ -6,20 +6,17 @@ relative L2 difference of the latent must be below a bound that depends on the c
 
 from __future__ import annotations
 
-import json
 import random
 from bisect import bisect
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
 
-from latentmill.format import FOOTER_SHARD, STATISTICS
-from pipeline.errors import StorageError
-from pipeline.guard.strikes import Strikes
+from latentmill.format import STATISTICS
 from pipeline.latent_bytes import to_float32
 from pipeline.output.layout import data_path
 from pipeline.output.parts import join
@@ -27,14 +24,13 @@ from pipeline.output.read_latent import Row, payload_of
 from pipeline.output.run_records import environments
 from pipeline.output.shard_file import parquet_row
 from pipeline.plan.frozen import read_plan
-from pipeline.receipts import FaultReceipt, RejectionReceipt
-from pipeline.records import Chunk, ClipKey, Latent, Video
+from pipeline.records import Chunk, ClipKey, Latent
 from pipeline.shards import Shard
 from pipeline.stages.decode_video import Decoder
 from pipeline.stages.encode_chunk import NonfiniteLatentError
-from pipeline.stages.read_shard import read_shard
 from pipeline.storage import Storage
 from pipeline.storage.range_file import open_parquet
+from pipeline.verify.decode_again import clips_of, decode_again
 from pipeline.verify.findings import Problem
 
 BOUNDS = {"bfloat16": 0.05, "float16": 0.03, "float32": 0.03}
@@ -119,12 +115,9 @@ def _shard_again(
     path = data_path(shard.name)
     entry = output.entry(path)
     file = open_parquet(output.address(path), entry.size, entry.etag)
-    clips = file.read(columns=["video_index", "clip_index"])
-    keys = list(zip(*(clips.column(name).to_pylist() for name in clips.column_names), strict=True))
-    rejections = json.loads(file.metadata.metadata[FOOTER_SHARD.encode()])["rejections"]
-    settled = {*keys, *((rejection["video"], rejection["clip"]) for rejection in rejections)}
-    wanted: dict[ClipKey, int] = {keys[row]: row for row in rows}
-    for clip, result in _encoded(shard, frozenset(wanted), settled, decoder, encoder):
+    clips, settled = clips_of(file)
+    wanted: dict[ClipKey, int] = {clips[row]: row for row in rows}
+    for clip, result in _encoded(decode_again(shard, frozenset(wanted), settled, decoder), encoder):
         row = wanted.pop(clip, None)
         if row is None:  # a further chunk of a clip that already failed
             continue
@@ -135,41 +128,16 @@ def _shard_again(
 
 
 def _encoded(
-    shard: Shard,
-    wanted: frozenset[ClipKey],
-    settled: set[ClipKey],
-    decoder: Decoder,
-    encoder: Callable[[Chunk], Latent],
+    decoded: Iterator[tuple[ClipKey, Chunk | str]], encoder: Callable[[Chunk], Latent]
 ) -> Iterator[tuple[ClipKey, Latent | str]]:
-    """Yield the wanted clips of a shard, encoded, or why not. The source is read up to the last of them only."""
-    left = {video for video, _ in wanted}
-    try:
-        for record in read_shard(shard):
-            if not left:
-                return
-            if not isinstance(record, Video) or record.video not in left:
-                continue
-            left.remove(record.video)
-            # Clips that are not wanted are skipped just as a resumed run skips clips that the guard rejected.
-            others = tuple(clip for video, clip in settled - wanted if video == record.video)
-            yield from _video_again(replace(record, verdicts=others), wanted, decoder, encoder)
-    except StorageError as error:
-        for clip in sorted(clip for clip in wanted if clip[0] in left):
-            yield clip, str(error)
-
-
-def _video_again(
-    video: Video, wanted: frozenset[ClipKey], decoder: Decoder, encoder: Callable[[Chunk], Latent]
-) -> Iterator[tuple[ClipKey, Latent | str]]:
+    """Yield the whole clips, encoded, or why not."""
     chunks: list[Latent] = []
-    for record in decoder(video, Strikes()):
-        if isinstance(record, FaultReceipt):
-            yield from ((clip, record.message) for clip in sorted(wanted) if clip[0] == video.video)
-        elif isinstance(record, RejectionReceipt) and record.id.clip_key in wanted:
-            yield record.id.clip_key, f"{record.rejection.reason}: {record.rejection.message}"
-        if not isinstance(record, Chunk):
+    for clip, record in decoded:
+        if isinstance(record, str):
+            chunks.clear()
+            yield clip, record
             continue
-        clip, is_last = record.id.clip_key, record.id.chunk == record.id.num_chunks - 1
+        is_last = record.id.chunk == record.id.num_chunks - 1
         try:
             chunks.append(encoder(record))
         except NonfiniteLatentError as error:
