@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -39,6 +40,10 @@ class VideoVAE:
         self.info = info
         self._load_decoder = load_decoder
         self._decoder: PixelDecoder | None = None
+
+    def normalised(self, scale: Scaling, shift: Scaling) -> VideoVAE:
+        """Return this VAE with another normalisation of latents; it shares the networks."""
+        return VideoVAE(self.encoder, replace(self.info, scale=scale, shift=shift), self._load_decoder)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -132,12 +137,16 @@ class VideoVAE:
         """
         if latent.ndim != 5 or latent.shape[1] != self.info.latent_channels:
             raise ValueError(f"latent must be (B, {self.info.latent_channels}, T', H', W'), got {tuple(latent.shape)}")
+        with torch.no_grad():
+            return self.decoder()(self.unscale(latent.float())).float().clamp(-1.0, 1.0)
+
+    def decoder(self) -> PixelDecoder:
+        """Return the decoder, loaded at the first call, from unscaled latents to pixels. Raises CheckpointError."""
         if self._decoder is None:
             if self._load_decoder is None:
                 raise CheckpointError(f"{self.info.name} was built without a decoder: load it with vae.load_vae")
             self._decoder = self._load_decoder()
-        with torch.no_grad():
-            return self._decoder(self.unscale(latent.float())).float().clamp(-1.0, 1.0)
+        return self._decoder
 
     def selfcheck(self, shape_THW: tuple[int, int, int]) -> float:
         """Encode one window of noise through the fast path and in float32 through the plain path, and compare.

@@ -261,6 +261,7 @@ class Driver:
             alarms=tuple(alarms(counts.statistics, json.loads(spec.to_json())) if counts.statistics else ()),
             stopped=stopped,
             parts_staged=self.progress.parts,
+            clips_encoded=self.progress.clips,
             wall_seconds=self.progress.elapsed,
             busy_seconds=dict(self.progress.seconds),
             open_shards={shard.name: waiting.get(shard.name, "not begun") for shard in self.todo},

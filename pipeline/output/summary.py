@@ -29,6 +29,8 @@ class Summary:
     """The signal that stopped the run early, or ""."""
     parts_staged: int = 0
     """Chunks that this run itself encoded and staged."""
+    clips_encoded: int = 0
+    """Clips whose last chunk is one of them."""
     wall_seconds: float = 0.0
     busy_seconds: dict[str, float] = field(default_factory=dict)
     """Busy time of this run by stage, summed over its workers."""

@@ -11,7 +11,6 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -72,9 +71,7 @@ class Encoder:
         self._device = torch.device(device)
         dtype: torch.dtype = getattr(torch, spec.latent.dtype)
         loaded = vae.load_vae(where, dtype=dtype, device=device, schedule=spec.latent.schedule)
-        # The Spec may have another normalisation than the checkpoint.
-        info = replace(loaded.info, scale=spec.vae["scale"], shift=spec.vae["shift"])
-        self._vae = vae.VideoVAE(loaded.encoder, info)
+        self._vae = loaded.normalised(spec.vae["scale"], spec.vae["shift"])  # may not be the checkpoint's
         if (found := self._vae.info.weights_sha256) != (wanted := spec.vae["weights_sha256"]):
             raise ConfigError(f"vae {where} has weights {found}, the spec says {wanted}: it changed while the job ran")
         shape = largest if largest and self._device.type == "cuda" else CPU_SELFCHECK_SHAPE
