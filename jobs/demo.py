@@ -16,7 +16,7 @@ from pathlib import Path
 
 import tyro
 
-from jobs import encode, status, verify
+from jobs import encode, report, status, verify
 from jobs.demo_videos import write_sources
 from jobs.process import run_command
 from pipeline.output.wording import size
@@ -31,6 +31,8 @@ TARS = ["--source", "demo/tars/*.tar", "--output", "demo/latents/tars", *SMALL, 
 FOLDER = ["--source", "demo/folder", "--output", "demo/latents/folder", *SMALL, "--num-frames", "49", "--fps", "native",
           "--chunk-windows", "2"]  # fmt: skip
 TABLE = ["--source", "demo/table.jsonl", "--output", "demo/latents/table", *SMALL, "--num-frames", "9"]
+
+REPORT = ["--output", "demo/latents/tars", "--to", "demo/report.html", "--clips", "6"]
 
 READ_BACK = """\
 import latentmill
@@ -76,6 +78,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         ("Check the clips that were encoded in chunks", "verify", verify.main,
          ["--output", "demo/latents/folder", *again]),
     ]  # fmt: skip
+    if absent := report.absent():
+        print(f"\nNo report at the end: it needs {', '.join(absent)} (pip install 'latentmill[report]')")
+    else:
+        steps.append(("Make a page to look at", "report", report.main, REPORT))
     for heading, name, command, argv in steps:
         _heading(heading)
         print(f"$ latentmill {name} {shlex.join(argv)}")

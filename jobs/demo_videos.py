@@ -18,6 +18,8 @@ from pathlib import Path
 import av
 import numpy as np
 
+from jobs.scenes import Scene
+
 _TIME_BASE = Fraction(1, 90_000)
 
 
@@ -34,7 +36,7 @@ def write_sources(root: Path) -> None:
         root / "tars/000000.tar",
         {
             "drift.mp4": drift,
-            "drift.txt": b"a disc drifts over a weave",
+            "drift.txt": b"things drift over a texture",
             "upright.mp4": upright,
             "upright.json": json.dumps({"caption": "held upright", "license": "CC0", "score": 0.9}).encode(),
             "not-a-video.mp4": b"This is a text file that somebody named .mp4.\n" * 20,
@@ -64,24 +66,6 @@ def write_sources(root: Path) -> None:
     (root / "table.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def picture(seconds: float, width: int, height: int, seed: int) -> np.ndarray:
-    """Draw a disc and a square that move over a drifting weave with grain: uint8 [height, width, 3]."""
-    random = np.random.default_rng(seed)
-    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
-    image = np.empty((height, width, 3), np.float32)
-    for channel in range(3):
-        waves, angle, speed = random.uniform(0.15, 0.6), random.uniform(0, np.pi), random.uniform(2, 9)
-        across = np.cos(angle) * x + np.sin(angle) * y
-        image[..., channel] = 120 + 60 * np.sin(waves * across + speed * seconds) + 30 * np.cos(0.09 * (x - y))
-    image += random.normal(0, 12, (height, width, 1))
-    centre = width * (0.5 + 0.3 * np.cos(2 * seconds)), height * (0.5 + 0.3 * np.sin(3 * seconds))
-    disc = (x - centre[0]) ** 2 + (y - centre[1]) ** 2 < (height / 5) ** 2
-    image[disc] = (235, 200, 40)
-    left = int(width * (0.1 + 0.15 * seconds)) % (width - height // 4)
-    image[height // 8 : height // 8 + height // 4, left : left + height // 4] *= (0.3, 0.5, 1.2)
-    return image.clip(0, 255).astype(np.uint8)
-
-
 def even_times(num_frames: int, fps: Fraction | int) -> list[Fraction]:
     return [Fraction(n) / fps for n in range(num_frames)]
 
@@ -105,8 +89,9 @@ def make_video(
         stream.options = {"preset": "veryfast", "crf": "23", "g": "24"}
         if rotation:
             stream.set_display_rotation(rotation)
+        scene = Scene(seed, height, width)
         for time in times:
-            frame = av.VideoFrame.from_ndarray(picture(float(time), width, height, seed), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(scene.frame(float(time)), format="rgb24")
             frame.pts, frame.time_base = round(time / _TIME_BASE), _TIME_BASE
             out.mux(stream.encode(frame))
         out.mux(stream.encode())

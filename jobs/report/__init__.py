@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Write the report. The module docstring lists the exit codes."""
     try:
         args = tyro.cli(Report, args=argv, prog="latentmill report", description=__doc__)
-        if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+        if missing := absent():
             raise ConfigError(f"needs {', '.join(missing)}: pip install 'latentmill[report]'")
         return reading("report", lambda: _report(args))
     except ConfigError as error:
@@ -64,6 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except StorageError as error:
         print(f"latentmill report: storage: {error}", file=sys.stderr)
         return 1
+
+
+def absent() -> list[str]:
+    """Return the modules that the report needs and that are not installed."""
+    return [name for name in NEEDED if importlib.util.find_spec(name) is None]
 
 
 def _report(args: Report) -> int:
