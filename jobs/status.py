@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from typing import Annotated
 
 import tyro
@@ -29,21 +31,39 @@ class Status:
     """Path or URL that `latentmill encode` wrote to."""
     as_json: Annotated[bool, tyro.conf.arg(name="json", aliases=("--as-json",))] = False
     """Print JSON instead of a table."""
+    watch: float | None = None
+    """Show the status again every so many seconds until every shard is done. With --json, one line each time."""
+
+    def __post_init__(self) -> None:
+        if self.watch is not None and self.watch <= 0:
+            raise ConfigError(f"--watch must be above 0 seconds, got {self.watch:g}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the status. Exit code 0; 2 if there is no output; 1 if storage failed."""
     args = tyro.cli(Status, args=argv, prog="latentmill status", description=__doc__)
     try:
-        facts = status(Storage(args.output)) | {"output": args.output}
+        output = Storage(args.output)
+        while _show(args, output)["remaining"] and args.watch:
+            time.sleep(args.watch)
     except ConfigError as error:
         print(f"latentmill status: {error}", file=sys.stderr)
         return 2
     except StorageError as error:
         print(f"latentmill status: {error}", file=sys.stderr)
         return 1
-    print(json.dumps(facts, indent=2) if args.as_json else table(facts))
     return 0
+
+
+def _show(args: Status, output: Storage) -> dict[str, object]:
+    """Print the status once and return it. A terminal is cleared before each further time."""
+    facts = status(output) | {"output": args.output}
+    if args.watch and not args.as_json:
+        clear = "\x1b[2J\x1b[H" if sys.stdout.isatty() else ""
+        print(f"{clear}{datetime.now():%H:%M:%S}", flush=True)
+    text = json.dumps(facts, indent=None if args.watch else 2) if args.as_json else table(facts)
+    print(text, flush=True)
+    return facts
 
 
 def status(output: Storage) -> dict[str, object]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,8 @@ import pytest
 from jobs.status import main
 from pipeline.plan.frozen import read_plan
 from tests.outputs import CLIPS, make_output
+
+ROOT = Path(__file__).parents[1]
 
 pytest_plugins = ["tests.made_outputs"]
 
@@ -55,6 +59,21 @@ def test_status_while_a_run_is_going(source: Path, tmp_path: Path, capsys: pytes
     found = facts(out, capsys)
     assert (found["shards"], found["done"], found["remaining"], found["staged"]) == (2, 1, 1, 1)
     assert (found["clips"], found["latents"]) == (4, 3)  # of the done shard
+
+
+def test_watching_ends_when_every_shard_is_done(source: Path, tmp_path: Path) -> None:
+    """Watched by a process of its own, while this one commits the last shard."""
+    out = tmp_path / "out"
+    make_output(source / "*.tar", out, CLIPS, limit=1)
+    command = [sys.executable, "-m", "jobs.status", "--output", str(out), "--json", "--watch", "0.05"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as watching:
+        assert watching.stdout
+        first = json.loads(watching.stdout.readline())
+        make_output(source / "*.tar", out, CLIPS)
+        *_, last = watching.stdout
+        assert watching.wait(60) == 0
+    assert (first["done"], first["remaining"]) == (1, 1)
+    assert (json.loads(last)["done"], json.loads(last)["remaining"]) == (2, 0)
 
 
 def test_where_there_is_no_output_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
