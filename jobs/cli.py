@@ -10,6 +10,7 @@ from typing import NoReturn
 from jobs.process import run_command
 
 COMMANDS = {
+    "plan": "say what a run will make, take and cost, before it is started",
     "encode": "encode video shards to scaled latents; run it again to resume",
     "status": "show the progress and contents of an output, also during a run",
     "verify": "read and check a whole output; optionally encode some clips again and compare",

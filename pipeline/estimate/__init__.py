@@ -1,0 +1,1 @@
+"""Say before a run what it will make and cost: measure some clips on this machine, and compute the rest."""
