@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     tyro.cli(Demo, args=argv, prog="latentmill demo", description=__doc__)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # keeps the order with stderr in a pipe
     started = time.perf_counter()
-    print("The VAE of this demo, `tiny`, is UNTRAINED: its latents have real shapes but are useless for training.")
+    print("The VAE of this demo, `tiny`, is small: it shows how everything works, and is not for real latents.")
     if DEMO.exists() and not MARK.exists():
         print(f"{DEMO.resolve()} was not made by this demo and is not deleted: move or remove it", file=sys.stderr)
         return 2

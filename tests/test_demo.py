@@ -79,7 +79,7 @@ def test_the_demo_runs_through(tmp_path: Path) -> None:
         shutil.rmtree(ray_folder, ignore_errors=True)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
-    assert "UNTRAINED" in lines[0]
+    assert "not for real latents" in lines[0]
     assert sum(line.startswith("$ latentmill ") for line in lines) == 7
     assert sum("this run" in line and ", 0 chunks encoded" in line for line in lines) == 1
     assert sum(line.startswith("encoded again: ") and line.endswith("equal bytes") for line in lines) == 4

@@ -64,7 +64,7 @@ def test_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--num-frames", "48"], "num-frames must be 1 + 4k for tiny-untrained, got 48; nearest: 45 or 49"),
+        (["--num-frames", "48"], "num-frames must be 1 + 4k for tiny, got 48; nearest: 45 or 49"),
         (["--height", "100"], "multiples of 8"),
         (["--height", "99"], "height"),
         (["--vae", "/nowhere/at/all"], "/nowhere/at/all"),
@@ -189,7 +189,7 @@ def test_one_source_from_python_may_be_a_string() -> None:
 def test_the_spec_holds_the_weights_and_never_their_path() -> None:
     spec, info = resolve(Job(source=("a",), output="out", vae="tiny", clip=CLIP))
     assert spec.vae["weights_sha256"] == info.weights_sha256
-    assert "untrained" in spec.vae["name"]
+    assert spec.vae["name"] == "tiny"
 
 
 def test_an_output_from_before_a_limit_keeps_its_spec_and_is_resumed_without_it(tmp_path: Path) -> None:

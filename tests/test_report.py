@@ -84,6 +84,7 @@ def test_its_figures_are_those_of_the_output(out: Path, tmp_path: Path) -> None:
     assert f"<b>{rows}</b>latents" in html
     assert "<b>2</b>rejected" in html
     assert "None: <code>--clips 0</code> was given." in html
+    assert "which is for demos and tests only" in html
     assert load_spec(Storage(str(out))).digest in html
 
 
@@ -108,6 +109,14 @@ def test_the_source_of_a_sample_is_the_clip_as_the_encoder_saw_it(source: Path, 
     assert found.psnr == pytest.approx(48.13, abs=0.3)  # 20 log10(255), and a little more for what was 255
     assert found.ssim is not None
     assert 0.98 < found.ssim < 1
+
+
+def test_latents_of_tiny_come_back_as_pictures(out: Path, tmp_path: Path) -> None:
+    html = made(out, tmp_path / "report.html")
+    for kind in ("source", "decoded", "difference"):
+        assert html.count(f'alt="{kind}, frame 8"') == len(latentmill.open(out))
+    assert "Latents are not decoded" not in html
+    assert "PSNR " in html
 
 
 def test_it_shows_what_is_committed_while_a_run_goes_on(source: Path, tmp_path: Path) -> None:

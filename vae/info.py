@@ -16,7 +16,7 @@ class VAEInfo:
     """The description of a VAE and of the latents that it makes. `to_json` gives it as JSON types."""
 
     name: str
-    """Class of the VAE as its checkpoint names it, or `tiny-untrained`."""
+    """Class of the VAE as its checkpoint names it, or `tiny`."""
     config: dict[str, Any]
     """Arguments that rebuild the network."""
     weights_sha256: str

@@ -25,7 +25,7 @@ from pipeline.plan.frozen import read_plan
 from pipeline.settings.spec import Spec
 from pipeline.storage import Storage
 from pipeline.storage.addresses import redacted
-from vae.checkpoints.tiny import TINY_NAME
+from vae.checkpoints.tiny import TINY_NAME, read_tiny
 from vae.errors import CheckpointError
 
 MOST_ROWS = 100_000
@@ -64,6 +64,7 @@ def page(args: Report) -> str:
         made=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         open_shards=plan.num_remaining,
         headline=headline(plan, counts, *_amounts(rows, len(dataset))),
+        tiny=read_tiny().facts if spec.vae["name"] == TINY_NAME else None,
         samples=samples(output, plan, spec, _means(dataset), sorted(chosen), decode),
         gain=GAIN,
         why_not=why_not,

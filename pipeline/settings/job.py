@@ -74,7 +74,7 @@ class Job:
     """Where to write the latents: a local folder or any fsspec URL.
     An output has one Spec. The same command again resumes the run."""
     vae: str
-    """`tiny` (untrained, for tests and demos), or a checkpoint: a folder, file, URL or Hugging Face repository id."""
+    """`tiny` (for tests and demos), or a checkpoint: a folder, file, URL or Hugging Face repository id."""
     clip: ClipRule = field(default_factory=ClipRule)
     latent: LatentRule = field(default_factory=LatentRule)
     workers: Workers = field(default_factory=Workers)

@@ -22,7 +22,7 @@ from vae.checkpoints.configs import check_depth
 from vae.checkpoints.diffusers_vae import read_diffusers_vae
 from vae.checkpoints.load_pixel_decoder import load_pixel_decoder
 from vae.checkpoints.places import local_checkpoint
-from vae.checkpoints.tiny import TINY_CONFIG, TINY_NAME, tiny_encoder
+from vae.checkpoints.tiny import TINY_CONFIG, TINY_NAME, read_tiny
 from vae.encoder import Encoder3D
 from vae.errors import CheckpointError
 from vae.info import VAEInfo
@@ -51,8 +51,9 @@ def load_vae(
     """
     check_schedule(schedule)
     if where == "tiny":
+        weights = read_tiny()
         checkpoint = EncoderCheckpoint(
-            name=TINY_NAME, config=TINY_CONFIG, scale=1.0, shift=0.0, tensors=tiny_encoder().state_dict()
+            name=TINY_NAME, config=TINY_CONFIG, scale=weights.scale, shift=0.0, tensors=weights.encoder
         )
         return _build(checkpoint, where, dtype, device, schedule)
     with local_checkpoint(where) as path:

@@ -1,7 +1,7 @@
 """Load the decoder that belongs to an encoder: latents back to pixels, for a look at them. Encoding never needs it.
 
-A diffusers folder is decoded by its own class in diffusers, CogVideoX included. Other files have no decoder that this
-package can run.
+`tiny` has a decoder of its own. A diffusers folder is decoded by its class in diffusers, CogVideoX included. Other
+files have no decoder that this package can run.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor
 from vae.checkpoints.checkpoint import diffusers_config, load_strict, model_folder, read_folder
 from vae.checkpoints.diffusers_vae import build_model
 from vae.checkpoints.places import local_checkpoint
+from vae.checkpoints.tiny import tiny_decoder
 from vae.errors import CheckpointError
 
 PixelDecoder = Callable[[Tensor], Tensor]
@@ -26,6 +27,8 @@ def load_pixel_decoder(where: str, *, dtype: torch.dtype | None, device: str | t
     Raises:
         CheckpointError: there is no decoder, diffusers is not installed, or the weights do not fit.
     """
+    if where == "tiny":
+        return tiny_decoder(device)
     with local_checkpoint(where) as path:
         if (config := diffusers_config(path)) is None:
             raise CheckpointError(f"{where} has no decoder that can be run: only a diffusers folder has one")
