@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import tyro
 
+from jobs.json_log import log_as_json
 from jobs.process import run_command
 from pipeline.control.stop import STATUS
 from pipeline.errors import ChangedError, ConfigError, EncoderError, StorageError
@@ -31,13 +32,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.getLogger(library).setLevel(logging.WARNING)
     try:
         job = parse(argv)
+        if job.log_json:
+            log_as_json()
         if job.dry_run:
             print(_dry_run(job))
             return OK
         from pipeline.run import run
 
-        in_terminal = sys.stderr.isatty()
-        summary = run(job, echo=_redraw if in_terminal else _append, echo_seconds=1.0 if in_terminal else 30.0)
+        in_terminal = sys.stderr.isatty() and not job.log_json
+        echo = _no_line if job.log_json else _redraw if in_terminal else _append
+        summary = run(job, echo=echo, echo_seconds=1.0 if in_terminal else 30.0)
     except (ConfigError, EncoderError, StorageError) as error:
         print(f"latentmill encode: {error}", file=sys.stderr)
         for summary in getattr(error, "__notes__", ()):
@@ -87,6 +91,10 @@ def exit_code(summary: Summary, job: Job) -> int:
 
 def _redraw(line: str) -> None:
     print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+
+
+def _no_line(line: str) -> None:
+    """The same numbers are in the log, as an event."""
 
 
 def _append(line: str) -> None:

@@ -103,7 +103,10 @@ def test_the_claim_of_a_dead_driver_on_this_machine_is_taken_over_at_once(output
         assert Claims(output, living).take("s")
         assert not Claims(output, HERE).take("s")
         other.communicate(b"\n")
-    assert Claims(output, HERE).take("s")
+    ours = Claims(output, HERE)
+    assert ours.take("s")
+    assert ours.taken_over() == [("s", "other")]
+    assert ours.taken_over() == []
 
 
 def test_a_number_that_came_back_is_another_process() -> None:

@@ -71,12 +71,13 @@ class Claims:
         """Claims of other runs: the time of the last renewal (clock of the store), and when this run first saw it."""
         self._owner = canonical_json(asdict(owner)).encode()
         self._answers: dict[str, bool] = {}
+        self._taken_over: list[tuple[str, str]] = []
         self._stopped = False
 
     def take(self, shard: str) -> bool:
         """Claim the shard and return whether this run processes it. A retried task gets the answer of the first one."""
         if shard not in self._answers:
-            self._answers[shard] = not self._stopped and self._claim(claim_path(shard)) and self._is_open(shard)
+            self._answers[shard] = not self._stopped and self._claim(shard) and self._is_open(shard)
         return self._answers[shard]
 
     def stop(self) -> None:
@@ -106,7 +107,8 @@ class Claims:
             return False
         return True
 
-    def _claim(self, path: str) -> bool:
+    def _claim(self, shard: str) -> bool:
+        path = claim_path(shard)
         try:
             if self._output.create(path, self._owner):
                 return True
@@ -118,7 +120,15 @@ class Claims:
         if age < STALE_SECONDS and holder != self._owner and not (owner and owner.is_dead()):
             return False
         self._output.put(path, self._owner)
-        return self._output.read(path) == self._owner
+        is_ours = self._output.read(path) == self._owner
+        if is_ours and holder != self._owner:
+            self._taken_over.append((shard, owner.run if owner else ""))
+        return is_ours
+
+    def taken_over(self) -> list[tuple[str, str]]:
+        """Return, once, each shard whose claim this run took over, and the run that had it ("" if unknown)."""
+        taken, self._taken_over = self._taken_over, []
+        return taken
 
     def _age(self, path: str) -> float:
         """Return the least number of seconds since a claim was renewed."""

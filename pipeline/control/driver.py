@@ -16,11 +16,12 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Protocol
 
 from latentmill.statistics.normalisation import alarms
 from pipeline.control.claims import RENEW_SECONDS
+from pipeline.control.events import event
 from pipeline.control.ledger import Ledger
 from pipeline.control.progress import Progress
 from pipeline.control.stop import Stop
@@ -63,6 +64,7 @@ class Holder(Protocol):
 
     def stop(self) -> None: ...
     def renew(self) -> None: ...
+    def taken_over(self) -> list[tuple[str, str]]: ...
     def release(self, shard: str) -> None: ...
     def release_all(self) -> None: ...
 
@@ -97,7 +99,7 @@ class Driver:
         self._unreachable = give_up_after and Unreachable(output, give_up_after)
         self._ledger = Ledger()
         self._elsewhere: set[str] = set()
-        self._commits: dict[Future[Committed], str] = {}
+        self._commits: dict[Future[Committed], CompleteShard] = {}
         self._failed_writes: Counter[str] = Counter()
         self._losses = 0
         self._has_lost = False
@@ -113,8 +115,8 @@ class Driver:
         self.progress.doing = "waiting for the first clip: encoders load, videos are read"
         self._committers = ThreadPoolExecutor(COMMITS_IN_FLIGHT)
         with (
-            every(self._echo_seconds, lambda: self._echo(self.progress.line())),
-            every(RENEW_SECONDS, claims.renew),
+            every(self._echo_seconds, self._show),
+            every(RENEW_SECONDS, lambda: self._keep(claims)),
             stop.calling(claims.stop),
         ):
             try:
@@ -128,7 +130,19 @@ class Driver:
                     StorageError
                 ):  # a claim also becomes stale; where nothing can be written, this fails too
                     claims.release_all()
+        self._show()
+
+    def _show(self) -> None:
         self._echo(self.progress.line())
+        event("progress", **self.progress.counts())
+
+    def _keep(self, claims: Holder) -> None:
+        claims.renew()
+        self._tell_taken_over(claims)
+
+    def _tell_taken_over(self, claims: Holder) -> None:
+        for shard, owner in claims.taken_over():
+            event("claim_taken_over", shard=shard, owner=owner)
 
     def _one_pass(
         self,
@@ -139,6 +153,7 @@ class Driver:
         self._ledger = Ledger()
         self._elsewhere.clear()
         self._has_lost = False
+        event("pass_begun", shards=len(self.todo))
         self.todo = [self._recall(shard) for shard in self.todo]
         for receipt in stream(self.todo):
             self.progress.add(receipt)
@@ -146,6 +161,7 @@ class Driver:
             self._reap(claims)
         while self._commits:
             self._reap(claims, wait=True)
+        self._tell_taken_over(claims)
 
     def _recall(self, shard: Shard) -> Shard:
         """Add what earlier runs staged to the ledger. Return the shard with the verdicts that can be read."""
@@ -170,7 +186,7 @@ class Driver:
 
     def _take(self, receipt: Receipt, commit: Callable[[CompleteShard], Committed]) -> None:
         name = receipt.shard
-        if name in self.progress.committed or name in self._commits.values():
+        if name in self.progress.committed or any(name == shard.name for shard in self._commits.values()):
             return  # a retried task repeats its receipts
         match receipt:
             case ElsewhereReceipt():
@@ -182,7 +198,7 @@ class Driver:
             case UnstoredReceipt(message=message):
                 self._count_failure("part", name, message)
         if complete := self._ledger.add(receipt):
-            self._commits[self._committers.submit(commit, complete)] = name
+            self._commits[self._committers.submit(commit, complete)] = complete
         if isinstance(receipt, FaultReceipt):
             self._give_up(receipt, commit)
 
@@ -195,7 +211,8 @@ class Driver:
 
     def _reap(self, claims: Holder, *, wait: bool = False) -> None:
         for future in [future for future in self._commits if wait or future.done()]:
-            name = self._commits.pop(future)
+            complete = self._commits.pop(future)
+            name = complete.name
             try:
                 committed = future.result()
             except Exception as error:  # any error leaves this shard open, and the other shards continue
@@ -208,6 +225,7 @@ class Driver:
                 continue
             self._ledger.forget(name)
             self.progress.commit(name)
+            _tell(complete)
             claims.release(name)
 
     def _count_failure(self, what: str, shard: str, message: str) -> None:
@@ -249,7 +267,7 @@ class Driver:
         """
         counts = tally(self._output, sorted(self.done), self._plan.superseded(self.done))
         waiting = self._ledger.still_open()
-        return Summary(
+        summary = Summary(
             planned_shards=self.num_shards,
             done_shards=len(self.done),
             planned=counts.planned,
@@ -266,3 +284,13 @@ class Driver:
             busy_seconds=dict(self.progress.seconds),
             open_shards={shard.name: waiting.get(shard.name, "not begun") for shard in self.todo},
         )
+        event("run_ended", **asdict(summary))
+        return summary
+
+
+def _tell(shard: CompleteShard) -> None:
+    """Log a committed shard, and each of its rejections."""
+    event("shard_committed", shard=shard.name, latents=len(shard.latents), rejections=len(shard.rejections))
+    for (video, clip), rejection in shard.rejections.items():
+        values = {"reason": rejection.reason, "stage": rejection.stage, "message": rejection.message}
+        event("clip_rejected", shard=shard.name, video=video, clip=clip, key=rejection.key, **values)

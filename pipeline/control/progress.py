@@ -136,6 +136,22 @@ class Progress:
         left = sum(sizes.values()) - done
         return (self.clock() - self._first_clip) * left / done if done else None
 
+    def counts(self) -> dict[str, object]:
+        """Return the numbers of the line, as JSON values."""
+        left = self.time_left()
+        return {
+            "shards_done": self.num_done_before + len(self.committed),
+            "shards": self.num_done_before + self.num_shards,
+            "shards_held_elsewhere": len(self.elsewhere),
+            "clips": self.clips,
+            "rejected": dict(self.rejected),
+            "read_bytes": self.read_bytes,
+            "latent_bytes": self.latent_bytes,
+            "busy_seconds": {stage: round(seconds, 3) for stage, seconds in self.seconds.items()},
+            "elapsed_seconds": round(self.elapsed, 3),
+            "seconds_left": None if left is None else round(left, 3),
+        }
+
     def line(self) -> str:
         """Return the line: shards, clips, rates, rejections, time left and bottleneck, or what the run waits for."""
         elapsed = max(self.elapsed, 1e-9)

@@ -105,6 +105,8 @@ class Job:
     The result depends on the network."""
     grace: float = 60.0
     """Seconds to finish open work after SIGTERM. Then the command exits with code 75, which means: run it again."""
+    log_json: bool = False
+    """Write the log as JSON, one event a line: shard_committed, clip_rejected, claim_taken_over, progress and so on."""
     dry_run: bool = False
     """Plan, print what would be done, and write nothing."""
 
