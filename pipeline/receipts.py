@@ -16,6 +16,7 @@ class PartReceipt:
     """Size of the latent."""
     decode_seconds: float = 0.0
     encode_seconds: float = 0.0
+    stage_seconds: float = 0.0
 
     @property
     def shard(self) -> str:

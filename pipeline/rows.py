@@ -42,12 +42,13 @@ ROW_SCHEMA = pa.schema(
         ("read_seconds", pa.float64()),
         ("decode_seconds", pa.float64()),
         ("encode_seconds", pa.float64()),
+        ("stage_seconds", pa.float64()),
         ("meta", pa.string()),
     ]
 )
 
 _IDENTITY = ("shard", "video", "clip", "chunk", "num_chunks")
-_SECONDS = ("read_seconds", "decode_seconds", "encode_seconds")
+_SECONDS = ("read_seconds", "decode_seconds", "encode_seconds", "stage_seconds")
 
 _RECEIPTS: dict[str, type[Receipt]] = {
     "part": PartReceipt,
@@ -92,7 +93,7 @@ def from_table(table: pa.Table) -> Iterator[Record]:
         for i, row in enumerate(batch.drop_columns(["payload"]).to_pylist()):
             meta = json.loads(row["meta"])
             identity = {name: row[name] for name in _IDENTITY}
-            seconds = {name: row[name] for name in _SECONDS if row[name] is not None}
+            seconds = {name: row[name] for name in _SECONDS if row.get(name) is not None}
             payload = _view(payloads, i)
             match row["kind"]:
                 case "video":

@@ -49,8 +49,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DECODES_PER_WORKER = 256
-"""Decode tasks after which a worker process is replaced: what FFmpeg may leak does not add up. No other stage has it,
-which keeps decode apart from encode even where both reserve one CPU."""
+"""Decode tasks after which a worker is replaced: FFmpeg's leaks do not add up. No other stage has this argument."""
 COMMIT_RETRIES = 3
 """How often a commit whose worker died is tried again in this pass."""
 
@@ -138,9 +137,10 @@ def run(
 def _stream(driver: Driver, stop: Stop, pools: Pools, stages: tables.Stages, spec: str) -> None:
     """Let the driver drive the graph, with the claims and the strike counter beside it."""
     from pipeline.control.ray_cluster import Remote, RemoteStrikes, receipts, remotely
+    from pipeline.control.ray_metrics import Metrics
 
     guard, claims = RemoteStrikes(), Remote(Claims, stages.output, Owner.this_process(driver.run_id))
-    driver.progress.slots = {"read": pools.readers, "decode": pools.decoders[0], "encode": pools.encoders[1]}
+    driver.progress.slots, driver.measure = pools.slots, Metrics().update
 
     def one_pass(shards: list[Shard]) -> Iterator[Receipt]:
         guard.started()  # encoders that were still starting when the last pass ended did not die

@@ -21,7 +21,7 @@ from typing import Protocol
 
 from latentmill.statistics.normalisation import alarms
 from pipeline.control.claims import RENEW_SECONDS
-from pipeline.control.events import event
+from pipeline.control.events import event, tell_committed
 from pipeline.control.ledger import Ledger
 from pipeline.control.progress import Progress
 from pipeline.control.stop import Stop
@@ -50,6 +50,9 @@ COMMITS_IN_FLIGHT = 2
 
 POLL_SECONDS = 5.0
 """How often a run that waits for shards of another run looks whether they are done or given up."""
+
+METRICS_SECONDS = 10.0
+"""How often metrics change. Prometheus commonly reads them every 15 s."""
 
 LOSSES = 3
 """Passes in a row that may commit nothing because parts were lost."""
@@ -84,6 +87,8 @@ class Driver:
         self.run_id = uuid.uuid4().hex[:12]
         self._output = output
         self._echo, self._echo_seconds = echo, echo_seconds
+        self.measure: Callable[[Progress], None] = lambda _: None
+        """Told the progress now and then."""
         self._plan = plan
         self.todo = list(plan.remaining())
         self.progress = Progress(
@@ -117,6 +122,7 @@ class Driver:
         with (
             every(self._echo_seconds, self._show),
             every(RENEW_SECONDS, lambda: self._keep(claims)),
+            every(METRICS_SECONDS, lambda: self.measure(self.progress)),
             stop.calling(claims.stop),
         ):
             try:
@@ -131,6 +137,7 @@ class Driver:
                 ):  # a claim also becomes stale; where nothing can be written, this fails too
                     claims.release_all()
         self._show()
+        self.measure(self.progress)
 
     def _show(self) -> None:
         self._echo(self.progress.line())
@@ -225,7 +232,7 @@ class Driver:
                 continue
             self._ledger.forget(name)
             self.progress.commit(name)
-            _tell(complete)
+            tell_committed(complete)
             claims.release(name)
 
     def _count_failure(self, what: str, shard: str, message: str) -> None:
@@ -286,11 +293,3 @@ class Driver:
         )
         event("run_ended", **asdict(summary))
         return summary
-
-
-def _tell(shard: CompleteShard) -> None:
-    """Log a committed shard, and each of its rejections."""
-    event("shard_committed", shard=shard.name, latents=len(shard.latents), rejections=len(shard.rejections))
-    for (video, clip), rejection in shard.rejections.items():
-        values = {"reason": rejection.reason, "stage": rejection.stage, "message": rejection.message}
-        event("clip_rejected", shard=shard.name, video=video, clip=clip, key=rejection.key, **values)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 
+from pipeline.records import CompleteShard
+
 log = logging.getLogger("latentmill.events")
 log.setLevel(logging.WARNING)
 
@@ -20,3 +22,11 @@ def event(name: str, **values: object) -> None:
         values: JSON values.
     """
     log.info(name, extra={"event": name, "values": values})
+
+
+def tell_committed(shard: CompleteShard) -> None:
+    """Log a committed shard, and each of its rejections."""
+    event("shard_committed", shard=shard.name, latents=len(shard.latents), rejections=len(shard.rejections))
+    for (video, clip), rejection in shard.rejections.items():
+        values = {"reason": rejection.reason, "stage": rejection.stage, "message": rejection.message}
+        event("clip_rejected", shard=shard.name, video=video, clip=clip, key=rejection.key, **values)

@@ -61,6 +61,11 @@ class Pools:
     encoder_gpus: float
 
     @property
+    def slots(self) -> dict[str, float]:
+        """How many tasks or actors of each stage can work at a time."""
+        return {"read": self.readers, "decode": self.decoders[0], "encode": self.encoders[1], "stage": self.stagers}
+
+    @property
     def device(self) -> str:
         """Where the encoders compute."""
         return "cuda" if self.encoder_gpus else "cpu"

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pipeline.output.wording import duration
 from pipeline.receipts import ClipsReceipt, ElsewhereReceipt, PartReceipt, Receipt, RejectionReceipt, VideosReceipt
 
+STAGES = ("read", "decode", "encode", "stage")
+
 
 @dataclass(slots=True, kw_only=True)
 class _OpenShard:
@@ -60,7 +62,7 @@ class Progress:
     latent_bytes: int = 0
     read_bytes: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
-    seconds: dict[str, float] = field(default_factory=lambda: {"read": 0.0, "decode": 0.0, "encode": 0.0})
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     """Busy time of each stage, summed over its workers."""
     started: float = 0.0
     _first_clip: float | None = None
@@ -82,6 +84,7 @@ class Progress:
             case PartReceipt(id=id):
                 self.seconds["decode"] += receipt.decode_seconds
                 self.seconds["encode"] += receipt.encode_seconds
+                self.seconds["stage"] += receipt.stage_seconds
                 self.parts += 1
                 self.latent_bytes += receipt.num_bytes
                 if id.chunk == id.num_chunks - 1:
@@ -135,6 +138,19 @@ class Progress:
         done += sum(sizes[name] * share for name, share in under_way.items())
         left = sum(sizes.values()) - done
         return (self.clock() - self._first_clip) * left / done if done else None
+
+    def shards(self) -> dict[str, int]:
+        """Return the number of shards that are done, in work here, held by another run, and not begun."""
+        total, done = self.num_done_before + self.num_shards, self.num_done_before + len(self.committed)
+        states = {"done": done, "open": len(self._open), "elsewhere": len(self.elsewhere)}
+        return states | {"waiting": max(total - sum(states.values()), 0)}
+
+    def encoder_idle_share(self) -> float | None:
+        """Return the share of the encoders' time since the first clip ended in which they waited; None before."""
+        if self._first_clip is None or not self.slots.get("encode"):
+            return None
+        seconds = max(self.clock() - self._first_clip, 1e-9)
+        return min(max(1 - self.seconds["encode"] / seconds / self.slots["encode"], 0.0), 1.0)
 
     def counts(self) -> dict[str, object]:
         """Return the numbers of the line, as JSON values."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
@@ -46,12 +47,14 @@ class MissingPartError(Exception):
 def stage(record: Record, output: Storage) -> Receipt:
     """Put a latent (or a verdict) into staging and return its receipt; any other receipt passes through."""
     if isinstance(record, Latent):
+        started = time.perf_counter()
         output.put(part_path(record.id), checksum.append(_to_ipc(record)))
         return PartReceipt(
             id=record.id,
             num_bytes=len(record.payload),
             decode_seconds=record.decode_seconds,
             encode_seconds=record.encode_seconds,
+            stage_seconds=time.perf_counter() - started,
         )
     assert isinstance(record, Receipt)
     if isinstance(record, RejectionReceipt) and record.verdict:
