@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -17,6 +20,7 @@ import vae
 from vae.autoencoder import VideoVAE
 from vae.checkpoints.checkpoint import weights_sha256
 from vae.checkpoints.keys import from_diffusers, to_diffusers
+from vae.checkpoints.places import local_checkpoint
 
 SMALL = {
     "ch": 32,
@@ -88,7 +92,8 @@ def test_every_form_is_the_same_vae(forms: dict[str, Path], weights: dict[str, T
     assert model.info.config["ch_mult"] == [1, 2, 2]
 
 
-def test_urls_are_places(forms: dict[str, Path]) -> None:
+def test_urls_are_places(forms: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     memory = fsspec.filesystem("memory")
     memory.put(str(forms["pipeline"]) + "/", "/models/pipeline/", recursive=True)
     memory.put_file(str(forms["3d-vae.pt"]), "/models/some.file")
@@ -96,6 +101,40 @@ def test_urls_are_places(forms: dict[str, Path]) -> None:
     assert vae.load_vae("memory://models/pipeline").info == expected
     assert vae.load_vae("memory://models/some.file").info.weights_sha256 == expected.weights_sha256
     assert vae.load_vae(f"file://{forms['ours.bin']}").info == expected
+
+
+def test_a_checkpoint_is_fetched_once_and_again_when_it_changed(
+    forms: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    fetched, get = [], MemoryFileSystem.get_file
+    monkeypatch.setattr(MemoryFileSystem, "get_file", lambda *args, **kw: (fetched.append(args[1]), get(*args, **kw)))
+    memory = fsspec.filesystem("memory")
+    memory.put_file(str(forms["3d-vae.pt"]), "/models/once.pt")
+    with ThreadPoolExecutor(4) as pool:
+        found = set(pool.map(local_checkpoint, ["memory://models/once.pt"] * 4))
+    assert len(found) == len(fetched) == 1
+    assert found.pop().read_bytes() == forms["3d-vae.pt"].read_bytes()
+    memory.pipe_file("/models/once.pt", b"another one")
+    assert local_checkpoint("memory://models/once.pt").read_bytes() == b"another one"
+    assert len(fetched) == 2
+
+
+def test_half_a_copy_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    fsspec.filesystem("memory").pipe({"/half/a.json": b"a", "/half/b.json": b"b"})
+    get = MemoryFileSystem.get_file
+
+    def broken(store: MemoryFileSystem, path: str, *args: Any, **kw: Any) -> None:
+        if path.endswith("b.json"):
+            raise TimeoutError(path)
+        get(store, path, *args, **kw)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryFileSystem, "get_file", broken)
+        with pytest.raises(TimeoutError):
+            local_checkpoint("memory://half")
+    assert sorted(path.name for path in local_checkpoint("memory://half").iterdir()) == ["a.json", "b.json"]
 
 
 def test_our_format_keeps_everything(tmp_path: Path) -> None:

@@ -56,16 +56,16 @@ def load_vae(
             name=TINY_NAME, config=TINY_CONFIG, scale=weights.scale, shift=0.0, tensors=weights.encoder
         )
         return _build(checkpoint, where, dtype, device, schedule)
-    with local_checkpoint(where) as path:
-        config = diffusers_config(path)
-        if config is not None and config.get("_class_name") != "AutoencoderKLCogVideoX":
-            other, info = read_diffusers_vae(model_folder(path), config)
-            return VideoVAE(
-                other.to(device=device, dtype=dtype),
-                info,
-                partial(load_pixel_decoder, where, dtype=dtype, device=device),
-            )
-        return _build(read_encoder(path), where, dtype, device, schedule)
+    path = local_checkpoint(where)
+    config = diffusers_config(path)
+    if config is not None and config.get("_class_name") != "AutoencoderKLCogVideoX":
+        other, info = read_diffusers_vae(model_folder(path), config)
+        return VideoVAE(
+            other.to(device=device, dtype=dtype),
+            info,
+            partial(load_pixel_decoder, where, dtype=dtype, device=device),
+        )
+    return _build(read_encoder(path), where, dtype, device, schedule)
 
 
 def save_vae(vae: VideoVAE, path: str | Path) -> None:

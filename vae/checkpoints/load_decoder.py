@@ -36,15 +36,15 @@ def load_video_decoder(
     Raises:
         CheckpointError: nothing there can be loaded, or names, shapes or values do not fit.
     """
-    with local_checkpoint(where) as path:
-        tensors = decoder_part(read_tensors(model_file(path))[1])
-        arguments = _config_from_tensors(tensors, where) | dict(config or {})
-        try:
-            with torch.device("meta"):
-                decoder = VideoDecoder(**arguments)
-        except (ValueError, TypeError, RuntimeError, OverflowError) as error:
-            raise CheckpointError(f"{where}: {error}") from error
-        load_strict(decoder, {name: tensor.clone() for name, tensor in tensors.items()}, where)
+    path = local_checkpoint(where)
+    tensors = decoder_part(read_tensors(model_file(path))[1])
+    arguments = _config_from_tensors(tensors, where) | dict(config or {})
+    try:
+        with torch.device("meta"):
+            decoder = VideoDecoder(**arguments)
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+        raise CheckpointError(f"{where}: {error}") from error
+    load_strict(decoder, {name: tensor.clone() for name, tensor in tensors.items()}, where)
     return decoder.to(device=device, dtype=dtype).eval().requires_grad_(False)
 
 

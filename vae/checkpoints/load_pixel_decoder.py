@@ -29,12 +29,12 @@ def load_pixel_decoder(where: str, *, dtype: torch.dtype | None, device: str | t
     """
     if where == "tiny":
         return tiny_decoder(device)
-    with local_checkpoint(where) as path:
-        if (config := diffusers_config(path)) is None:
-            raise CheckpointError(f"{where} has no decoder that can be run: only a diffusers folder has one")
-        folder = model_folder(path)
-        model = build_model(config.get("_class_name", ""), config, folder)
-        load_strict(model, {name: tensor.clone() for name, tensor in read_folder(folder).items()}, folder)
+    path = local_checkpoint(where)
+    if (config := diffusers_config(path)) is None:
+        raise CheckpointError(f"{where} has no decoder that can be run: only a diffusers folder has one")
+    folder = model_folder(path)
+    model = build_model(config.get("_class_name", ""), config, folder)
+    load_strict(model, {name: tensor.clone() for name, tensor in read_folder(folder).items()}, folder)
     for part in ("encoder", "quant_conv"):
         if hasattr(model, part):
             setattr(model, part, None)

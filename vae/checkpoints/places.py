@@ -1,12 +1,21 @@
-"""Make a checkpoint available on the local disk; an fsspec URL or a Hugging Face repository is copied."""
+"""Make a checkpoint available on the local disk: what lies elsewhere is fetched once per machine and kept.
+
+Copies lie in `$XDG_CACHE_HOME/latentmill` (by default `~/.cache/latentmill`), each under a name that follows from the
+address and from the version of every file: a changed checkpoint is fetched anew. A copy appears whole or not at all.
+"""
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
+import json
+import os
 import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from vae.errors import CheckpointError
 
@@ -14,44 +23,72 @@ _SUFFIXES = (".json", ".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-@contextmanager
-def local_checkpoint(where: str) -> Iterator[Path]:
-    """Yield a local file or folder with the checkpoint; a temporary copy is deleted at the end of the context.
+def local_checkpoint(where: str) -> Path:
+    """Return a local file or folder with the checkpoint.
 
     Raises:
         CheckpointError: there is no checkpoint.
     """
     if "://" in where:
-        with tempfile.TemporaryDirectory(prefix="latentmill-") as folder:
-            yield _fetch(where, Path(folder))
-    elif Path(where).exists():
-        yield Path(where)
-    elif _REPO_ID.fullmatch(where):
-        yield _fetch_repository(where)
-    else:
-        raise CheckpointError(f"{where!r} not found; expected 'tiny', a path, an fsspec URL or a repository id (a/b)")
+        return _fetch(where)
+    if Path(where).exists():
+        return Path(where)
+    if _REPO_ID.fullmatch(where):
+        return _fetch_repository(where)
+    raise CheckpointError(f"{where!r} not found; expected 'tiny', a path, an fsspec URL or a repository id (a/b)")
 
 
-def _fetch(url: str, folder: Path) -> Path:
+def _fetch(url: str) -> Path:
     import fsspec
+    from fsspec.implementations.local import LocalFileSystem
 
     fs, root = fsspec.core.url_to_fs(url)
-    if fs.isfile(root):
-        target: Path = folder / root.rstrip("/").rsplit("/", 1)[-1]
-        fs.get_file(root, str(target))
-        return target
-    if not fs.isdir(root):
+    if isinstance(fs, LocalFileSystem):
+        return local_checkpoint(root)
+    files = _files(fs, root)
+    if not files:
         raise CheckpointError(f"{url!r} not found")
-    for source in (root, f"{root.rstrip('/')}/vae"):
-        if not fs.isdir(source):
-            continue
-        target = folder if source == root else folder / "vae"
-        target.mkdir(exist_ok=True)
-        for path in fs.ls(source, detail=False):
+    versions = json.dumps([url, [(name, fs.ukey(path)) for name, path in files.items()]])
+    copy = _cache() / hashlib.sha256(versions.encode()).hexdigest()[:24]
+    with _alone(copy.with_suffix(".lock")):
+        if not copy.exists():
+            with tempfile.TemporaryDirectory(dir=copy.parent) as begun:
+                part = Path(begun) / "copy"
+                for name, path in files.items():
+                    (part / name).parent.mkdir(parents=True, exist_ok=True)
+                    fs.get_file(path, str(part / name))
+                part.rename(copy)
+    return copy / next(iter(files)) if fs.isfile(root) else copy
+
+
+def _files(fs: Any, root: str) -> dict[str, str]:
+    """Return the files of a checkpoint: their names in the copy, and their paths. {} if there is nothing."""
+    if fs.isfile(root):
+        return {root.rstrip("/").rsplit("/", 1)[-1]: root}
+    files = {}
+    for prefix, folder in (("", root), ("vae/", f"{root.rstrip('/')}/vae")):
+        for path in sorted(fs.ls(folder, detail=False)) if fs.isdir(folder) else ():
             name = path.rstrip("/").rsplit("/", 1)[-1]
             if name.endswith(_SUFFIXES) and fs.isfile(path):
-                fs.get_file(path, str(target / name))
+                files[prefix + name] = path
+    return files
+
+
+def _cache() -> Path:
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "latentmill"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"no place to keep the checkpoint: {error} (set XDG_CACHE_HOME)") from error
     return folder
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold a lock among the processes of this machine: one fetches, the others wait for it."""
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _fetch_repository(repo_id: str) -> Path:
