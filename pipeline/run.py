@@ -7,10 +7,9 @@
       -> stage    CPU task: put the part, hand on a receipt
     driver: receipts -> ledger -> commit(shard): ONE file, and it exists = the shard is done
 
-Each operator has remote arguments of its own, because Ray fuses neighbours whose arguments are equal (seen: decode
-inside the encode actor). Reading and staging wait for storage, so they ask for no CPU; their number is bounded. Killed
-tasks and actors are retried for ever (Ray Data's default, without a public switch); the guard ends what would kill its
-worker each time.
+Each operator has remote arguments of its own, because Ray fuses neighbours whose arguments are equal. Reading and
+staging wait for storage, so they ask for no CPU; their number is bounded. Killed tasks and actors are retried for ever
+(Ray Data's default, without a public switch); the guard ends what would kill its worker each time.
 
 Ray, which takes seconds to import, is imported where the stream begins: a run with nothing to do ends without it.
 """
@@ -26,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.control.claims import Claims, Owner
 from pipeline.control.driver import Driver
-from pipeline.control.pools import Pools, check_local
+from pipeline.control.pools import Pools, check_workers
 from pipeline.control.stop import GraceOverError, Stop
 from pipeline.decode import iter_clips
 from pipeline.errors import EncoderError, StorageError
@@ -98,7 +97,7 @@ def run(
     spec, info = resolve(job)
     output = Storage(job.output)
     spec = check(output, spec)
-    check_local(job.workers)
+    check_workers(job)
     writable(output)
     log.info("planning: the source is listed and compared with the output")
     plan = make_plan(output, job.source, shard_size=job.shard_size, limit=job.limit, on_changed=job.on_changed)
@@ -136,8 +135,9 @@ def run(
 
 def _stream(driver: Driver, stop: Stop, pools: Pools, stages: tables.Stages, spec: str) -> None:
     """Let the driver drive the graph, with the claims and the strike counter beside it."""
-    from pipeline.control.ray_cluster import Remote, RemoteStrikes, receipts, remotely
+    from pipeline.control.ray_cluster import receipts
     from pipeline.control.ray_metrics import Metrics
+    from pipeline.control.ray_objects import Remote, RemoteStrikes, remotely
 
     guard, claims = RemoteStrikes(), Remote(Claims, stages.output, Owner.this_process(driver.run_id))
     driver.progress.slots, driver.measure = pools.slots, Metrics().update

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from pipeline.control.ray_cluster import RemoteStrikes, ended_for_memory
+from pipeline.control.ray_objects import RemoteStrikes, ended_for_memory
 from pipeline.guard.alone import MEMORY_SHARE, DiedAloneError, _memory, alone, within_memory
 from pipeline.guard.strikes import MAX_EXCUSED, MAX_STRIKES, Strikes
 

@@ -22,7 +22,7 @@ import ray
 
 from pipeline.control.driver import MAX_FAILED_WRITES
 from pipeline.control.pools import Pools
-from pipeline.control.ray_cluster import answer
+from pipeline.control.ray_objects import answer
 from pipeline.decode import DecodedClip, DecodeSpec, iter_clips
 from pipeline.errors import ConfigError, EncoderError, StorageError, VideoError
 from pipeline.guard.strikes import Strikes

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pipeline.errors import ConfigError
 from pipeline.settings.clip_rule import ClipRule
-from pipeline.settings.job import Workers, local_cpus
+from pipeline.settings.job import Job, Workers, local_cpus
 from pipeline.settings.spec import LatentRule
 from vae.info import VAEInfo
 from vae.shapes import chunk_spans
@@ -87,14 +87,20 @@ class Cluster:
     """CPUs that Ray counts beyond the real ones, so that each core has an encoder and decoding still runs."""
 
 
-def check_local(workers: Workers) -> None:
-    """Refuse encoders that do not fit on this machine, if the run starts a local Ray.
+def check_workers(job: Job) -> None:
+    """Refuse encoders that do not fit on this machine, if the run starts a local Ray; else look at the cluster.
 
     Raises:
-        ConfigError: as check_encoders.
+        ConfigError: as check_encoders and check_cluster.
     """
+    workers = job.workers
+    if workers.ray_address != "local":
+        from pipeline.control.ray_cluster import check_cluster
+
+        check_cluster(job)
+        return
     ray = sys.modules.get("ray")  # if it is not imported, no Ray is running
-    if workers.ray_address == "local" and not (ray and ray.is_initialized()):
+    if not (ray and ray.is_initialized()):
         import torch  # imported late: it costs seconds in every worker that does not need it
 
         gpus = 0 if workers.gpus_per_encoder == 0 else torch.cuda.device_count()

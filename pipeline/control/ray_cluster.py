@@ -1,4 +1,4 @@
-"""Ray itself, beside Ray Data: start a local Ray or join a cluster, and keep objects that every worker can call."""
+"""Ray itself: start a local one or join a cluster, set up Ray Data, and hand on receipts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import site
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,13 @@ import ray
 from ray.data import DataContext, Dataset
 from ray.data._internal.execution import backpressure_policy as backpressure
 from ray.job_config import JobConfig
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import pipeline
 from pipeline.control.pools import SPARE_CPUS, Cluster, Pools, block_bytes, largest_chunk_bytes, pools
-from pipeline.control.stop import GraceOverError, Stop
-from pipeline.errors import ConfigError, EncoderError, StorageError
-from pipeline.guard.strikes import Strikes
+from pipeline.control.ray_objects import on_every_node
+from pipeline.control.same_disk import check_same_disk
+from pipeline.control.stop import STATUS, GraceOverError, Stop
+from pipeline.errors import ConfigError, EncoderError
 from pipeline.receipts import Receipt
 from pipeline.rows import from_table
 from pipeline.settings import overlap
@@ -42,6 +42,30 @@ START_SECONDS = 600.0
 """How long a local Ray may take to start. It takes 5 s on an idle machine and a minute on a busy one."""
 
 
+def check_cluster(job: Job) -> None:
+    """Look at the cluster of a job before anything is planned. A local Ray, or one that is joined, is not looked at.
+
+    Raises:
+        ConfigError: no cluster answers, or it has several nodes, of which not every one sees a local path of the job.
+        SystemExit: a signal asked for a stop.
+    """
+    address = job.workers.ray_address
+    if address == "local" or ray.is_initialized():
+        return
+    with Stop(0) as stop:
+        try:
+            with _ray(_options(address), stop, ours=False):
+                if sum(node["Alive"] for node in ray.nodes()) > 1:
+                    check_same_disk(job, on_every_node)
+        except GraceOverError:
+            raise SystemExit(STATUS[stop.by]) from None
+
+
+def _options(address: str) -> dict[str, Any]:
+    quiet = {"logging_level": "ERROR", "log_to_driver": False}
+    return {"address": address, "job_config": _job_config()} | quiet
+
+
 @contextlib.contextmanager
 def ray_for(job: Job, info: VAEInfo, stop: Stop) -> Iterator[Pools]:
     """Start a local Ray, or join the cluster at the address. Yield how many workers of each kind it can hold.
@@ -53,8 +77,7 @@ def ray_for(job: Job, info: VAEInfo, stop: Stop) -> Iterator[Pools]:
     """
     workers = job.workers
     ours = workers.ray_address == "local"
-    options: dict[str, Any] = {"address": workers.ray_address, "logging_level": "ERROR", "log_to_driver": False}
-    options |= {"job_config": _job_config()}
+    options = _options(workers.ray_address)
     if ours:
         # Ray Data's default autoscaler drops fractions of a CPU when it distributes them (2 - 1 - 0.5 leaves 0, seen
         # in Ray 2.60: one decode task on a core instead of two). A local Ray never grows, so V2 requests nothing.
@@ -229,72 +252,3 @@ def _quiet() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
-
-
-RESTARTS = 100
-"""How often a `Remote` is restarted, and a call of it repeated. (Seen: Ray's memory monitor ended one.)"""
-
-
-def answer(reference: Any) -> Any:
-    """Return the result of a remote call, or raise its exception as a local call would.
-
-    Raises:
-        StorageError: the worker died in the call, in every attempt.
-    """
-    try:
-        return ray.get(reference)
-    except ray.exceptions.RayTaskError as error:  # its text is a remote traceback
-        raise error.cause from None
-    except ray.exceptions.RayError as error:
-        raise StorageError(f"{type(error).__name__}: its worker died, and so did the next ones") from None
-
-
-def remotely(function: Callable[..., Any], *, retries: int) -> Callable[..., Any]:
-    """Return the function as a call on a worker that reserves no CPU. The call is repeated if the worker dies."""
-    call = ray.remote(num_cpus=0, max_retries=retries)(function).remote
-    return lambda *args: answer(call(*args))
-
-
-class Remote:
-    """An object in an actor beside the driver, with the methods of a local object. It pickles.
-
-    The methods in `told` return nothing, and the caller does not wait for them. Calls of one process arrive in order.
-    If the actor dies (seen: Ray's memory monitor ended it), a new actor starts with an empty state.
-    """
-
-    def __init__(self, kind: type, *args: Any, told: tuple[str, ...] = ()) -> None:
-        node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        options = {"num_cpus": 0, "scheduling_strategy": node, "max_restarts": RESTARTS}
-        options["max_task_retries"] = RESTARTS
-        self._actor = ray.remote(kind).options(**options).remote(*args)
-        self._told = told
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        method = getattr(self._actor, name)
-        return method.remote if name in self._told else lambda *args: answer(method.remote(*args))
-
-
-class RemoteStrikes(Remote):
-    """The strike counter. It knows the process of each attempt, so that it can excuse processes that Ray ended."""
-
-    def __init__(self) -> None:
-        super().__init__(Strikes, ended_for_memory, told=("end", "started"))
-
-    def begin(self, key: str) -> int:
-        standing: int = answer(self._actor.begin.remote(key, ray.get_runtime_context().get_worker_id()))
-        return standing
-
-
-def ended_for_memory(worker: str) -> bool:
-    """Return whether Ray's memory monitor ended this worker. The only public call for it needs a dashboard."""
-    try:
-        from ray._private.state import state
-        from ray.core.generated import common_pb2, gcs_pb2
-
-        known = state._connect_and_get_accessor().get_worker_info(ray.WorkerID(bytes.fromhex(worker)))
-    except (ImportError, AttributeError):  # another Ray, which has it elsewhere: a strike only raises suspicion
-        return False
-    exit_type = gcs_pb2.WorkerTableData.FromString(known).exit_type if known else None
-    return bool(exit_type == common_pb2.WorkerExitType.NODE_OUT_OF_MEMORY)
