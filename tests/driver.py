@@ -32,7 +32,7 @@ class Driver:
 
     def kill_when(self, moment: Callable[[], bool]) -> None:
         """SIGKILL the driver as soon as `moment` is true, and wait until every worker that it started is gone."""
-        self._wait_until(moment)
+        self.wait_until(moment)
         left = [os.pidfd_open(pid) for pid in descendants(self._process.pid) if not _is_agent(pid)]
         self._process.send_signal(signal.SIGKILL)
         self._process.wait()
@@ -48,7 +48,7 @@ class Driver:
 
     def signal_when(self, moment: Callable[[], bool], number: int = signal.SIGTERM, *, to_group: bool = False) -> None:
         """Signal the driver, or its whole process group, as soon as `moment` is true."""
-        self._wait_until(moment)
+        self.wait_until(moment)
         (os.killpg if to_group else os.kill)(self._process.pid, number)
 
     def printed(self) -> str:
@@ -63,7 +63,7 @@ class Driver:
         shutil.rmtree(self._folder, ignore_errors=True)
         return output
 
-    def _wait_until(self, moment: Callable[[], bool]) -> None:
+    def wait_until(self, moment: Callable[[], bool]) -> None:
         while not moment():
             assert self._process.poll() is None, f"ended before the moment came:\n{self.printed()}"
             select.select([], [], [], 0.02)
