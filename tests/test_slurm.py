@@ -23,7 +23,7 @@ FOLDER = ROOT / "examples/slurm"
 SCRIPTS = sorted(FOLDER.glob("*.sbatch"))
 ENCODE = re.compile(r"latentmill encode\s(.*?--clips all)", re.S)
 
-NUM_SHARDS = 8
+NUM_SHARDS = 20
 
 needs_slurm = pytest.mark.skipif(bool(missing()), reason=missing())
 
@@ -43,9 +43,9 @@ def slurm() -> Iterator[Slurm]:
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("tars")
-    videos = {str(n): make_video(num_frames=n, width=96, height=64) for n in (60, 90, 120)}
+    videos = {"sound": make_video(num_frames=60, width=96, height=64), "text": b"not a video"}
     for number in range(NUM_SHARDS):
-        make_tar(folder / f"{number}.tar", videos | {"text": b"not a video"})
+        make_tar(folder / f"{number:02}.tar", videos)
     return f"{folder}/*.tar"
 
 
@@ -70,8 +70,8 @@ def submit(slurm: Slurm, name: str, encode_options: list[str], *sbatch_options: 
 
 
 def begun(output: Path) -> bool:
-    """Whether some shards are done, and others are under way."""
-    return 0 < len(list(output.glob("data/*"))) < NUM_SHARDS and any(output.glob("_claims/*"))
+    """Whether shards are done. Most are not even claimed: a run holds a handful at a time."""
+    return any(output.glob("data/*"))
 
 
 def restarts(slurm: Slurm, task: str) -> int:
@@ -87,7 +87,7 @@ def check_whole(output: Path, clean: dict[str, bytes]) -> None:
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_a_script_is_one_and_its_command_is_ours(path: Path) -> None:
     subprocess.run(["bash", "-n", path], check=True)
-    job = encode.parse([word for word in options_of(path)])
+    job = encode.parse(options_of(path))
     assert job.output == "s3://latents/v1"
     lead = re.search(r"^#SBATCH --signal=B:TERM@(\d+)$", path.read_text(), re.M)
     assert lead
@@ -169,11 +169,13 @@ def test_a_run_whose_node_is_lost_comes_back_on_another(
 @needs_slurm
 @pytest.mark.slow
 def test_a_run_that_a_person_cancels_stays_away(slurm: Slurm, source: str, tmp_path: Path) -> None:
-    output = tmp_path / "out"
-    job = submit(slurm, "array.sbatch", options(source, output), "--array=0-0")
-    wait_until(lambda: begun(output), slurm.log)
+    """It ends with 75 at once: Ray has not started."""
+    job = submit(slurm, "array.sbatch", options(source, tmp_path / "out"), "--array=0-0")
+    printed = slurm.folder / f"latentmill-{job}_0.log"
+    wait_until(lambda: printed.exists() and "planning" in printed.read_text(), slurm.log)
     slurm("scancel", job)
     slurm.wait_for(job, "CANCELLED")
+    assert "stopped by SIGTERM" in printed.read_text()
 
 
 @needs_slurm
