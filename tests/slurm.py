@@ -45,6 +45,8 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 MpiDefault=none
 MailProg=/bin/true
+# Jobs that ended are kept: tests ask for them.
+MinJobAge=0
 # A node that says nothing for this long is down, and its jobs are requeued. It is up again when it registers.
 SlurmdTimeout=10
 ReturnToService=2
@@ -76,6 +78,8 @@ slurmd -D -f "$folder/slurm.conf" &
 wait
 """
 
+UNSHARE = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--net", "--uts", "--ipc")
+
 
 def missing() -> str:
     """What a Slurm for tests lacks here, or ""."""
@@ -84,9 +88,6 @@ def missing() -> str:
         return f"no {', '.join(absent)}: run tests/install_slurm.sh"
     tried = subprocess.run([*UNSHARE, "true"], capture_output=True, text=True, env={"PATH": SYSTEM_PATH})
     return tried.stderr.strip()
-
-
-UNSHARE = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--net", "--uts", "--ipc")
 
 
 class Slurm:
@@ -150,7 +151,7 @@ class Slurm:
         return self("sbatch", "--parsable", *arguments).strip()
 
     def wait_for(self, job: str, *states: str) -> None:
-        """Wait until each task of a job has one of these states, a job in no queue being COMPLETED."""
+        """Wait until each task of a job has one of these states."""
         wait_until(lambda: self.states(job) <= set(states), self.log)
 
     def states(self, job: str) -> set[str]:

@@ -25,7 +25,8 @@ ENCODE = re.compile(r"latentmill encode\s(.*?--clips all)", re.S)
 
 NUM_SHARDS = 20
 
-needs_slurm = pytest.mark.skipif(bool(missing()), reason=missing())
+LACK = missing()
+needs_slurm = pytest.mark.skipif(bool(LACK), reason=LACK)
 
 
 def options_of(path: Path) -> list[str]:
