@@ -45,8 +45,8 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 MpiDefault=none
 MailProg=/bin/true
-# Jobs that ended are kept: tests ask for them.
-MinJobAge=0
+# Jobs that ended are kept for a day: tests ask for them.
+MinJobAge=86400
 # A node that says nothing for this long is down, and its jobs are requeued. It is up again when it registers.
 SlurmdTimeout=10
 ReturnToService=2
@@ -152,7 +152,7 @@ class Slurm:
 
     def wait_for(self, job: str, *states: str) -> None:
         """Wait until each task of a job has one of these states."""
-        wait_until(lambda: self.states(job) <= set(states), self.log)
+        wait_until(lambda: set() < self.states(job) <= set(states), self.log)
 
     def states(self, job: str) -> set[str]:
         """The states of a job's tasks."""
@@ -175,10 +175,15 @@ class Slurm:
         assert self._machines[name].stdout.readline() == "up\n"  # type: ignore[union-attr]
 
     def _plug_in(self) -> None:
-        """Join the two machines by a cable, and let them go on."""
+        """Join the two machines by a cable, and let them go on. The bridge keeps the address of node1 alone."""
         first, second = (self._first(name) for name in ADDRESSES)
-        cable = ["ip", "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", str(second)]
-        subprocess.run(["nsenter", f"--net=/proc/{first}/ns/net", *cable], env=self._environment, check=True)
+        network = (
+            "link add eth0 type bridge\n"
+            f"link add cable type veth peer name eth0 netns {second}\n"
+            "link set cable master eth0 up\n"
+        )
+        enter = ["nsenter", f"--net=/proc/{first}/ns/net", "ip", "-batch", "-"]
+        subprocess.run(enter, env=self._environment, check=True, input=network, text=True)
         for machine in self._machines.values():
             print(file=machine.stdin, flush=True)
 

@@ -133,7 +133,8 @@ def test_a_run_that_is_told_to_stop_comes_back(
     wait_until(lambda: begun(output), slurm.log)
     slurm("scancel", "--signal=TERM", "--batch", f"{job}_1")
     slurm.wait_for(job, "COMPLETED")
-    assert [restarts(slurm, f"{job}_{task}") for task in (0, 1)] == [0, 1]
+    assert restarts(slurm, f"{job}_0") == 0
+    assert restarts(slurm, f"{job}_1") >= 1, slurm.log()
     assert "SIGTERM: finishing what is open" in (slurm.folder / f"latentmill-{job}_1.log").read_text()
     check_whole(output, clean)
 
