@@ -17,6 +17,11 @@ SMALLEST = {
     "chunking": ["--size", "16"],
     "decode": ["--seconds", "1", "--rounds", "1", "--cases", "720p"],
     "plan": ["--shards", "8"],
+    "driver": [
+        *("--open-clips", "1000", "--shards", "20", "--open-shards", "5", "--commits", "2", "--in-flight", "2"),
+        *("--seal-shards", "4", "--request-ms", "1"),
+    ],
+    "simulate": ["--encoders", "2", "4", "--seconds", "10"],
     "reader": ["--clips", "12", "--rows", "2000", "--rounds", "1"],
 }
 FIGURES = {
@@ -25,6 +30,8 @@ FIGURES = {
     "chunking": r"\| alike \| noise \|( [\d.e-]+ \|){8}",
     "decode": r"latentmill +[\d.]+ +1\.00",
     "plan": r"seal: 800 rows of 8 shards",
+    "driver": r"open: 1,000 clips(.|\n)*: 0, 0\npassing: 2,000 clips(.|\n)*rows: (.|\n)*commit: 2(.|\n)*seal: 400 rows",
+    "simulate": r"limit\n +2 +\d+ +\d\.\d\d(.|\n)*\n +4 +\d+ +\d\.\d\d",
     "reader": r"local: 12(.|\n)*latentmill +[\d.]+ ms/clip(.|\n)*s3: (.|\n)*resume(.|\n)*memory of its own",
 }
 

@@ -122,3 +122,17 @@ def test_after_a_stop_no_shard_is_taken(output: Storage) -> None:
     assert run.take("s")
     assert not run.take("t")
     assert not output.exists("_claims/t")
+
+
+def test_what_is_released_while_it_is_renewed_stays_released(tmp_path: Path) -> None:
+    """The release ends before the put of the renewal does."""
+
+    class Overtaken(Storage):
+        def put(self, path: str, data: bytes | Path) -> None:
+            ours.release("s")
+            super().put(path, data)
+
+    ours = Claims(Overtaken(str(tmp_path)), HERE)
+    assert ours.take("s")
+    ours.renew()
+    assert not (tmp_path / "_claims" / "s").exists()

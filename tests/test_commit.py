@@ -4,6 +4,7 @@ two steps, the next run ends with the same files."""
 import io
 import json
 import random
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from latentmill.format import footer_of
-from pipeline.output.commit import commit, derive, seal, tidy
+from pipeline.output.commit import clips_ahead, commit, derive, seal, tidy
 from pipeline.output.layout import part_path, verdict_path
 from pipeline.output.parts import MissingPartError, join, read_clip, read_verdict, stage
 from pipeline.output.shard_file import holds
@@ -20,6 +21,7 @@ from pipeline.receipts import ClipsReceipt, PartReceipt, RejectionReceipt
 from pipeline.records import ChunkId, CompleteShard, Latent, Rejection
 from pipeline.settings.spec import LatentRule
 from pipeline.storage import Storage, checksum
+from pipeline.storage.parallel import read_ahead
 from tests.outputs import make_output
 from tests.small import latent, spec
 from tests.sources import make_tar
@@ -251,3 +253,23 @@ def test_seal_joins_the_indexes(output: Storage) -> None:
 def test_an_empty_shard_commits_an_empty_file(output: Storage) -> None:
     commit(output, SPEC, CompleteShard(name="s", planned=0, latents={}, rejections={}))
     assert pq.read_table(io.BytesIO(output.read("data/s.parquet"))).num_rows == 0
+
+
+@pytest.mark.parametrize("ahead", [1, 3])
+def test_what_is_read_ahead_comes_in_order_and_is_little(ahead: int) -> None:
+    begun: list[int] = []
+
+    def read(number: int) -> int:
+        begun.append(number)
+        return number
+
+    for number, result in enumerate(read_ahead((partial(read, n) for n in range(10)), ahead)):
+        assert result.result() == number
+        assert len(begun) <= number + ahead
+
+
+@pytest.mark.parametrize(
+    ("staged_bytes", "num_clips", "expected"), [(0, 0, 1), (64, 64, 16), (1 << 30, 64, 4), (1 << 30, 2, 1)]
+)
+def test_large_clips_are_not_read_ahead(staged_bytes: int, num_clips: int, expected: int) -> None:
+    assert clips_ahead(staged_bytes, num_clips) == expected

@@ -12,6 +12,8 @@ BENCHES = {
     "chunking": "measure the error of a clip in chunks, compared with the uncut clip",
     "decode": "compare decoding with the ffmpeg command line and other decoders",
     "plan": "measure planning and resuming 100,000 shards",
+    "driver": "measure the driver: receipts a second, memory of a million open clips, commits, seal",
+    "simulate": "simulate a run on 10 to 3,000 encoders, and show where it stops scaling",
     "reader": "compare reading latents back with raw reads and with other readers",
 }
 

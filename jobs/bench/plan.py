@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Literal
 from unittest import mock
 
@@ -96,12 +97,12 @@ def measure(kind: Kind, num_shards: int) -> Measured:
     with tempfile.TemporaryDirectory() as folder:
         output = Storage(folder)
         started, cpu = time.perf_counter(), time.process_time()
-        names = [shard.name for shard in _planned(output, kind, num_shards, [])]
+        names = [shard.name for shard in planned(output, kind, num_shards, [])]
         plan_seconds, plan_cpu = time.perf_counter() - started, time.process_time() - cpu
         assert len(names) == num_shards
         started, cpu = time.perf_counter(), time.process_time()
         grown = num_shards + num_shards // 100
-        plan = _planned(output, kind, grown, names[::2])
+        plan = planned(output, kind, grown, names[::2])
         num_staged = sum(bool(shard.staged) for shard in plan.remaining())
         resume_seconds, resume_cpu = time.perf_counter() - started, time.process_time() - cpu
         assert (plan.num_shards, plan.num_remaining, num_staged) == (grown, grown - len(names[::2]), 0)
@@ -119,10 +120,10 @@ def _seal(num_shards: int) -> bool:
     """Print time and memory of sealing the indexes of `num_shards` shards. Return True if it takes too much memory."""
     names = [f"{number:012x}" for number in range(num_shards)]
     with tempfile.TemporaryDirectory() as folder, multiprocessing.get_context("spawn").Pool(1) as pool:
-        index = pool.apply(_index_of_one_shard, (folder,))
+        index = pool.apply(index_of_one_shard, (folder,))
         output = Storage(folder)
         for name in names:
-            output.put(layout.index_path(name), _renamed(index, name))
+            output.put(layout.index_path(name), renamed(index, name))
         with multiprocessing.get_context("spawn").Pool(1) as fresh:
             rows, cpu_seconds, peak_bytes = fresh.apply(measure_seal, (folder, names))
         num_bytes = output.entry(layout.SEAL_PATH).size
@@ -141,30 +142,41 @@ def measure_seal(folder: str, names: list[str]) -> tuple[int, float, int]:
     return rows, time.process_time() - cpu, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _index_of_one_shard(folder: str) -> bytes:
+def index_of_one_shard(folder: str) -> bytes:
     """Return the index of a shard of real rows: the row of one video, repeated for every clip of a shard."""
+    output = Storage(f"{folder}/one")
+    spec = stage_shard(output, "one", FILES_PER_SHARD)
+    latents = {(number, 0): 1 for number in range(FILES_PER_SHARD)}
+    commit(output, spec.to_json(), CompleteShard(name="one", planned=FILES_PER_SHARD, latents=latents, rejections={}))
+    return output.read(layout.index_path("one"))
+
+
+def stage_shard(output: Storage, shard: str, num_clips: int) -> Spec:
+    """Stage one clip of each of `num_clips` videos, with the facts of a real one, and return the Spec."""
+    chunk, spec = _one_clip()
+    for number in range(num_clips):
+        latent = Latent(
+            id=ChunkId(shard=shard, video=number, clip=0),
+            payload=bytes(2 * 16 * 13 * 8 * 12),
+            shape=(16, 13, 8, 12),
+            dtype="bfloat16",
+            facts=replace(chunk.facts, id=clip_id(shard, number, 0)),
+        )
+        stage(latent, output)
+    return spec
+
+
+@cache
+def _one_clip() -> tuple[Chunk, Spec]:
     info, rule = vae.load_vae("tiny").info, ClipRule(num_frames=49, height=64, width=96)
     decoder = Decoder(clip=rule, latent=LatentRule(), info=info, deadline=600)
     data = make_video(even_times(150, 24), width=96, height=64, seed=0)
     video = Video(shard="one", video=0, key="a.mp4", uri="a.tar", payload=data, caption="a caption of a few words")
     chunk = next(record for record in decoder(video, Strikes()) if isinstance(record, Chunk))
-    output = Storage(f"{folder}/one")
-    for number in range(FILES_PER_SHARD):
-        latent = Latent(
-            id=ChunkId(shard="one", video=number, clip=0),
-            payload=bytes(2 * 16 * 13 * 8 * 12),
-            shape=(16, 13, 8, 12),
-            dtype="bfloat16",
-            facts=replace(chunk.facts, id=clip_id("one", number, 0)),
-        )
-        stage(latent, output)
-    latents = {(number, 0): 1 for number in range(FILES_PER_SHARD)}
-    spec = Spec(vae=info.to_json(), clip=rule, latent=LatentRule())
-    commit(output, spec.to_json(), CompleteShard(name="one", planned=FILES_PER_SHARD, latents=latents, rejections={}))
-    return output.read(layout.index_path("one"))
+    return chunk, Spec(vae=info.to_json(), clip=rule, latent=LatentRule())
 
 
-def _renamed(index: bytes, name: str) -> bytes:
+def renamed(index: bytes, name: str) -> bytes:
     """Return the index with different strings in every row, because equal strings compress to almost nothing."""
     table = pq.read_table(io.BytesIO(index))
     for index_of_column, field in enumerate(table.schema):
@@ -176,7 +188,8 @@ def _renamed(index: bytes, name: str) -> bytes:
     return sink.getvalue()
 
 
-def _planned(output: Storage, kind: Kind, num_shards: int, done: list[str]) -> Plan:
+def planned(output: Storage, kind: Kind, num_shards: int, done: list[str]) -> Plan:
+    """Plan a synthetic source of `num_shards` shards, of which `done` are committed."""
     real = Storage.list
 
     def listed(storage: Storage, path: str = "") -> Iterator[Entry]:

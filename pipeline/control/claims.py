@@ -62,7 +62,13 @@ class Owner:
 
 
 class Claims:
-    """The shards that one run holds. It is an actor beside the driver, so all attempts of a task get one answer."""
+    """The shards that one run holds. It is an actor beside the driver, so all attempts of a task get one answer.
+
+    Several threads may call it.
+    """
+
+    AT_A_TIME = 16
+    """Calls at a time: at 50 ms a request, one after the other gives seven shards a second."""
 
     def __init__(self, output: Storage, owner: Owner, clock: Callable[[], float] = time.monotonic) -> None:
         self._output = output
@@ -77,7 +83,8 @@ class Claims:
     def take(self, shard: str) -> bool:
         """Claim the shard and return whether this run processes it. A retried task gets the answer of the first one."""
         if shard not in self._answers:
-            self._answers[shard] = not self._stopped and self._claim(shard) and self._is_open(shard)
+            answer = not self._stopped and self._claim(shard) and self._is_open(shard)
+            self._answers.setdefault(shard, answer)
         return self._answers[shard]
 
     def stop(self) -> None:
@@ -86,9 +93,11 @@ class Claims:
 
     def renew(self) -> None:
         """Renew every claim of this run."""
-        for shard, ours in self._answers.items():
-            if ours:
+        for shard, ours in list(self._answers.items()):
+            if ours and shard in self._answers:
                 self._output.put(claim_path(shard), self._owner)
+                if shard not in self._answers:  # released meanwhile
+                    self._output.delete(claim_path(shard))
 
     def release(self, shard: str) -> None:
         """Delete the claim on a shard that is committed or left open."""
@@ -127,7 +136,8 @@ class Claims:
 
     def taken_over(self) -> list[tuple[str, str]]:
         """Return, once, each shard whose claim this run took over, and the run that had it ("" if unknown)."""
-        taken, self._taken_over = self._taken_over, []
+        taken = self._taken_over.copy()
+        del self._taken_over[: len(taken)]
         return taken
 
     def _age(self, path: str) -> float:

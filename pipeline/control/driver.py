@@ -15,12 +15,12 @@ import logging
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
 from typing import Protocol
 
 from latentmill.statistics.normalisation import alarms
 from pipeline.control.claims import RENEW_SECONDS
+from pipeline.control.commits import Commits
 from pipeline.control.events import event, tell_committed
 from pipeline.control.ledger import Ledger
 from pipeline.control.progress import Progress
@@ -44,9 +44,6 @@ from pipeline.storage import Storage
 from pipeline.storage.addresses import redacted
 
 log = logging.getLogger(__name__)
-
-COMMITS_IN_FLIGHT = 2
-"""Commits at a time. Each holds one clip in memory and waits for storage; more would compete with staging."""
 
 POLL_SECONDS = 5.0
 """How often a run that waits for shards of another run looks whether they are done or given up."""
@@ -104,7 +101,6 @@ class Driver:
         self._unreachable = give_up_after and Unreachable(output, give_up_after)
         self._ledger = Ledger()
         self._elsewhere: set[str] = set()
-        self._commits: dict[Future[Committed], CompleteShard] = {}
         self._failed_writes: Counter[str] = Counter()
         self._losses = 0
         self._has_lost = False
@@ -118,7 +114,7 @@ class Driver:
     ) -> None:
         """Run passes until everything is committed, a pass makes no progress, or a signal asks for a stop."""
         self.progress.doing = "waiting for the first clip: encoders load, videos are read"
-        self._committers = ThreadPoolExecutor(COMMITS_IN_FLIGHT)
+        self._commits = Commits(commit, claims.release, self.progress.slots.get("encode", 0))
         with (
             every(self._echo_seconds, self._show),
             every(RENEW_SECONDS, lambda: self._keep(claims)),
@@ -127,11 +123,11 @@ class Driver:
         ):
             try:
                 while self.todo and not stop.asked:
-                    self._one_pass(stream, commit, claims)
+                    self._one_pass(stream, claims)
                     if not self._next_pass(claims, stop):
                         break
             finally:  # when the grace period is over, commits may still run: do not wait for them
-                self._committers.shutdown(wait=False, cancel_futures=True)
+                self._commits.abandon()
                 with contextlib.suppress(
                     StorageError
                 ):  # a claim also becomes stale; where nothing can be written, this fails too
@@ -151,12 +147,7 @@ class Driver:
         for shard, owner in claims.taken_over():
             event("claim_taken_over", shard=shard, owner=owner)
 
-    def _one_pass(
-        self,
-        stream: Callable[[list[Shard]], Iterator[Receipt]],
-        commit: Callable[[CompleteShard], Committed],
-        claims: Holder,
-    ) -> None:
+    def _one_pass(self, stream: Callable[[list[Shard]], Iterator[Receipt]], claims: Holder) -> None:
         self._ledger = Ledger()
         self._elsewhere.clear()
         self._has_lost = False
@@ -164,10 +155,9 @@ class Driver:
         self.todo = [self._recall(shard) for shard in self.todo]
         for receipt in stream(self.todo):
             self.progress.add(receipt)
-            self._take(receipt, commit)
-            self._reap(claims)
-        while self._commits:
-            self._reap(claims, wait=True)
+            self._take(receipt)
+            self._reap()
+        self._reap(wait=True)
         self._tell_taken_over(claims)
 
     def _recall(self, shard: Shard) -> Shard:
@@ -191,9 +181,9 @@ class Driver:
             self._ledger.add(RejectionReceipt(id=id, rejection=rejection))
         return replace(shard, staged=replace(shard.staged, verdicts=tuple(verdicts)))
 
-    def _take(self, receipt: Receipt, commit: Callable[[CompleteShard], Committed]) -> None:
+    def _take(self, receipt: Receipt) -> None:
         name = receipt.shard
-        if name in self.progress.committed or any(name == shard.name for shard in self._commits.values()):
+        if name in self.progress.committed or name in self._commits:
             return  # a retried task repeats its receipts
         match receipt:
             case ElsewhereReceipt():
@@ -205,20 +195,19 @@ class Driver:
             case UnstoredReceipt(message=message):
                 self._count_failure("part", name, message)
         if complete := self._ledger.add(receipt):
-            self._commits[self._committers.submit(commit, complete)] = complete
+            self._commits.begin(complete)
         if isinstance(receipt, FaultReceipt):
-            self._give_up(receipt, commit)
+            self._give_up(receipt)
 
-    def _give_up(self, fault: FaultReceipt, commit: Callable[[CompleteShard], Committed]) -> None:
+    def _give_up(self, fault: FaultReceipt) -> None:
         """Reject the video of a fault after --give-up-after runs."""
         if self._unreachable and not self._ledger.knows(fault.shard, fault.video):
             for receipt in self._unreachable.judge(fault):
                 self.progress.add(receipt)
-                self._take(receipt, commit)
+                self._take(receipt)
 
-    def _reap(self, claims: Holder, *, wait: bool = False) -> None:
-        for future in [future for future in self._commits if wait or future.done()]:
-            complete = self._commits.pop(future)
+    def _reap(self, *, wait: bool = False) -> None:
+        for complete, future in self._commits.ended(wait=wait):
             name = complete.name
             try:
                 committed = future.result()
@@ -233,7 +222,6 @@ class Driver:
             self._ledger.forget(name)
             self.progress.commit(name)
             tell_committed(complete)
-            claims.release(name)
 
     def _count_failure(self, what: str, shard: str, message: str) -> None:
         """Log a failed write. Raise StorageError after MAX_FAILED_WRITES in a row."""

@@ -33,10 +33,19 @@ K = TypeVar("K")
 class _OpenShard:
     num_videos: int | None = None
     num_clips: dict[int, int] = field(default_factory=dict)
-    parts: dict[ClipKey, set[int]] = field(default_factory=dict)
+    planned: int = 0
+    """Sum of `num_clips`."""
+    parts: dict[ClipKey, int] = field(default_factory=dict)
+    """Chunks with a part, as bits: a set for each of a million open clips would take 216 MB."""
     num_chunks: dict[ClipKey, int] = field(default_factory=dict)
     rejections: dict[ClipKey, dict[int, Rejection]] = field(default_factory=dict)
+    settled: set[ClipKey] = field(default_factory=set)
+    """Clips that are latents or rejections, so that no receipt needs a look at all clips."""
     fault: str = ""
+
+    def is_latent(self, clip: ClipKey) -> bool:
+        """Return whether every chunk of the clip has a part."""
+        return self.parts.get(clip, 0).bit_count() == self.num_chunks.get(clip)
 
 
 class Ledger:
@@ -47,15 +56,22 @@ class Ledger:
 
     def add(self, receipt: Receipt) -> CompleteShard | None:
         """Add a receipt. Return its shard if it is complete now. Raise ValueError for contradicting counts."""
-        shard = self._open.setdefault(receipt.shard, _OpenShard())
+        shard = self._open.get(receipt.shard)
+        if shard is None:
+            shard = self._open[receipt.shard] = _OpenShard()
         match receipt:
             case PartReceipt(id=id):
-                shard.parts.setdefault(id.clip_key, set()).add(id.chunk)
-                _agree(shard.num_chunks, id.clip_key, id.num_chunks, f"{id.shard}: chunks of clip")
+                clip = id.clip_key
+                shard.parts[clip] = shard.parts.get(clip, 0) | 1 << id.chunk
+                _agree(shard.num_chunks, clip, id.num_chunks, receipt.shard, "chunks of clip")
+                if shard.is_latent(clip):
+                    shard.settled.add(clip)
             case RejectionReceipt(id=id, rejection=rejection):
                 shard.rejections.setdefault(id.clip_key, {})[id.chunk] = rejection
+                shard.settled.add(id.clip_key)
             case ClipsReceipt(video=video, count=count):
-                _agree(shard.num_clips, video, count, f"{receipt.shard}: clips of video")
+                shard.planned += 0 if video in shard.num_clips else count
+                _agree(shard.num_clips, video, count, receipt.shard, "clips of video")
             case VideosReceipt(count=count):
                 if shard.num_videos not in (None, count):
                     raise ValueError(f"{receipt.shard}: {shard.num_videos} videos before, {count} now")
@@ -80,8 +96,10 @@ class Ledger:
 
     def reopen(self, shard: str, clips: list[ClipKey]) -> None:
         """Open these clips again, because the commit missed parts of them."""
+        account = self._open[shard]
         for clip in clips:
-            self._open[shard].parts.pop(clip, None)
+            account.parts.pop(clip, None)
+        account.settled.difference_update(set(clips) - account.rejections.keys())
 
     def still_open(self) -> dict[str, str]:
         """Return every open shard with what it waits for."""
@@ -90,26 +108,23 @@ class Ledger:
     def _complete(self, name: str, shard: _OpenShard) -> CompleteShard | None:
         if shard.num_videos is None or len(shard.num_clips) < shard.num_videos:
             return None
-        planned = sum(shard.num_clips.values())
-        if len(shard.parts.keys() | shard.rejections.keys()) < planned:  # a cheap check: it runs for every receipt
+        if len(shard.settled) != shard.planned:
             return None
-        latents = {clip: n for clip, n in shard.num_chunks.items() if len(shard.parts.get(clip, ())) == n}
+        latents = {clip: n for clip, n in shard.num_chunks.items() if shard.is_latent(clip)}
         rejections = {
             clip: by_chunk[min(by_chunk)] for clip, by_chunk in shard.rejections.items() if clip not in latents
         }
-        if planned != len(latents) + len(rejections):
-            return None
         return CompleteShard(
             name=name,
-            planned=planned,
+            planned=shard.planned,
             latents=dict(sorted(latents.items())),
             rejections=dict(sorted(rejections.items())),
         )
 
 
-def _agree(counts: dict[K, int], key: K, count: int, what: str) -> None:
+def _agree(counts: dict[K, int], key: K, count: int, shard: str, what: str) -> None:
     if counts.setdefault(key, count) != count:
-        raise ValueError(f"{what} {key}: {counts[key]} before and {count} now")
+        raise ValueError(f"{shard}: {what} {key}: {counts[key]} before and {count} now")
 
 
 def _waits_for(shard: _OpenShard) -> str:
@@ -119,12 +134,10 @@ def _waits_for(shard: _OpenShard) -> str:
         return "the number of its videos"
     if missing := [video for video in range(shard.num_videos) if video not in shard.num_clips]:
         return f"the clips of video {missing[0]}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
-    settled = {clip for clip, n in shard.num_chunks.items() if len(shard.parts.get(clip, ())) == n}
-    settled |= shard.rejections.keys()
     wanted = [(video, clip) for video, n in sorted(shard.num_clips.items()) for clip in range(n)]
-    missing_clips = [clip for clip in wanted if clip not in settled]
+    missing_clips = [clip for clip in wanted if clip not in shard.settled]
     if not missing_clips:
-        if not (unannounced := settled - set(wanted)):
+        if not (unannounced := shard.settled - set(wanted)):
             return "its commit"
         video, clip = min(unannounced)
         return f"an account of clip {clip} of video {video}, which nobody announced"

@@ -68,9 +68,14 @@ class Progress:
     _first_clip: float | None = None
     """When the first clip ended. The time before it is start-up and says nothing about speed."""
     _open: dict[str, _OpenShard] = field(default_factory=dict)
+    _all_bytes: int = 0
+    """Sum of `source_bytes`, each at least 1."""
+    _done_bytes: int = 0
+    """The same of the committed shards."""
 
     def __post_init__(self) -> None:
         self.started = self.clock()
+        self._all_bytes = sum(max(size, 1) for size in self.source_bytes.values())
 
     def add(self, receipt: Receipt) -> None:
         """Count a receipt."""
@@ -79,7 +84,9 @@ class Progress:
             self.elsewhere.add(name)
             return
         self.elsewhere.discard(name)
-        shard = self._open.setdefault(name, _OpenShard(num_videos=self.num_videos.get(name)))
+        shard = self._open.get(name)
+        if shard is None:
+            shard = self._open[name] = _OpenShard(num_videos=self.num_videos.get(name))
         match receipt:
             case PartReceipt(id=id):
                 self.seconds["decode"] += receipt.decode_seconds
@@ -114,9 +121,14 @@ class Progress:
 
     def commit(self, shard: str) -> None:
         """Count a shard that this run or another one committed."""
+        self._done_bytes += 0 if shard in self.committed else self._size(shard)
         self.committed.add(shard)
         self.elsewhere.discard(shard)
         self._open.pop(shard, None)
+
+    def _size(self, shard: str) -> int:
+        """Return the encoded bytes of a shard, at least 1; 0 for a shard that is not of this run."""
+        return max(self.source_bytes[shard], 1) if shard in self.source_bytes else 0
 
     @property
     def elapsed(self) -> float:
@@ -132,11 +144,11 @@ class Progress:
         """Return the seconds left, by source bytes, at the speed since the first clip ended; None before."""
         if self._first_clip is None:
             return None
-        sizes = {name: max(size, 1) for name, size in self.source_bytes.items()}
-        under_way = {name: shard.share(sizes[name]) for name, shard in list(self._open.items()) if name in sizes}
-        done = float(sum(sizes[name] for name in list(self.committed) if name in sizes))
-        done += sum(sizes[name] * share for name, share in under_way.items())
-        left = sum(sizes.values()) - done
+        done = float(self._done_bytes)
+        for name, shard in list(self._open.items()):
+            size = self._size(name)
+            done += size * shard.share(size) if size else 0.0
+        left = self._all_bytes - done
         return (self.clock() - self._first_clip) * left / done if done else None
 
     def shards(self) -> dict[str, int]:

@@ -55,14 +55,15 @@ def on_every_node(function: Callable[..., Any], *args: Any) -> dict[str, Any]:
 class Remote:
     """An object in an actor beside the driver, with the methods of a local object. It pickles.
 
-    The methods in `told` return nothing, and the caller does not wait for them. Calls of one process arrive in order.
+    The methods in `told` return nothing, and the caller does not wait for them. Calls of one process arrive in
+    order, unless the kind takes several AT_A_TIME.
     If the actor dies (seen: Ray's memory monitor ended it), a new actor starts with an empty state.
     """
 
     def __init__(self, kind: type, *args: Any, told: tuple[str, ...] = ()) -> None:
         node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         options = {"num_cpus": 0, "scheduling_strategy": node, "max_restarts": RESTARTS}
-        options["max_task_retries"] = RESTARTS
+        options |= {"max_task_retries": RESTARTS, "max_concurrency": getattr(kind, "AT_A_TIME", 1)}  # 1 keeps the order
         self._actor = ray.remote(kind).options(**options).remote(*args)
         self._told = told
 

@@ -15,6 +15,7 @@ import logging
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -27,13 +28,16 @@ from pipeline.output.parts import MissingPartError, read_clip
 from pipeline.records import ClipKey, CompleteShard, Latent
 from pipeline.settings.spec import Spec
 from pipeline.storage import Storage
-from pipeline.storage.parallel import in_parallel
+from pipeline.storage.parallel import READERS, in_parallel, read_ahead
 
 log = logging.getLogger(__name__)
 
 IN_MEMORY_BYTES = 1 << 30
 """A data file above this size is built in a temporary file instead of in memory."""
 
+
+AHEAD_BYTES = 1 << 26
+"""Clips that are read ahead hold about this much; one clip is read in any case."""
 
 INDEX_GROUP_ROWS = 50_000
 """Smallest number of rows in a row group of index.parquet; only the last group may have fewer."""
@@ -55,9 +59,10 @@ def commit(output: Storage, spec: str, shard: CompleteShard) -> Committed:
     """Commit a complete shard, as the module describes. `spec` is canonical JSON."""
     path = layout.data_path(shard.name)
     staged_bytes = sum(entry.size for entry in output.list(layout.staging_of(shard.name)))
+    latents = _latents(output, shard, clips_ahead(staged_bytes, len(shard.latents)))
     with _scratch(staged_bytes) as sink:
         try:
-            _build(output, spec, shard, sink)
+            _build(output, spec, shard, latents, sink)
         except _MissingPartsError as error:
             if not output.exists(path):
                 return Committed(shard=shard.name, missing=error.clips)
@@ -133,9 +138,8 @@ class _MissingPartsError(Exception):
         self.clips = clips
 
 
-def _build(output: Storage, spec: str, shard: CompleteShard, sink: IO[bytes]) -> None:
-    """Write the data file into `sink`, with one clip in memory at a time. NPY arrays are put before the data file."""
-    latents = _latents(output, shard)
+def _build(output: Storage, spec: str, shard: CompleteShard, latents: Iterator[Latent], sink: IO[bytes]) -> None:
+    """Write the data file into `sink`. NPY arrays are put before the data file."""
     if Spec.from_json(spec).latent.format == "parquet":
         shard_file.write(sink, spec, shard, (shard_file.parquet_row(latent) for latent in latents))
     else:
@@ -148,15 +152,21 @@ def _build(output: Storage, spec: str, shard: CompleteShard, sink: IO[bytes]) ->
     sink.flush()
 
 
-def _latents(output: Storage, shard: CompleteShard) -> Iterator[Latent]:
-    """Yield every clip in source order.
+def clips_ahead(staged_bytes: int, num_clips: int) -> int:
+    """Return how many clips to read at a time: READERS, or fewer if they would hold more than AHEAD_BYTES."""
+    return max(1, min(READERS, AHEAD_BYTES * num_clips // max(staged_bytes, 1)))
+
+
+def _latents(output: Storage, shard: CompleteShard, ahead: int) -> Iterator[Latent]:
+    """Yield every clip in source order, with `ahead` clips in memory.
 
     All clips are read before missing parts are reported, so that every clip with a missing part is opened again.
     """
     missing: list[ClipKey] = []
-    for (video, clip), num_chunks in shard.latents.items():
+    reads = (partial(read_clip, output, shard.name, *clip, chunks) for clip, chunks in shard.latents.items())
+    for (video, clip), read in zip(shard.latents, read_ahead(reads, ahead), strict=True):
         try:
-            latent = read_clip(output, shard.name, video, clip, num_chunks)
+            latent = read.result()
         except MissingPartError as error:
             log.warning("shard=%s part missing: %s", shard.name, error)
             missing.append((video, clip))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
 
@@ -20,3 +21,13 @@ def in_parallel(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
     with ThreadPoolExecutor(READERS) as pool:
         while batch := list(islice(items, 8 * READERS)):
             yield from pool.map(function, batch)
+
+
+def read_ahead(reads: Iterable[Callable[[], T]], ahead: int) -> Iterator[Future[T]]:
+    """Call each function in a thread, `ahead` at a time, and yield their results in order as they are asked for."""
+    reads = iter(reads)
+    with ThreadPoolExecutor(ahead) as pool:
+        waiting = deque(pool.submit(read) for read in islice(reads, ahead))
+        while waiting:
+            yield waiting.popleft()
+            waiting.extend(pool.submit(read) for read in islice(reads, 1))
