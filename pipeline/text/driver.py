@@ -58,8 +58,9 @@ class Driver:
         from pipeline.control.ray_text import Operators, stream
 
         output, name = self._plan.output, self._plan.name
-        paths = {"claim": partial(layout.text_claim_path, name), "done": partial(layout.text_path, name)}
-        guard, claims = RemoteStrikes(), Remote(Claims, output, Owner.this_process(self._plan.run_id), **paths)
+        claim, done = partial(layout.text_claim_path, name), partial(layout.text_path, name)
+        owner = Owner.this_process(self._plan.run_id)
+        guard, claims = RemoteStrikes(), Remote(Claims, output, owner, claim=claim, done=done)
         work = stages.TextStages(output=output, name=name, spec=self._plan.spec, make_encoder=make_encoder)
         shared = Shared(claims, guard)
         operators = Operators(
