@@ -2,7 +2,7 @@
 
     committed shards without a text
       -> read     CPU task: claim the shard, read its captions
-      -> encode   actors (GPU or CPU): captions in, the bytes of the text file out
+      -> encode   actors (GPU or CPU): captions in, the embedding of each distinct caption out
       -> store    CPU task: text/NAME/<shard>.parquet, create-only; it exists = the shard's text is done
     driver: receipts -> counts
 

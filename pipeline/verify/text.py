@@ -29,7 +29,7 @@ from pipeline.text import spec as specs
 from pipeline.text.captions import read_captions, text_names
 from pipeline.text.records import Caption
 from pipeline.text.spec import TextSpec
-from pipeline.text.stages import is_empty
+from pipeline.text.stages import is_dropped
 from pipeline.verify.findings import Checked
 
 
@@ -64,8 +64,7 @@ def check_file(output: Storage, name: str, spec: TextSpec, shard: str) -> Checke
         check.wrong("captions", error, "those of its shard")
         return check.checked
     if check.open(output, shard) and check.has_rows(captions):
-        drops = spec.drop_empty and shard != EMPTY
-        check.captions(captions, drops)
+        check.captions(captions, shard)
         for number in range(len(captions)):
             check.place(number)
             check.embedding(number)
@@ -109,12 +108,12 @@ class _FileCheck:
             return False
         return True
 
-    def captions(self, captions: Sequence[Caption], drops: bool) -> None:
+    def captions(self, captions: Sequence[Caption], shard: str) -> None:
         """Check ids, captions, and which row holds the embedding of each caption."""
         first: dict[str | None, int] = {}
         for number, (row, caption) in enumerate(zip(self._rows, captions, strict=True)):
-            is_dropped = drops and is_empty(caption.text)
-            holder = None if is_dropped else first.setdefault(caption.text, number)
+            drops = is_dropped(self._spec, shard, caption.text)
+            holder = None if drops else first.setdefault(caption.text, number)
             expected = {"id": caption.id, "caption_sha256": caption.sha256, "embedding_row": holder}
             for column, value in expected.items():
                 if row[column] != value:
