@@ -33,6 +33,16 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_the_bytes_are_the_same_in_another_order_of_shards(encoders: Encoders, tmp_path: Path, batch_size: int) -> None:
+    found = []
+    for where, step in (("forth", 1), ("back", -1)):
+        write_output(tmp_path / where, num_shards=3)
+        write_text(tmp_path / where, encoders("t5"), shards=shard_names(3)[::step], batch_size=batch_size)
+        found.append([(tmp_path / where / text_path("t5", shard)).read_bytes() for shard in shard_names(3)])
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_each_row_has_the_embedding_of_its_caption(encoders: Encoders, out: Path, workers: int) -> None:
     encoder = write_text(out, encoders("t5"))
