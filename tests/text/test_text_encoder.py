@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, EncoderError
 from pipeline.latent_bytes import to_float32
 from pipeline.text.checkpoint import TextCheckpoint, resolve
 from pipeline.text.encoder import TextEncoder
@@ -157,6 +157,12 @@ def test_an_embedding_that_is_not_finite_is_an_error(encoders: Encoders) -> None
     next(encoder._model.parameters()).data.fill_(float("nan"))
     with pytest.raises(NonfiniteTextError, match="'a cat', computed in float32"):
         encoder(["a cat"])
+
+
+def test_the_tokenizer_of_another_encoder_is_noticed(encoders: Encoders) -> None:
+    encoder, _ = made(encoders("t5"), tokenizer=str(encoders("qwen")))
+    with pytest.raises(EncoderError, match=r"token \d+ of 'zzz' is none of the 33 that the encoder knows"):
+        encoder(["zzz"])
 
 
 CONFIG_ERRORS: dict[str, tuple[dict[str, object], str]] = {
