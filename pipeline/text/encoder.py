@@ -58,7 +58,7 @@ class TextEncoder:
             EncoderError: a token that the encoder does not know.
         """
         tokens = self.tokens(sorted(set(captions)))
-        ordered = sorted(tokens.items(), key=lambda item: (len(item[1][0]), item[0]))
+        ordered = sorted(tokens.items(), key=lambda item: len(item[1][0]))
         made: dict[str, Embedding] = {}
         for _, group in groupby(ordered, key=lambda item: len(item[1][0])):
             for batch in _batches(list(group), self._spec.batch_size):
