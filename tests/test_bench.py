@@ -22,6 +22,7 @@ SMALLEST = {
         *("--seal-shards", "4", "--request-ms", "1"),
     ],
     "simulate": ["--encoders", "2", "4", "--seconds", "10"],
+    "forecast": ["--clips", "16", "--measured", "4", "--rounds", "1", "--loads", "encode-bound"],
     "reader": ["--clips", "12", "--rows", "2000", "--rounds", "1"],
 }
 FIGURES = {
@@ -32,6 +33,7 @@ FIGURES = {
     "plan": r"seal: 800 rows of 8 shards",
     "driver": r"open: 1,000 clips(.|\n)*: 0, 0\npassing: 2,000 clips(.|\n)*rows: (.|\n)*commit: 2(.|\n)*seal: 400 rows",
     "simulate": r"limit\n +2 +\d+ +\d\.\d\d(.|\n)*\n +4 +\d+ +\d\.\d\d",
+    "forecast": r"encode-bound +\d+\.\d\d .*planned \d+\.\d\d clips/s, run \d+\.\d\d clips/s",
     "reader": r"local: 12(.|\n)*latentmill +[\d.]+ ms/clip(.|\n)*s3: (.|\n)*resume(.|\n)*memory of its own",
 }
 
