@@ -23,6 +23,7 @@ SMALLEST = {
     ],
     "simulate": ["--encoders", "2", "4", "--seconds", "10"],
     "forecast": ["--clips", "16", "--measured", "4", "--rounds", "1", "--loads", "encode-bound"],
+    "text": ["--captions", "600", "--width", "64", "--layers", "1", "--rounds", "1", "--resumed", "200"],
     "reader": ["--clips", "12", "--rows", "2000", "--rounds", "1"],
 }
 FIGURES = {
@@ -34,6 +35,7 @@ FIGURES = {
     "driver": r"open: 1,000 clips(.|\n)*: 0, 0\npassing: 2,000 clips(.|\n)*rows: (.|\n)*commit: 2(.|\n)*seal: 400 rows",
     "simulate": r"limit\n +2 +\d+ +\d\.\d\d(.|\n)*\n +4 +\d+ +\d\.\d\d",
     "forecast": r"encode-bound +\d+\.\d\d .*planned \d+\.\d\d clips/s, run \d+\.\d\d clips/s",
+    "text": r"text: \d+\.\d\d of the bare loop(.|\n)*resume: 200 captions in 5 shards",
     "reader": r"local: 12(.|\n)*latentmill +[\d.]+ ms/clip(.|\n)*s3: (.|\n)*resume(.|\n)*memory of its own",
 }
 

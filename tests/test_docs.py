@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from jobs.cli import COMMANDS
-from latentmill.format import FOOTER_SHARD, FOOTER_SPEC, SCHEMA
+from latentmill.format import FOOTER_SHARD, FOOTER_SPEC, SCHEMA, TEXT_SCHEMA
 from pipeline.records import REASONS
 
 pytest_plugins = ["tests.made_outputs"]
@@ -52,6 +52,14 @@ def test_the_table_of_the_index_is_what_the_index_has_beyond_the_rows(made: Path
     further = [(field.name, type_of(field)) for field in index if field.name not in SCHEMA.names]
     assert [(name.strip("`"), type_) for name, type_, _ in rows("A row")[len(SCHEMA) :]] == further
     assert [name for name in index.names if name in SCHEMA.names] == [name for name in SCHEMA.names if name != "latent"]
+
+
+def test_the_table_of_a_text_is_its_schema() -> None:
+    page = (ROOT / "docs/text.md").read_text()
+    table = re.findall(r"^\| `(\w+)` \| ([^|]+) \|[^|]+\| ([^|]+) \|$", page, re.M)
+    assert [(name, type_, null == "never") for name, type_, null in table] == [
+        (field.name, type_of(field), not field.nullable) for field in TEXT_SCHEMA
+    ]
 
 
 def test_the_lines_for_readers_run_and_give_the_latents(made: Path) -> None:

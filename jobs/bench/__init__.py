@@ -15,6 +15,7 @@ BENCHES = {
     "driver": "measure the driver: receipts a second, memory of a million open clips, commits, seal",
     "simulate": "simulate a run on 10 to 3,000 encoders, and show where it stops scaling",
     "forecast": "compare the clips/s that `latentmill plan` predicts with those of the run that follows",
+    "text": "compare encoding captions with a bare loop; measure resuming 100,000 of them",
     "reader": "compare reading latents back with raw reads and with other readers",
 }
 
