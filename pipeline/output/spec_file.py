@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from latentmill.format import READABLE_VERSIONS
 from pipeline.errors import ConfigError, NotFoundError
 from pipeline.output import layout
-from pipeline.settings.spec import Spec, diff
+from pipeline.settings.spec import Spec, diff, other_encoder
 from pipeline.storage.store import TEMPORARY
 
 if TYPE_CHECKING:
@@ -53,6 +53,9 @@ def check(output: Storage, spec: Spec) -> Spec:
         raise ConfigError(f"{output.uri}: {layout.SPEC_PATH} is not a spec: {error!r}") from error
     if differences:
         fields = "\n  ".join(f"{one.field}: {one.ours} in this run, {one.theirs} in the output" for one in differences)
+        schedules = next(((one.ours, one.theirs) for one in differences if one.field == "vae.schedule"), ("", ""))
+        if reason := other_encoder(*schedules):
+            raise ConfigError(f"--output {output.uri} cannot be continued: {reason}. What differs:\n  {fields}")
         raise ConfigError(
             f"--output {output.uri} was made with another spec; use another --output, or the same settings:\n  {fields}"
         )
