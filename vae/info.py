@@ -41,6 +41,9 @@ class VAEInfo:
     """Whether the VAE can encode only the lengths that `accepts` allows."""
     exact_context: int | None = None
     """Windows before a chunk that its latents depend on; None if they depend on the whole clip before it."""
+    time_tiling: tuple[int, int] | None = None
+    """Frames of a tile and from tile to tile, where the VAE's own code encodes a longer clip in tiles of time that it
+    blends (HunyuanVideo); else None."""
 
     @property
     def frame_rule(self) -> str:
@@ -100,7 +103,7 @@ class VAEInfo:
         return {name: _lists(value) for name, value in fields if name not in _ABSENT or value != _ABSENT[name]}
 
 
-_ABSENT: dict[str, Any] = {"exact_context": None}
+_ABSENT: dict[str, Any] = {"exact_context": None, "time_tiling": None}
 """Fields that came later, and their defaults: left out, so that the Spec of an older output keeps its bytes."""
 
 

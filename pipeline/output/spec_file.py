@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from pipeline.storage import Storage
 
 
+_RECORDED_LATER = {"time_tiling"}
+"""Fields of the VAE that say what was always so. An output that lacks one is continued without it."""
+
+
 def write_spec(output: Storage, spec: Spec) -> None:
     """Write spec.json if this output has none; otherwise refuse any difference and change nothing.
 
@@ -39,8 +43,11 @@ def check(output: Storage, spec: Spec) -> Spec:
     """
     try:
         text = output.read(layout.SPEC_PATH).decode()
-        if (version := json.loads(text)["format_version"]) in READABLE_VERSIONS:
-            spec = replace(spec, format_version=version)
+        found = json.loads(text)
+        if found["format_version"] in READABLE_VERSIONS:
+            spec = replace(spec, format_version=found["format_version"])
+        unknown = _RECORDED_LATER - found["vae"].keys()
+        spec = replace(spec, vae={name: value for name, value in spec.vae.items() if name not in unknown})
         differences = diff(spec.to_json(), text)
     except NotFoundError:
         made = chain(output.list(layout.DATA), output.list(layout.STAGING))

@@ -31,6 +31,22 @@ TINY: dict[str, dict[str, Any]] = {
         "layers_per_block": (1, 1, 1, 1, 1),
         "decoder_layers_per_block": (1, 1, 1, 1, 1),
     },
+    "AutoencoderKLHunyuanVideo15": {
+        "latent_channels": 4,
+        "block_out_channels": (8, 8, 8, 8, 8),
+        "layers_per_block": 1,
+        "scaling_factor": 1.03682,
+    },
+    "AutoencoderKLLTX2Video": {
+        "latent_channels": 8,
+        "block_out_channels": (8, 8, 8, 8),
+        "decoder_block_out_channels": (16, 32, 64),
+        "layers_per_block": (1, 1, 1, 1, 1),
+        "decoder_layers_per_block": (1, 1, 1, 1),
+        "decoder_causal": False,
+        "spatial_compression_ratio": 32,
+        "temporal_compression_ratio": 8,
+    },
     "AutoencoderKLMochi": {
         "latent_channels": 4,
         "encoder_block_out_channels": (32, 32, 32, 32),
@@ -55,9 +71,14 @@ TINY: dict[str, dict[str, Any]] = {
 COMPRESSION = {
     "AutoencoderKLHunyuanVideo": (4, 8),
     "AutoencoderKLLTXVideo": (8, 32),
+    "AutoencoderKLHunyuanVideo15": (4, 16),
+    "AutoencoderKLLTX2Video": (8, 32),
     "AutoencoderKLMochi": (6, 8),
     "AutoencoderKLCosmos": (8, 8),
 }
+
+WITH_BUFFERS = ("AutoencoderKLLTXVideo", "AutoencoderKLLTX2Video")
+"""Classes whose normalisation is in the weights and not in the config."""
 
 
 @pytest.fixture(scope="module", params=list(TINY))
@@ -66,7 +87,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp(name)
     torch.manual_seed(0)
     model = getattr(diffusers, name)(**TINY[name]).eval()
-    if name == "AutoencoderKLLTXVideo":
+    if name in WITH_BUFFERS:
         model.latents_mean.copy_(torch.linspace(-1, 1, 8))
         model.latents_std.copy_(torch.linspace(1, 2, 8))
     model.save_pretrained(folder)
@@ -136,7 +157,7 @@ def test_scaling_is_the_pipelines(pair: tuple[Any, VideoVAE]) -> None:
     config = TINY[ours.info.name]
     factor = config.get("scaling_factor", 1.0)
     mean, std = config.get("latents_mean", 0.0), config.get("latents_std", 1.0)
-    if ours.info.name == "AutoencoderKLLTXVideo":
+    if ours.info.name in WITH_BUFFERS:
         mean, std = theirs.latents_mean, theirs.latents_std
     mean, std = (torch.as_tensor(v).reshape(1, -1, 1, 1, 1) for v in (mean, std))
     if ours.info.name == "AutoencoderKLCosmos":
@@ -193,3 +214,20 @@ def test_a_config_of_absurd_numbers_is_refused_at_once(tmp_path: Path, change: d
     save_file({"w": torch.zeros(1)}, tmp_path / "diffusion_pytorch_model.safetensors")
     with pytest.raises(vae.CheckpointError, match=r"layers_per_block = 1000000000|cannot be built"):
         vae.load_vae(str(tmp_path))
+
+
+def test_a_vae_that_cannot_encode_without_tiles_is_refused_by_name(tmp_path: Path) -> None:
+    model = diffusers.AutoencoderKLAllegro(block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(vae.CheckpointError, match=r"AutoencoderKLAllegro is not supported: .* only in tiles"):
+        vae.load_vae(str(tmp_path))
+
+
+def test_tiling_in_time_stands_in_the_info_where_there_is_one(pair: tuple[Any, VideoVAE]) -> None:
+    """diffusers encodes HunyuanVideo in tiles of 16 + 1 frames every 12, blended; no other class by default."""
+    info = pair[1].info
+    if info.name == "AutoencoderKLHunyuanVideo":
+        assert info.time_tiling == (16, 12)
+        assert info.to_json()["time_tiling"] == [16, 12]
+    else:
+        assert "time_tiling" not in info.to_json()
