@@ -167,10 +167,15 @@ def pool_time(x: Tensor, rule: PoolRule, edge: int) -> Tensor:
 def _rms_silu(x: Tensor, norm: nn.RMSNorm, out: Tensor | None) -> Tensor:
     if out is None:
         return F.silu(rms.rms_norm(x, norm), inplace=is_fast())
-    if _is_dense(x) and _is_dense(out):
+    if not (_is_dense(x) and _is_dense(out)):
+        return out.copy_(F.silu(rms.rms_norm(x, norm)))
+    if x.device.type == "cuda" and _has_triton():
+        from vae.kernels import rms_cuda
+
+        rms_cuda.rms_silu(x, norm, out, rms.LEAST)
+    else:
         rms.rms_silu(x, norm, out)
-        return out
-    return out.copy_(F.silu(rms.rms_norm(x, norm)))
+    return out
 
 
 def _is_dense(x: Tensor) -> bool:

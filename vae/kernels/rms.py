@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _BLOCK_ELEMENTS = 1 << 16
-"""Elements that are normalised at a time: 256 kB of float32, which stay in a core's second-level cache."""
+"""Elements that a CPU normalises at a time: 256 kB of float32, which stay in the second-level cache of a core."""
 
-_LEAST = 1e-12
+LEAST = 1e-12
 """Smallest length to divide by, as in `torch.nn.functional.normalize`."""
 
 
@@ -23,17 +23,17 @@ def rms_norm(x: Tensor, norm: nn.RMSNorm) -> Tensor:
     """Return norm(x) over axis 1, computed in float32 or better and rounded once."""
     wide = torch.promote_types(x.dtype, torch.float32)
     weight = (norm.weight.to(wide) * math.sqrt(x.shape[1])).view(-1, *(1,) * (x.ndim - 2))
-    return (F.normalize(x.to(wide), dim=1, eps=_LEAST) * weight).to(x.dtype)
+    return (F.normalize(x.to(wide), dim=1, eps=LEAST) * weight).to(x.dtype)
 
 
 def rms_silu(x: Tensor, norm: nn.RMSNorm, out: Tensor) -> None:
     """Write silu(norm(x)) into `out`, in float32 and rounded once; both are channels last in memory."""
     channels = x.shape[1]
     weight = norm.weight.float() * math.sqrt(channels)
-    rows_per_block = max(_BLOCK_ELEMENTS // channels, 1)
+    rows_per_block = max(_BLOCK_ELEMENTS // channels, 1) if x.device.type == "cpu" else x[0].numel() // channels
     for sample, target in zip(x, out, strict=True):
         for rows, into in zip(_rows(sample, rows_per_block), _rows(target, rows_per_block), strict=True):
-            length = torch.linalg.vector_norm(rows, dim=1, keepdim=True, dtype=torch.float32).clamp_min_(_LEAST)
+            length = torch.linalg.vector_norm(rows, dim=1, keepdim=True, dtype=torch.float32).clamp_min_(LEAST)
             if into.dtype == torch.float32:
                 F.silu(torch.div(rows, length, out=into).mul_(weight), inplace=True)
             else:
