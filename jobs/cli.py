@@ -11,6 +11,7 @@ from jobs.process import run_command
 
 COMMANDS = {
     "plan": "say what a run will make, take and cost, before it is started",
+    "vae": "say what a VAE is: its family, trainers, frames and sizes",
     "encode": "encode video shards to scaled latents; run it again to resume",
     "text": "encode the captions of an output to text embeddings; run it again to resume",
     "submit": "run encode as a job on a Ray cluster, and follow it",

@@ -63,6 +63,7 @@ class CausalConv3d(nn.Module):
         if stride < 1 or dilation < 1:
             raise ValueError(f"stride and dilation must be at least 1, got {stride} and {dilation}")
         self.pad_mode = pad_mode
+        self.by_frames = False  # see kernels.conv3d
         self.stride = stride
         self.reach = dilation * (kernel[0] - 1)
         # A temporal kernel of 1 with a stride would give a negative pad, which crops instead of padding.
@@ -78,20 +79,20 @@ class CausalConv3d(nn.Module):
             groups=groups,
         )
 
-    def forward(self, x: Tensor, *, norm: nn.GroupNorm | None = None, residual: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, *, norm: kernels.Norm | None = None, residual: Tensor | None = None) -> Tensor:
         """Convolve a whole clip: T frames to T (stride 1) or (T + time_pad - reach - 1) // stride + 1.
 
         Raises:
             ValueError: wrong rank or channels, or too few frames for one output.
         """
-        return kernels.conv3d(self._padded(x, None, norm), self.conv, residual)
+        return kernels.conv3d(self._padded(x, None, norm), self.conv, residual, by_frames=self.by_frames)
 
     def step(
         self,
         x: Tensor,
         cache: Tensor | None = None,
         *,
-        norm: nn.GroupNorm | None = None,
+        norm: kernels.Norm | None = None,
         residual: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Convolve the next piece of a clip.
@@ -117,7 +118,7 @@ class CausalConv3d(nn.Module):
                 f"{self.reach + 1}, so pieces must be multiples of the stride"
             )
         kept = padded[:, :, num_outputs * self.stride :].clone()
-        return kernels.conv3d(padded, self.conv, residual), kept
+        return kernels.conv3d(padded, self.conv, residual, by_frames=self.by_frames), kept
 
     def through(
         self,
@@ -125,7 +126,7 @@ class CausalConv3d(nn.Module):
         cache: Cache | None,
         name: str,
         *,
-        norm: nn.GroupNorm | None = None,
+        norm: kernels.Norm | None = None,
         residual: Tensor | None = None,
     ) -> Tensor:
         """Call `step` with its state under `name` in `cache`, or `forward` if `cache` is None.
@@ -138,7 +139,7 @@ class CausalConv3d(nn.Module):
         y, cache[name] = self.step(x, cache.pop(name, None), norm=norm, residual=residual)
         return y
 
-    def _padded(self, x: Tensor, past: Tensor | None, norm: nn.GroupNorm | None) -> Tensor:
+    def _padded(self, x: Tensor, past: Tensor | None, norm: kernels.Norm | None) -> Tensor:
         """Return the convolution's input: the past frames, then x or silu(norm(x))."""
         if x.ndim != 5 or x.shape[1] != self.conv.in_channels:
             raise ValueError(f"input must be (B, {self.conv.in_channels}, T, H, W), got {tuple(x.shape)}")

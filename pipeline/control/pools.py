@@ -12,7 +12,6 @@ from pipeline.settings.clip_rule import ClipRule
 from pipeline.settings.job import Job, Workers, local_cpus
 from pipeline.settings.spec import LatentRule
 from vae.info import VAEInfo
-from vae.shapes import chunk_spans
 
 SPARE_CPUS = 1
 """CPUs that a local Ray counts beyond those of the machine. So `--encoders` may ask for one encoder on every core, and
@@ -33,12 +32,7 @@ def largest_chunk_bytes(clip: ClipRule, latent: LatentRule, info: VAEInfo) -> in
     return max(
         (span.stop - span.start) * height * width * 3
         for num_frames, height, width in clip.shapes
-        for span in chunk_spans(
-            num_frames,
-            chunk_windows=latent.chunk_windows,
-            context=latent.context_windows if info.windowed else None,
-            schedule=info.schedule,
-        )
+        for span in info.spans(num_frames, chunk_windows=latent.chunk_windows, context=latent.context_windows)
     )
 
 

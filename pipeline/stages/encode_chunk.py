@@ -11,7 +11,6 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,9 +23,7 @@ from pipeline.guard.strikes import MAX_STRIKES, Guard, attempt
 from pipeline.latent_bytes import DTYPES
 from pipeline.receipts import Receipt, Record, RejectionReceipt
 from pipeline.records import Chunk, Latent, Rejection
-
-if TYPE_CHECKING:
-    from pipeline.settings.spec import Spec
+from pipeline.settings.spec import Spec, other_encoder
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +68,8 @@ class Encoder:
         self._device = torch.device(device)
         dtype: torch.dtype = getattr(torch, spec.latent.dtype)
         loaded = vae.load_vae(where, dtype=dtype, device=device, schedule=spec.latent.schedule)
+        if reason := other_encoder(loaded.info.schedule, spec.vae["schedule"]):
+            raise ConfigError(f"vae {where}: {reason}")
         self._vae = loaded.normalised(spec.vae["scale"], spec.vae["shift"])  # may not be the checkpoint's
         if (found := self._vae.info.weights_sha256) != (wanted := spec.vae["weights_sha256"]):
             raise ConfigError(f"vae {where} has weights {found}, the spec says {wanted}: it changed while the job ran")
