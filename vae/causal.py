@@ -5,7 +5,7 @@ Layout of every tensor: (B, C, T, H, W).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -110,13 +110,7 @@ class CausalConv3d(nn.Module):
                 stride.
         """
         padded = self._padded(x, cache, norm)
-        num_outputs = (padded.shape[2] - self.reach - 1) // self.stride + 1
-        if num_outputs * self.stride > padded.shape[2]:
-            raise ValueError(
-                f"a stride of {self.stride} steps over the end of {padded.shape[2]} frames; the kernel spans only "
-                f"{self.reach + 1}, so pieces must be multiples of the stride"
-            )
-        kept = padded[:, :, num_outputs * self.stride :].clone()
+        kept = self.tail(padded)
         return kernels.conv3d(padded, self.conv, residual), kept
 
     def through(
@@ -138,6 +132,39 @@ class CausalConv3d(nn.Module):
         y, cache[name] = self.step(x, cache.pop(name, None), norm=norm, residual=residual)
         return y
 
+    def tail(self, padded: Tensor) -> Tensor:
+        """Return a copy of the frames of a padded input that the next piece needs again.
+
+        Raises:
+            ValueError: the kernel is shorter than its stride and the piece is not a multiple of the stride.
+        """
+        num_outputs = (padded.shape[2] - self.reach - 1) // self.stride + 1
+        if num_outputs * self.stride > padded.shape[2]:
+            raise ValueError(
+                f"a stride of {self.stride} steps over the end of {padded.shape[2]} frames; the kernel spans only "
+                f"{self.reach + 1}, so pieces must be multiples of the stride"
+            )
+        return padded[:, :, num_outputs * self.stride :].clone()
+
+    def fill(self, x: Tensor, past: Tensor | None, write: Callable[[Tensor], object], channels: int = 0) -> Tensor:
+        """Return the convolution's input as a shared buffer: the past frames, then what `write` puts into the rest.
+
+        Args:
+            x: gives the shape, dtype and device of the rest.
+            past: the previous `tail`; None at the start of the clip.
+            write: gets the part of the buffer that has x's shape.
+            channels: of the buffer, if more than x has; the added ones are zeros.
+        """
+        num_past = self.time_pad if past is None else past.shape[2]
+        batch, real, num_frames, height, width = x.shape
+        padded = kernels.buffer("padded", (batch, max(real, channels), num_past + num_frames, height, width), x)
+        if channels > real:
+            padded.zero_()
+        body = padded[:, :real, num_past:]
+        write(body)
+        padded[:, :real, :num_past] = self._start(body) if past is None else past
+        return padded
+
     def _padded(self, x: Tensor, past: Tensor | None, norm: nn.GroupNorm | None) -> Tensor:
         """Return the convolution's input: the past frames, then x or silu(norm(x))."""
         if x.ndim != 5 or x.shape[1] != self.conv.in_channels:
@@ -152,15 +179,9 @@ class CausalConv3d(nn.Module):
             return torch.cat([self._start(body) if past is None else past, body], dim=2)
         if num_past == 0:
             return x if norm is None else kernels.norm_silu(x, norm)
-        batch, channels, num_frames, height, width = x.shape
-        padded = kernels.buffer("padded", (batch, channels, num_past + num_frames, height, width), x)
-        body = padded[:, :, num_past:]
         if norm is None:
-            body.copy_(x)
-        else:
-            kernels.norm_silu(x, norm, out=body)
-        padded[:, :, :num_past] = self._start(body) if past is None else past
-        return padded
+            return self.fill(x, past, lambda body: body.copy_(x))
+        return self.fill(x, past, lambda body: kernels.norm_silu(x, norm, out=body))
 
     def _start(self, body: Tensor) -> Tensor:
         """Return the `time_pad` frames of padding before the first frame of a clip."""
