@@ -23,6 +23,7 @@ SMALLEST = {
     ],
     "simulate": ["--encoders", "2", "4", "--seconds", "10"],
     "reader": ["--clips", "12", "--rows", "2000", "--rounds", "1"],
+    "gpu": ["--tiny"],
 }
 FIGURES = {
     "stream": r"encode-bound  +\d+\.\d\d  of plain loop(.|\n)*memory +peak [1-9]\d* MiB",
@@ -33,6 +34,7 @@ FIGURES = {
     "driver": r"open: 1,000 clips(.|\n)*: 0, 0\npassing: 2,000 clips(.|\n)*rows: (.|\n)*commit: 2(.|\n)*seal: 400 rows",
     "simulate": r"limit\n +2 +\d+ +\d\.\d\d(.|\n)*\n +4 +\d+ +\d\.\d\d",
     "reader": r"local: 12(.|\n)*latentmill +[\d.]+ ms/clip(.|\n)*s3: (.|\n)*resume(.|\n)*memory of its own",
+    "gpu": r"copy of (.|\n)*level 0(.|\n)*device idle(.|\n)*production(.|\n)*equal bytes(.|\n)*this bench",
 }
 
 

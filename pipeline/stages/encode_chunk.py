@@ -24,6 +24,7 @@ from pipeline.guard.strikes import MAX_STRIKES, Guard, attempt
 from pipeline.latent_bytes import DTYPES
 from pipeline.receipts import Receipt, Record, RejectionReceipt
 from pipeline.records import Chunk, Latent, Rejection
+from vae.engines import cudnn_version, make_deterministic
 
 if TYPE_CHECKING:
     from pipeline.settings.spec import Spec
@@ -78,7 +79,7 @@ class Encoder:
         if not (error := self._vae.selfcheck(shape)) <= SELFCHECK_BOUND:
             raise ConfigError(
                 f"self-check: {spec.latent.dtype} differs from float32 by {error:.3g} relative at {shape} on {device}, "
-                f"allowed {SELFCHECK_BOUND}: torch {torch.__version__}, cuDNN {_cudnn_version()}"
+                f"allowed {SELFCHECK_BOUND}: torch {torch.__version__}, cuDNN {cudnn_version()}"
             )
 
     def __call__(self, chunk: Chunk) -> Latent:
@@ -216,17 +217,3 @@ def to_bytes(latent: torch.Tensor, store_dtype: str) -> bytes:
     cast = latent.to(getattr(torch, store_dtype)).contiguous()
     array = cast.view(torch.uint16).numpy() if cast.dtype == torch.bfloat16 else cast.numpy()
     return bytes(array.astype(DTYPES[store_dtype], copy=False).tobytes())
-
-
-def _cudnn_version() -> int | None:
-    version: int | None = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
-    return version
-
-
-def make_deterministic(threads: int, *, float32: bool) -> None:
-    """Set what makes the same clip give the same bits in every process (docs/architecture.md, Encoding)."""
-    torch.set_num_threads(threads)
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
-    torch.backends.cuda.matmul.allow_tf32 = not float32
-    torch.backends.cudnn.allow_tf32 = not float32
