@@ -14,8 +14,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,11 +41,20 @@ class Turns(Generic[T, R]):
         self._turn = threading.Lock() if turn is None else turn
 
     def __call__(self, piece: T, around: Callable[[Compute[R]], Finish[R]] = lambda compute: compute()) -> R:
-        """Return what `finish` returns. `around` calls compute, during this piece's turn: for example in a deadline."""
-        compute = self._start(piece)
+        """Return what `finish` returns. `around` calls compute, during this piece's turn: for example in a deadline.
+
+        If `start` fails beside another piece's turn, it runs again in its own turn, and there its error counts.
+        """
+        try:
+            compute = self._start(piece)
+        except Exception:
+            compute = partial(self._start_late, piece)
         with self._turn:
             finish = around(compute)
         return finish()
+
+    def _start_late(self, piece: T) -> Finish[R]:
+        return self._start(piece)()
 
 
 class Courier:
@@ -53,14 +64,17 @@ class Courier:
         self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
-    def send(self, x: Tensor) -> Callable[[], Tensor]:
+    def send(self, x: np.ndarray[Any, Any]) -> Callable[[], Tensor]:
         """Begin to copy x, and return what gives the copy to the stream that computes.
 
-        Pinned memory is of torch's caching allocator, which reuses it when the copy has ended.
+        x may be read-only, as what Ray hands over is. Pinned memory is of torch's caching allocator, which reuses it
+        when the copy has ended.
         """
         if self._stream is None:
-            return lambda: x
-        pinned = torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x)
+            x = np.require(x, requirements="W")
+            return lambda: torch.from_numpy(x)
+        pinned = torch.empty(x.shape, dtype=torch.from_numpy(x[:0].copy()).dtype, pin_memory=True)
+        np.copyto(pinned.numpy(), x)
         with torch.cuda.stream(self._stream):
             sent = pinned.to(self._device, non_blocking=True)
             arrived = self._stream.record_event()

@@ -190,10 +190,10 @@ class Bench:
     def actor(self) -> Iterator[Row]:
         """Feed clips as the encode actor does, and measure how long the device waits between two of them."""
         model, courier = self._model(), Courier(self.device)
-        frames = pixels_of(self.size.clips[0])[0].permute(1, 2, 3, 0).contiguous()
+        frames = pixels_of(self.size.clips[0])[0].permute(1, 2, 3, 0).contiguous().numpy()
         busy: list[tuple[Callable[[], float], Callable[[], float]]] = []
 
-        def start(clip: Tensor) -> Callable[[], Finish[Tensor]]:
+        def start(clip: Any) -> Callable[[], Finish[Tensor]]:
             receive = courier.send(clip)
 
             def compute() -> Finish[Tensor]:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 
@@ -193,14 +194,23 @@ def test_an_error_belongs_to_its_piece_and_frees_the_turn(where: str) -> None:
 
         return compute
 
-    turns = Turns(start)
+    held = threading.Lock()
+    turns = Turns(start, held)
+
+    def in_turn(compute: Compute[int]) -> Finish[int]:
+        assert held.locked()
+        return compute()
+
     assert turns(0) == 0
     with pytest.raises(RuntimeError, match=f"{where} of 1"):
-        turns(1)
+        turns(1, in_turn)
     assert turns(2) == 2
 
 
-def test_on_a_cpu_the_courier_copies_nothing() -> None:
-    courier, x = Courier(torch.device("cpu")), torch.ones(3)
-    assert courier.send(x)() is x
-    assert courier.fetch(x) is x
+def test_on_a_cpu_the_courier_copies_only_what_is_read_only() -> None:
+    courier, x = Courier(torch.device("cpu")), np.ones(3, np.float32)
+    sent = courier.send(x)()
+    assert sent.data_ptr() == x.ctypes.data
+    assert courier.fetch(sent) is sent
+    x.flags.writeable = False
+    assert courier.send(x)().tolist() == [1, 1, 1]
