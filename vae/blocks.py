@@ -6,6 +6,7 @@ Layout of every tensor: (B, C, T, H, W). Attribute names are those of the MoVQ a
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from vae import kernels
 from vae.causal import Cache, CausalConv3d, PadMode
+from vae.kernels.pieces import in_pieces
 from vae.shapes import PoolRule
 
 
@@ -63,8 +65,9 @@ class DownSample3D(nn.Module):
             ValueError: rule `first` and T = 2.
         """
         frames = self.pooled(x, rule)
-        frames = self.conv(frames) if self.with_conv else F.avg_pool2d(frames, kernel_size=2, stride=2)
-        return as_clips(frames, x.shape[0])
+        if self.with_conv:
+            return as_clips(in_pieces(self.conv, frames, self.conv.out_channels, frames=0), x.shape[0])
+        return as_clips(F.avg_pool2d(frames, kernel_size=2, stride=2), x.shape[0])
 
     def pooled(self, x: Tensor, rule: PoolRule) -> Tensor:
         """Return the frames (B*T', C, H, W) that are halved in space: pooled in time, with a zero edge for the kernel.
@@ -148,7 +151,7 @@ class ResnetBlock3D(nn.Module):
         if self.conv_shortcut is not None:
             x = self.conv_shortcut.through(x, cache, "conv_shortcut")
         elif self.nin_shortcut is not None:
-            x = kernels.conv3d(x, self.nin_shortcut)
+            x = in_pieces(partial(kernels.conv3d, conv=self.nin_shortcut), x, self.out_channels)
         elif kernels.is_fast() and not overwrite:
             x = x.clone()
         if self.training and self.dropout.p > 0:

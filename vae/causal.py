@@ -5,13 +5,14 @@ Layout of every tensor: (B, C, T, H, W).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from vae import kernels
+from vae.kernels.pieces import frames_at_a_time, joined
 
 PadMode = Literal["constant", "first", "reflect"]
 """The padding before a clip's first frame. constant: zeros. first: copies of frame 0. reflect: frames 1, 2, ...
@@ -84,6 +85,8 @@ class CausalConv3d(nn.Module):
         Raises:
             ValueError: wrong rank or channels, or too few frames for one output.
         """
+        if (length := self.frames_at_a_time(x)) < x.shape[2]:
+            return self._step_in_pieces(x, None, norm, residual, length)[0]
         return kernels.conv3d(self._padded(x, None, norm), self.conv, residual)
 
     def step(
@@ -109,6 +112,8 @@ class CausalConv3d(nn.Module):
             ValueError: as `forward`, or the kernel is shorter than its stride and the piece is not a multiple of the
                 stride.
         """
+        if (length := self.frames_at_a_time(x)) < x.shape[2]:
+            return self._step_in_pieces(x, cache, norm, residual, length)
         padded = self._padded(x, cache, norm)
         kept = self.tail(padded)
         return kernels.conv3d(padded, self.conv, residual), kept
@@ -131,6 +136,36 @@ class CausalConv3d(nn.Module):
             return self.forward(x, norm=norm, residual=residual)
         y, cache[name] = self.step(x, cache.pop(name, None), norm=norm, residual=residual)
         return y
+
+    def frames_at_a_time(self, x: Tensor) -> int:
+        """Return how many frames of x are convolved at once: all, unless tensors are too large (`kernels.pieces`).
+
+        A piece holds more frames than the padding before a clip may repeat. With a stride nothing is cut.
+        """
+        if x.ndim != 5 or x.shape[1] != self.conv.in_channels:
+            raise ValueError(f"input must be (B, {self.conv.in_channels}, T, H, W), got {tuple(x.shape)}")
+        if self.stride > 1:
+            return x.shape[2]
+        return frames_at_a_time(x, self.conv.out_channels, extra=self.reach, least=self.time_pad + 1)
+
+    def _step_in_pieces(
+        self, x: Tensor, past: Tensor | None, norm: nn.GroupNorm | None, residual: Tensor | None, length: int
+    ) -> tuple[Tensor, Tensor]:
+        """Convolve `length` frames at a time, after a norm over all of them."""
+        if norm is not None:
+            out = torch.empty_like(x, memory_format=torch.channels_last_3d) if kernels.is_fast() else None
+            x = kernels.norm_silu(x, norm, out)
+        state = [past]
+
+        def convolved() -> Iterator[Tensor]:
+            for start in range(0, x.shape[2], length):
+                rest = None if residual is None else residual[:, :, start : start + length]
+                y, state[0] = self.step(x[:, :, start : start + length], state[0], residual=rest)
+                yield y
+
+        y = joined(convolved(), x.shape[2])
+        assert state[0] is not None
+        return y, state[0]
 
     def tail(self, padded: Tensor) -> Tensor:
         """Return a copy of the frames of a padded input that the next piece needs again.
@@ -167,8 +202,6 @@ class CausalConv3d(nn.Module):
 
     def _padded(self, x: Tensor, past: Tensor | None, norm: nn.GroupNorm | None) -> Tensor:
         """Return the convolution's input: the past frames, then x or silu(norm(x))."""
-        if x.ndim != 5 or x.shape[1] != self.conv.in_channels:
-            raise ValueError(f"input must be (B, {self.conv.in_channels}, T, H, W), got {tuple(x.shape)}")
         num_past = self.time_pad if past is None else past.shape[2]
         if x.shape[2] + num_past <= self.reach:
             raise ValueError(

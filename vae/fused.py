@@ -12,6 +12,7 @@ The order of modules is that of `Encoder3D`, the result is the same up to roundi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +24,7 @@ from vae.blocks import AttnBlock2D, DownSample3D, Normalize3D, ResnetBlock3D, as
 from vae.causal import Cache, CausalConv3d
 from vae.encoder import Encoder3D, EncoderCache, Level, Mid
 from vae.kernels import cuda
+from vae.kernels.pieces import in_pieces, joined
 from vae.kernels.traffic import begin
 from vae.shapes import PoolRule
 
@@ -116,7 +118,7 @@ def _pointwise(conv: nn.Conv3d, x: Pending) -> Pending:
     bias = conv.bias.float()
     if x.bias is not None:
         bias = bias + (conv.weight.flatten(1).float() * x.bias.float()).sum(1)
-    return Pending(_without_bias(x.data, conv), bias)
+    return Pending(in_pieces(lambda piece: _without_bias(piece, conv), x.data, conv.out_channels), bias)
 
 
 def _convolve(
@@ -125,22 +127,43 @@ def _convolve(
     """Convolve x, or silu(norm(x)); the state of a stream is `name` in `cache`, as in `CausalConv3d.through`."""
 
     past = None if cache is None else cache.pop(name, None)
-    # The pass that writes the last frames writes them into the cache, too, unless the cache reaches back further.
+    ready = None if norm is None else cuda.measured(x.data, norm, x.bias, x.statistics)
+    num_frames, length = x.data.shape[2], conv.frames_at_a_time(x.data)
+    state = [past]
+
+    def convolved() -> Iterator[Tensor]:
+        for start in range(0, num_frames, length):
+            keep = cache is not None or start + length < num_frames
+            padded, state[0] = _fill(conv, x.data[:, :, start : start + length], state[0], ready, keep=keep)
+            yield _without_bias(padded, conv.conv)
+
+    y = joined(convolved(), num_frames)
+    if cache is not None:
+        assert state[0] is not None
+        cache[name] = state[0]
+    return Pending(y, conv.conv.bias)
+
+
+def _fill(
+    conv: CausalConv3d, x: Tensor, past: Tensor | None, norm: cuda.Norm | None, *, keep: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return the convolution's input, and with `keep` the frames that the next piece needs again.
+
+    The pass that writes those frames writes them twice, unless they reach back beyond x.
+    """
     kept = None
-    if cache is not None and norm is not None and conv.stride == 1 and conv.reach <= x.data.shape[2]:
-        kept = torch.empty_like(x.data[:, :, : conv.reach], memory_format=torch.channels_last_3d)
+    if keep and norm is not None and conv.stride == 1 and conv.reach <= x.shape[2]:
+        kept = torch.empty_like(x[:, :, : conv.reach], memory_format=torch.channels_last_3d)
 
     def write(body: Tensor) -> None:
         if norm is None:
-            body.copy_(x.data)
+            body.copy_(x)
         else:
-            cuda.norm_silu(x.data, norm, body, bias=x.bias, known=x.statistics, kept=kept)
+            norm.apply(x, body, kept)
 
-    channels = -(-conv.conv.in_channels // CHANNELS_AT_A_TIME) * CHANNELS_AT_A_TIME
-    padded = conv.fill(x.data, past, write, channels)
-    if cache is not None:
-        cache[name] = conv.tail(padded[:, : conv.conv.in_channels]) if kept is None else kept
-    return Pending(_without_bias(padded, conv.conv), conv.conv.bias)
+    real = conv.conv.in_channels
+    padded = conv.fill(x, past, write, -(-real // CHANNELS_AT_A_TIME) * CHANNELS_AT_A_TIME)
+    return padded, conv.tail(padded[:, :real]) if keep and kept is None else kept
 
 
 def _without_bias(x: Tensor, conv: nn.Conv3d) -> Tensor:
@@ -157,8 +180,9 @@ def _downsample(down: nn.Module, x: Pending, rule: PoolRule) -> Pending:
     if not down.with_conv:
         return Pending(_channels_last(down(x.settled(), rule)))
     frames = down.pooled(x.settled(), rule)
-    y = down.conv._conv_forward(frames, down.conv.weight, None)
-    return Pending(_channels_last(as_clips(y, x.data.shape[0])), down.conv.bias)
+    conv = down.conv
+    y = in_pieces(lambda piece: conv._conv_forward(piece, conv.weight, None), frames, conv.out_channels, frames=0)
+    return Pending(_channels_last(as_clips(y, x.data.shape[0])), conv.bias)
 
 
 def _channels_last(x: Tensor) -> Tensor:

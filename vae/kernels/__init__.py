@@ -82,7 +82,7 @@ def buffer(slot: Slot, shape: Sequence[int], like: Tensor) -> Tensor:
 def norm_silu(x: Tensor, norm: nn.GroupNorm, out: Tensor | None = None) -> Tensor:
     """Return silu(norm(x)), written into `out` if given: a tensor of x's shape with any strides (fast path only)."""
     if out is None:
-        return F.silu(group_norm(x, norm), inplace=is_fast())
+        return F.silu(group_norm(x, norm), inplace=not torch.is_grad_enabled())
     if x.device.type == "cpu" and x.dtype in cpu.DTYPES and _can_norm(x, norm, out):
         cpu.norm_silu(x, norm, out)
         return out

@@ -69,24 +69,47 @@ def statistics(x: Tensor) -> Statistics:
     return found
 
 
-def norm_silu(
-    x: Tensor,
-    norm: nn.GroupNorm,
-    out: Tensor,
-    *,
-    bias: Tensor | None = None,
-    known: Statistics | None = None,
-    kept: Tensor | None = None,
-) -> None:
-    """Write silu(norm(x + bias)) into `out`.
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """A norm over a whole tensor, ready to be applied to it or to pieces of it in time: silu(x * scale + shift)."""
+
+    scale: Tensor
+    """(B, C) float32."""
+    shift: Tensor
+    """(B, C) float32."""
+
+    def apply(self, x: Tensor, out: Tensor, kept: Tensor | None = None) -> None:
+        """Write silu(norm(x)) into `out`, and its last frames into `kept` in the same pass.
+
+        Args:
+            x: (B, C, T, H, W), each sample dense in channels-last order.
+            out: as x; a slice of a larger buffer in time.
+            kept: as x, with no more frames.
+        """
+        batch, channels = self.scale.shape
+        tail = out if kept is None else kept
+        _launch(
+            "norm",
+            passes.scale_shift_silu,
+            (triton.cdiv(_num_rows(x), _tile(channels)), batch),
+            (
+                *(x, out, tail, self.scale, self.shift, _num_rows(x), _num_rows(tail), channels),
+                *(x.stride(0), out.stride(0), tail.stride(0)),
+            ),
+            {"KEEP": kept is not None, "COLS": _cols(channels), "TILE": _tile(channels)},
+            reads=[x, self.scale, self.shift],
+            writes=[out] if kept is None else [out, kept],
+        )
+
+
+def measured(x: Tensor, norm: nn.GroupNorm, bias: Tensor | None = None, known: Statistics | None = None) -> Norm:
+    """Measure x and return the norm of x + bias, ready to be applied to x.
 
     Args:
         x: (B, C, T, H, W), each sample dense in channels-last order.
         norm: its statistics run over T, H and W.
-        out: as x; a slice of a larger buffer in time.
         bias: (C,), a convolution's, not yet added to x.
         known: statistics of x without the bias, if something has computed them already.
-        kept: gets the last frames of `out` in the same pass; as x, with no more frames.
     """
     found = statistics(x) if known is None else known
     batch, num_blocks, channels = found.means.shape
@@ -94,7 +117,6 @@ def norm_silu(
     scale = torch.empty(batch, channels, dtype=torch.float32, device=x.device)
     shift = torch.empty_like(scale)
     blocks = [found.means, found.variances]
-    tail = out if kept is None else kept
     affine = [norm.weight if bias is None else bias, norm.weight, norm.bias]
     _launch(
         "norm",
@@ -110,18 +132,12 @@ def norm_silu(
         reads=[*blocks, *blocks, *affine],
         writes=[scale, shift],
     )
-    _launch(
-        "norm",
-        passes.scale_shift_silu,
-        (triton.cdiv(_num_rows(x), _tile(channels)), batch),
-        (
-            *(x, out, tail, scale, shift, _num_rows(x), _num_rows(tail), channels),
-            *(x.stride(0), out.stride(0), tail.stride(0)),
-        ),
-        {"KEEP": kept is not None, "COLS": _cols(channels), "TILE": _tile(channels)},
-        reads=[x, scale, shift],
-        writes=[out] if kept is None else [out, kept],
-    )
+    return Norm(scale, shift)
+
+
+def norm_silu(x: Tensor, norm: nn.GroupNorm, out: Tensor) -> None:
+    """Write silu(norm(x)) into `out`; each sample of both is dense in channels-last order."""
+    measured(x, norm).apply(x, out)
 
 
 def add(
