@@ -25,6 +25,7 @@ SMALLEST = {
     "forecast": ["--clips", "16", "--measured", "4", "--rounds", "1", "--loads", "encode-bound"],
     "text": ["--captions", "600", "--width", "64", "--layers", "1", "--rounds", "1", "--resumed", "200"],
     "reader": ["--clips", "12", "--rows", "2000", "--rounds", "1"],
+    "gpu": ["--tiny"],
 }
 FIGURES = {
     "stream": r"encode-bound  +\d+\.\d\d  of plain loop(.|\n)*memory +peak [1-9]\d* MiB",
@@ -37,6 +38,7 @@ FIGURES = {
     "forecast": r"encode-bound +\d+\.\d\d .*planned \d+\.\d\d clips/s, run \d+\.\d\d clips/s",
     "text": r"text: \d+\.\d\d of the bare loop(.|\n)*resume: 200 captions in 5 shards",
     "reader": r"local: 12(.|\n)*latentmill +[\d.]+ ms/clip(.|\n)*s3: (.|\n)*resume(.|\n)*memory of its own",
+    "gpu": r"copy of (.|\n)*level 0(.|\n)*device idle(.|\n)*production(.|\n)*equal bytes(.|\n)*this bench",
 }
 
 
