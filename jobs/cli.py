@@ -18,6 +18,7 @@ COMMANDS = {
     "ls": "list the rows, shapes and sizes of an output",
     "stats": "show the statistics of the latents, and whether their normalisation fits",
     "report": "write an HTML page: pictures, statistics, rejections, runs",
+    "export": "write latents and text embeddings as the files of a trainer",
     "head": "print the first rows of an output as text",
     "cat": "write one latent as .npy or .pt",
     "demo": "make some videos in ./demo, encode them, and read the latents back",

@@ -48,7 +48,7 @@ FLOORS = (
     {"output"},
     {"plan"},
     {"stages", "control"},
-    {"run", "verify", "estimate"},
+    {"run", "verify", "estimate", "export"},
 )
 """The rooms of `pipeline/`, lowest floor first. A room imports from itself and from lower floors."""
 
