@@ -19,7 +19,7 @@ from typing import Any
 import latentmill
 from latentmill.dataset import LatentDataset
 from pipeline.errors import ConfigError, NotFoundError
-from pipeline.export.plan import ROWS_PATH, RECORDS, ExportJob
+from pipeline.export.plan import RECORDS, ROWS_PATH, ExportJob
 from pipeline.export.row import read_rows
 from pipeline.export.trainer import Counts, Piece, trainer_of
 from pipeline.records import canonical_json
