@@ -16,12 +16,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import latentmill
 from latentmill.dataset import LatentDataset
 from pipeline.errors import ConfigError, NotFoundError
-from pipeline.export.plan import RECORDS, ROWS_PATH, ExportJob
+from pipeline.export.plan import ROWS_PATH, ExportJob, opened
 from pipeline.export.row import read_rows
-from pipeline.export.trainer import Counts, Piece, trainer_of
+from pipeline.export.text import ShardText
+from pipeline.export.trainer import RECORDS, Counts, Piece, trainer_of
 from pipeline.records import canonical_json
 from pipeline.storage import Storage
 from pipeline.storage.addresses import redacted
@@ -42,7 +42,9 @@ def write_piece(job: ExportJob, selection: str, piece: Piece) -> Counts:
         StorageError: the storage failed, and so did every retry.
     """
     trainer, into = trainer_of(job.to), Storage(job.into)
-    rows = read_rows(_opened(job, selection), range(piece.start, piece.stop), trainer.conversion)
+    text = ShardText(job.output, job.text, piece.name) if job.text else None
+    latents, positions = _opened(job, selection), range(piece.start, piece.stop)
+    rows = read_rows(latents, positions, trainer.conversion, text.read if text else None, piece.text_room)
     counts = trainer.write(piece, rows, into)
     into.put(_record_path(piece.name), canonical_json({"digest": piece.digest, "counts": counts}).encode())
     return counts
@@ -91,8 +93,7 @@ def claim_place(into: Storage, record: dict[str, Any], latents: LatentDataset) -
 def _opened(job: ExportJob, selection: str) -> LatentDataset:
     """Open the selected rows, once in each process."""
     del selection
-    text: dict[str, Any] = {"text": job.text} if job.text else {}
-    return latentmill.open(job.output, index=Storage(job.into).address(ROWS_PATH), **text)
+    return opened(job.output, Storage(job.into).address(ROWS_PATH))
 
 
 def _record_path(piece: str) -> str:

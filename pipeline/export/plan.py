@@ -14,6 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 import latentmill
@@ -22,14 +23,14 @@ from latentmill.errors import ReadError
 from latentmill.format import shard_of
 from pipeline.errors import ConfigError
 from pipeline.export.families import described, foreign_scaling
-from pipeline.export.trainer import Piece, Target, Trainer, trainer_of
+from pipeline.export.text import check_text
+from pipeline.export.trainer import RECORDS, Piece, Target, Trainer, trainer_of
 from pipeline.export.where import expression_of
+from pipeline.records import canonical_json
 
 MOST_SHOWN = 5
 """Shapes that a message lists."""
 
-RECORDS = "_export/"
-"""Folder of what an export knows about itself, below its address."""
 ROWS_PATH = f"{RECORDS}rows.parquet"
 """The index of the exported rows."""
 
@@ -60,29 +61,70 @@ class ExportJob:
         return {"to": self.to, "text": self.text, "where": self.where, "bucket": self.bucket, "model": self.model}
 
 
-def select(job: ExportJob) -> LatentDataset:
-    """Return the rows to export, without their text.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What an export does."""
+
+    latents: LatentDataset
+    """The rows, without their text."""
+    pieces: list[Piece]
+    record: dict[str, Any]
+    """What decides the files, as JSON."""
+
+
+def plan_export(job: ExportJob) -> Plan:
+    """Return what an export does.
 
     Raises:
         ConfigError: the output, or what was asked, does not suit the trainer. The message says what it takes.
     """
     trainer = trainer_of(job.to)
+    latents = _selected(job, trainer)
+    _check_shapes(latents, trainer)
+    _check_flags(latents, trainer, job)
+    index = latents.to_arrow().select(["id", "latent_crc32", "file", "byte_length"]).combine_chunks()
+    rows = {name: index.slice(start, stop - start) for name, start, stop in _shards(index)}
+    record = job.record | {"spec_sha256": _sha256(latents.spec)}
+    text = None
+    if job.text:
+        ids = {name: table["id"].to_pylist() for name, table in rows.items()}
+        text = check_text(job.output, job.text, trainer, ids)
+        record["text_spec_sha256"] = text.digest
+    pieces = [
+        Piece(
+            name=name,
+            start=start,
+            stop=stop,
+            num_bytes=pc.sum(rows[name]["byte_length"]).as_py(),
+            digest=_digest(rows[name]),
+            text_room=text.max_length if text else 0,
+            model=job.model,
+        )
+        for name, start, stop in _shards(index)
+    ]
+    return Plan(latents=latents, pieces=pieces, record=record)
+
+
+def opened(output: str, index: str | None = None) -> LatentDataset:
+    """Open an output with the columns that an export needs."""
+    latents = latentmill.open(output, index=index)
+    if latents.spec["clip"]["fps"] == "native":  # the rows have no rate, so it follows from the frames' times
+        names = [name for name in latents.index.columns.schema.names if not name.startswith("_")]
+        latents = latentmill.open(output, index=index, columns=[*names, "timestamps_sec"])
+    return latents
+
+
+def _selected(job: ExportJob, trainer: Trainer) -> LatentDataset:
     try:
-        latents = latentmill.open(job.output)
-        if latents.spec["clip"]["fps"] == "native":  # the rows have no rate, so it follows from the frames' times
-            names = [name for name in latents.index.columns.schema.names if not name.startswith("_")]
-            latents = latentmill.open(job.output, columns=[*names, "timestamps_sec"])
+        latents = opened(job.output)
         _check_vae(latents.spec, trainer)
         if job.where:
             latents = latents.where(expression_of(job.where))
-        latents = _in_bucket(latents, job.bucket)
+        return _in_bucket(latents, job.bucket)
     except latentmill.StorageError:
         raise
     except ReadError as error:
         raise ConfigError(str(error)) from error
-    _check_shapes(latents, trainer)
-    _check_text(latents, trainer, job)
-    return latents
 
 
 def _check_vae(spec: dict[str, Any], trainer: Trainer) -> None:
@@ -133,42 +175,47 @@ def _check_shapes(latents: LatentDataset, trainer: Trainer) -> None:
         )
 
 
-def _check_text(latents: LatentDataset, trainer: Trainer, job: ExportJob) -> None:
+def _check_flags(latents: LatentDataset, trainer: Trainer, job: ExportJob) -> None:
     if trainer.takes and job.text is None:
         raise ConfigError(
             f"{trainer.title} trains on text embeddings, and none are named: make them with `latentmill text`, and "
             "give their name with --text"
         )
-    if trainer.needs_caption and (nulls := latents.to_arrow()["caption"].null_count):
+    if trainer.needs_caption:
+        captions = latents.to_arrow()["caption"]
+        lacking = pc.sum(pc.equal(pc.utf8_trim_whitespace(captions.fill_null("")), "")).as_py()
+        if lacking:
+            raise ConfigError(
+                f"{trainer.title} finds the embedding of a clip by its caption, and {lacking} of {len(latents)} rows "
+                "have none: leave them out with --where 'caption != None'"
+            )
+    if trainer.needs_model != bool(job.model):
         raise ConfigError(
-            f"{trainer.title} finds the embedding of a clip by its caption, and {nulls} of {len(latents)} rows have "
-            "none: leave them out with --where 'caption != None'"
+            f"{trainer.title} has the name of the model in its paths: give its --model_name with --model"
+            if trainer.needs_model
+            else f"--model is for cogvideo, got {job.model!r} for {trainer.title}"
         )
 
 
-def pieces_of(latents: LatentDataset, job: ExportJob) -> list[Piece]:
-    """Return the pieces of the selected rows, in the order of the rows."""
-    table = latents.to_arrow().select(["id", "latent_crc32", "file", "byte_length"]).combine_chunks()
-    files = table["file"].combine_chunks()
-    shard_of_file = [shard_of(name) for name in files.dictionary.to_pylist()]
-    names = sorted(set(shard_of_file))
-    numbers = np.array([names.index(name) for name in shard_of_file])[files.indices.to_numpy()]
+def _shards(index: pa.Table) -> list[tuple[str, int, int]]:
+    """Return (shard, first row, row after the last) of each shard in an index."""
+    files = index["file"].combine_chunks()
+    shards = [shard_of(name) for name in files.dictionary.to_pylist()]
+    names = sorted(set(shards))
+    place = {name: number for number, name in enumerate(names)}
+    numbers = np.array([place[name] for name in shards])[files.indices.to_numpy()]
     edges = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
-    pieces = []
-    for start, stop in pairwise(edges):
-        rows = table.slice(start, stop - start)
-        digest = hashlib.sha256(rows["latent_crc32"].to_numpy().astype("<u4").tobytes())
-        digest.update("".join(rows["id"].to_pylist()).encode())
-        piece = Piece(
-            name=names[numbers[start]],
-            start=start,
-            stop=stop,
-            num_bytes=pc.sum(rows["byte_length"]).as_py(),
-            digest=digest.hexdigest(),
-            model=job.model,
-        )
-        pieces.append(piece)
-    return pieces
+    return [(names[numbers[start]], start, stop) for start, stop in pairwise(edges)]
+
+
+def _digest(rows: pa.Table) -> str:
+    digest = hashlib.sha256(rows["latent_crc32"].to_numpy().astype("<u4").tobytes())
+    digest.update("".join(rows["id"].to_pylist()).encode())
+    return digest.hexdigest()
+
+
+def _sha256(value: Any) -> str:
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
 def _shapes(latents: LatentDataset) -> str:

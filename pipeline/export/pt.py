@@ -1,7 +1,7 @@
 """One torch file a clip, for a trainer of one's own.
 
     <shard>/<id>.pt     {"latent": [C, T', H', W'], "id", "key", "caption", "num_frames", "height", "width", "fps"}, and
-                        with --text also "text" [S, E] and "text_mask" [S]; loaded with weights_only=True
+                        with --text also "text" [S, E], S without padding; loaded with weights_only=True
 
 Latents are as the reader gives them: scaled as the Spec says, in the stored dtype.
 """
@@ -25,7 +25,7 @@ def write(piece: Piece, rows: Iterator[ExportRow], into: Storage) -> Counts:
             counts[shape_name(row)] += 1
             content = {"latent": row.latent, **row.facts}
             if row.text is not None:
-                content |= {"text": row.text, "text_mask": row.text_mask}
+                content["text"] = row.text
             yield f"{piece.name}/{row.id}.pt", partial(saved, content)
 
     put_each(into, files())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -18,9 +19,6 @@ from pipeline.storage.parallel import read_ahead
 
 AHEAD = 4
 """Clips that are read while others are written."""
-
-COLUMNS = ("id", "key", "caption", "num_frames", "height", "width", "fps", "start_sec", "end_sec")
-"""What a row is made of, beside the latent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,9 +50,9 @@ class ExportRow:
     latent: Tensor
     """[C, T', H', W']."""
     text: Tensor | None
-    """The embedding [S, E]; None without --text."""
-    text_length: int
-    """How many of its S positions hold tokens; the others are padding."""
+    """The embedding [S, E] of the tokens of its caption, without padding; None without --text."""
+    text_room: int
+    """The most tokens that an embedding of this text may have: trainers that stack embeddings get them padded to it."""
     num_frames: int
     height: int
     width: int
@@ -62,25 +60,14 @@ class ExportRow:
     fps: float
     """Of those frames. Of consecutive source frames, that of the median distance between them; 1 for a single one."""
 
-    @property
-    def prompt(self) -> Tensor:
-        """The embedding without its padding, [length, E]."""
+    def padded_text(self, *, left: bool = False) -> tuple[Tensor, Tensor]:
+        """Return the embedding [text_room, E] with zeros for padding, and bool [text_room]: where its tokens are."""
         assert self.text is not None
-        return self.text[: self.text_length]
-
-    @property
-    def padded_prompt(self) -> Tensor:
-        """The embedding [S, E] with zeros in place of its padding."""
-        assert self.text is not None
-        padded = torch.zeros_like(self.text)
-        padded[: self.text_length] = self.prompt
-        return padded
-
-    @property
-    def text_mask(self) -> Tensor:
-        """Bool [S]: which positions hold tokens."""
-        assert self.text is not None
-        return torch.arange(len(self.text)) < self.text_length
+        padded = self.text.new_zeros((self.text_room, self.text.shape[1]))
+        mask = torch.zeros(self.text_room, dtype=torch.bool)
+        place = slice(self.text_room - len(self.text), None) if left else slice(len(self.text))
+        padded[place], mask[place] = self.text, True
+        return padded, mask
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -89,32 +76,37 @@ class ExportRow:
         return {name: getattr(self, name) for name in names}
 
 
-def read_rows(dataset: LatentDataset, positions: range, conversion: Conversion) -> Iterator[ExportRow]:
+def read_rows(
+    dataset: LatentDataset,
+    positions: range,
+    conversion: Conversion,
+    embedding_of: Callable[[str], Tensor] | None,
+    text_room: int,
+) -> Iterator[ExportRow]:
     """Yield the rows at these positions in order, and read AHEAD of them.
 
+    Args:
+        embedding_of: reads the embedding [S, E] of a row by its id. None: rows have none.
+        text_room: see ExportRow.
+
     Raises:
-        DamagedRowError: the bytes of a row are not those that were written.
+        DamagedRowError: the bytes of a latent or an embedding are not those that were written.
     """
     if dataset.stored_posterior == "moments":
         dataset = dataset.posterior("moments")
-    for sample in read_ahead((partial(dataset.__getitem__, position) for position in positions), AHEAD):
-        yield _row(sample.result(), dataset.spec, conversion)
 
+    def read(position: int) -> ExportRow:
+        sample = dataset[position]
+        return ExportRow(
+            latent=conversion(sample["latent"], dataset.spec, sample["id"]),
+            text=embedding_of and embedding_of(sample["id"]),
+            text_room=text_room,
+            fps=_fps(sample["timestamps_sec"]) if math.isnan(sample["fps"]) else sample["fps"],
+            **{name: sample[name] for name in ("id", "key", "caption", "num_frames", "height", "width")},
+        )
 
-def _row(sample: dict[str, Any], spec: dict[str, Any], conversion: Conversion) -> ExportRow:
-    text = sample.get("text")
-    return ExportRow(
-        id=sample["id"],
-        key=sample["key"],
-        caption=sample["caption"],
-        latent=conversion(sample["latent"], spec, sample["id"]),
-        text=text,
-        text_length=0 if text is None else int(sample["text_length"]),
-        num_frames=sample["num_frames"],
-        height=sample["height"],
-        width=sample["width"],
-        fps=sample["fps"] if sample["fps"] == sample["fps"] else _fps(sample["timestamps_sec"]),
-    )
+    for row in read_ahead((partial(read, position) for position in positions), AHEAD):
+        yield row.result()
 
 
 def _fps(timestamps: list[float]) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,9 +12,8 @@ from latentmill.errors import ReadError
 from pipeline.control.stop import GraceOverError, Stop
 from pipeline.errors import LatentmillError
 from pipeline.export.pieces import check_place, claim_place, finished, write_piece
-from pipeline.export.plan import ExportJob, pieces_of, select
+from pipeline.export.plan import ExportJob, plan_export
 from pipeline.export.trainer import Counts, Piece, trainer_of
-from pipeline.records import canonical_json
 from pipeline.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -64,18 +62,15 @@ def export(job: ExportJob, workers: Workers, echo: Callable[[str], None] = log.i
             written.
         StorageError: the output cannot be read, or the place not be written.
     """
-    latents = select(job)
-    record = job.record | {"spec_sha256": hashlib.sha256(canonical_json(latents.spec).encode()).hexdigest()}
-    pieces = pieces_of(latents, job)
-    into = Storage(job.into)
-    there = finished(into, pieces) if check_place(into, record) else {}
-    todo = [piece for piece in pieces if piece.name not in there]
-    summary = ExportSummary(rows=len(latents), pieces=len(pieces), finished=len(there))
+    plan, into = plan_export(job), Storage(job.into)
+    there = finished(into, plan.pieces) if check_place(into, plan.record) else {}
+    todo = [piece for piece in plan.pieces if piece.name not in there]
+    summary = ExportSummary(rows=len(plan.latents), pieces=len(plan.pieces), finished=len(there))
     summary.counts = sum(there.values(), Counts())
     if todo:
-        claim_place(into, record, latents)
+        claim_place(into, plan.record, plan.latents)
     with Stop(workers.grace) as stop, contextlib.suppress(GraceOverError), stop.limited():
-        for piece, outcome in _written((job, latents.digest), todo, stop, workers):
+        for piece, outcome in _written((job, plan.latents.digest), todo, stop, workers):
             if isinstance(outcome, LatentmillError | ReadError):
                 summary.failures[piece.name] = str(outcome)
             elif isinstance(outcome, Exception):
@@ -86,7 +81,7 @@ def export(job: ExportJob, workers: Workers, echo: Callable[[str], None] = log.i
             echo(f"pieces {summary.finished}/{summary.pieces}  clips {summary.counts.total()}/{summary.rows}")
     summary.stopped = stop.by
     if summary.is_whole and (finish := trainer_of(job.to).finish):
-        finish([piece.name for piece in pieces], summary.counts, into)
+        finish([piece.name for piece in plan.pieces], summary.counts, into)
     return summary
 
 

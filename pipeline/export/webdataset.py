@@ -2,8 +2,7 @@
 
     <shard>.tar
         <id>.latent.pth     tensor [C, T', H', W'], as the reader gives it: scaled as the Spec says, in the stored dtype
-        <id>.text.pth       with --text: tensor [S, E]
-        <id>.mask.pth       with --text: bool [S], which positions hold tokens
+        <id>.text.pth       with --text: tensor [S, E], S without padding
         <id>.txt            the caption; absent where there is none
         <id>.json           id, key, caption, num_frames, height, width, fps
 
@@ -43,7 +42,6 @@ def _members(row: ExportRow) -> Iterator[tuple[str, bytes]]:
     yield "latent.pth", saved(row.latent)
     if row.text is not None:
         yield "text.pth", saved(row.text)
-        yield "mask.pth", saved(row.text_mask)
     if row.caption is not None:
         yield "txt", row.caption.encode()
     yield "json", json.dumps(row.facts).encode()
