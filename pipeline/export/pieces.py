@@ -1,7 +1,7 @@
 """Write one piece of an export, and know which pieces are finished.
 
     _export/export.json             what decides the files; a later run with other settings is refused
-    _export/rows.parquet            the index of the exported rows
+    _export/rows.index              the index of the exported rows
     _export/pieces/<shard>.json     {"digest", "counts"}: EXISTS = FINISHED, as long as its digest is that of the plan
 
 The record of a piece is put last, when all its files are there. A killed piece is written again, to the same bytes.

@@ -31,8 +31,8 @@ from pipeline.records import canonical_json
 MOST_SHOWN = 5
 """Shapes that a message lists."""
 
-ROWS_PATH = f"{RECORDS}rows.parquet"
-"""The index of the exported rows."""
+ROWS_PATH = f"{RECORDS}rows.index"
+"""The index of the exported rows: Parquet, under a name that no trainer takes for a file of its own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

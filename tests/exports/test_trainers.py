@@ -97,7 +97,7 @@ def test_fastvideo(tmp_path: Path, posterior: Any) -> None:
     rows = rows_of(tmp_path / "out")
     moments = latentmill.open(tmp_path / "out")
     mean, std = (torch.tensor([values[i % 4] for i in range(16)]).view(-1, 1, 1, 1) for values in (MEAN, STD))
-    files = names(into, "*.parquet")
+    files = names(into, "**/*.parquet")  # the trainer walks all of them
     assert len(files) == 2
     found = [row for name in files for row in pq.read_table(into / name).to_pylist()]
     assert [row["id"] for row in found] == list(rows)
