@@ -12,6 +12,7 @@ from jobs.process import run_command
 COMMANDS = {
     "plan": "say what a run will make, take and cost, before it is started",
     "encode": "encode video shards to scaled latents; run it again to resume",
+    "text": "encode the captions of an output to text embeddings; run it again to resume",
     "submit": "run encode as a job on a Ray cluster, and follow it",
     "status": "show the progress and contents of an output, also during a run",
     "verify": "read and check a whole output; optionally encode some clips again and compare",

@@ -104,13 +104,13 @@ TEXT_SCHEMA = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
         pa.field("caption_sha256", pa.string()),  # of the UTF-8 bytes; null if there is no caption
-        pa.field("embedding", pa.large_binary()),  # null but in the first row of a caption
         pa.field("embedding_shape", pa.list_(pa.field("element", pa.int32(), nullable=False))),
         pa.field("embedding_dtype", pa.string()),
         pa.field("embedding_crc32", pa.uint32()),
         pa.field("embedding_row", pa.int32()),
         pa.field("length", pa.int32(), nullable=False),
         pa.field("truncated", pa.bool_(), nullable=False),
+        pa.field("embedding", pa.large_binary()),  # null but in the first row of a caption; last, see `places`
     ]
 )
 """The rows of a text file. `embedding_row` is the row of the same file whose `embedding` holds the bytes [S, E]: rows
@@ -118,18 +118,23 @@ with equal captions share them. A row that was dropped (--drop-empty) has length
 
 TEXT_PLACE = pa.schema(
     [
-        *(TEXT_SCHEMA.field(name) for name in TEXT_SCHEMA.names if name not in ("embedding", "embedding_row")),
+        *(TEXT_SCHEMA.field(name) for name in ("id", "length", "truncated")),
+        *(TEXT_SCHEMA.field(name) for name in ("embedding_shape", "embedding_dtype", "embedding_crc32")),
         pa.field("byte_offset", pa.int64()),
         pa.field("byte_length", pa.int64()),
     ]
 )
-"""The rows of `text_places_of`: where the bytes of each embedding are in the text file; null where there is none."""
+"""Where the bytes of each row's embedding are in its text file; null where there are none."""
 
 FOOTER_SPEC = "latentmill.spec"
 FOOTER_SHARD = "latentmill.shard"
 
 FOOTER_TEXT = "latentmill.text"
 """The spec.json of a text, as canonical JSON, in the footer of each of its files. FOOTER_SHARD has {"shard"}."""
+
+FOOTER_PLACES = "latentmill.places"
+"""The columns of TEXT_PLACE as JSON, in the footer of a text file: a reader finds every embedding by one request for
+the end of the file."""
 
 FOOTER_DERIVED = "latentmill.derived"
 """An index names what it was made from: {"data_bytes": the size of its data file, "rejected": the sha256 of its JSONL
@@ -212,31 +217,14 @@ def index_of(source: IO[bytes], shard: str, npy_header_bytes: int = 128) -> pa.T
 
 
 def text_places_of(source: IO[bytes]) -> pa.Table:
-    """Return the rows of a text file as TEXT_PLACE. Reads no embedding.
-
-    The offsets come from the Parquet footer; they are not computed from the layout.
-    """
-    file = pq.ParquetFile(source)
-    names = [name for name in TEXT_SCHEMA.names if name != "embedding"]
-    table = file.read(columns=names)
-    column = file.schema_arrow.get_field_index("embedding")
-    offsets: list[int | None] = []
-    lengths: list[int | None] = []
-    shapes = table.select(["embedding_row", "embedding_shape", "embedding_dtype"]).to_pylist()
-    for row, shape, dtype in (one.values() for one in shapes):
-        length = None if row is None else int(np.prod(shape)) * DTYPES[dtype].itemsize
-        chunk = None if row is None else file.metadata.row_group(row).column(column)
-        offsets.append(chunk and chunk.data_page_offset + chunk.total_compressed_size - length)
-        lengths.append(length)
-    table = table.drop_columns(["embedding_row"])
-    for name, values in (("byte_offset", offsets), ("byte_length", lengths)):
-        table = table.append_column(name, pa.array(values, pa.int64()))
-    return table.cast(TEXT_PLACE)
+    """Return the rows of a text file as TEXT_PLACE. Reads the footer only; `source` may be the end of the file."""
+    places = pq.read_metadata(source).metadata[FOOTER_PLACES.encode()]
+    return pa.table(json.loads(places), schema=TEXT_PLACE)
 
 
 def text_spec_of(source: IO[bytes]) -> str:
     """Return the spec of a text file as canonical JSON."""
-    spec: bytes = pq.ParquetFile(source).metadata.metadata[FOOTER_TEXT.encode()]
+    spec: bytes = pq.read_metadata(source).metadata[FOOTER_TEXT.encode()]
     return spec.decode()
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch.utils.data._utils.collate import default_collate_fn_map
 from latentmill.errors import DamagedRowError
 from latentmill.memory import take
 from latentmill.sampler import Batch
+from latentmill.text import padded
 
 if TYPE_CHECKING:
     from latentmill.dataset import LatentDataset
@@ -32,6 +34,8 @@ class Sample(dict[str, Any]):
     """The tensors of the batch that the row was read with, its number of rows, and the row's position in it."""
     lists: frozenset[str] = frozenset()
     """Columns that become a list in a batch."""
+    pads: Mapping[str, int | None] = MappingProxyType({})
+    """Columns that a batch pads with zeros on their first axis, to this length; None: to the longest."""
     damaged: list[str] | None = None
     """Ids of the damaged rows that the batch leaves out; None if a damaged row raises."""
 
@@ -51,7 +55,9 @@ def collate(samples: Sequence[Sample], *, collate_fn_map: object = None) -> dict
     ]
     for name, value in first.items():
         values = [sample[name] for sample in samples]
-        if name in first.lists:
+        if name in first.pads:
+            batch[name] = padded(values, first.pads[name])
+        elif name in first.lists:
             batch[name] = values
         elif as_read and first.whole and name in first.whole[0]:
             batch[name] = first.whole[0][name]
@@ -153,6 +159,8 @@ class _Pending:
                 is_gap = values[i] is None and name not in lists
                 sample[name] = math.nan if is_gap else values[i]
             sample.lists = lists
+            if dataset.text:
+                sample.pads = dataset.text.pads
             if not bad:
                 sample.whole = (self._wholes, len(good), place)
             if damaged == "skip":

@@ -185,13 +185,13 @@ def encode_or_die(encoder: Callable[[Chunk], Latent], chunk: Chunk) -> Latent:
     try:
         return encoder(chunk)
     except (RuntimeError, MemoryError) as error:
-        if not _is_of_the_device(error):
+        if not is_of_the_device(error):
             raise
         log.error("shard=%s video=%d clip=%d encoder dies: %s", chunk.id.shard, chunk.id.video, chunk.id.clip, error)
         die()
 
 
-def _is_of_the_device(error: Exception) -> bool:
+def is_of_the_device(error: Exception) -> bool:
     """Return whether memory or the device failed, and not the code. torch raises a plain RuntimeError for host memory,
     cuDNN and cuBLAS, and Triton does so for every error of the driver."""
     if isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError | MemoryError):

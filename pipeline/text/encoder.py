@@ -14,18 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipeline.errors import ConfigError, LatentmillError
+from pipeline.errors import ConfigError
 from pipeline.stages.encode_chunk import make_deterministic, to_bytes
 from pipeline.text.checkpoint import OFFLINE, TextCheckpoint, complaint
-from pipeline.text.records import Embedding
+from pipeline.text.records import Embedding, NonfiniteTextError
 from pipeline.text.spec import TextSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-class NonfiniteTextError(LatentmillError):
-    """An embedding holds NaN or infinity: its shard stays open."""
 
 
 class TextEncoder:

@@ -5,6 +5,12 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
+from pipeline.errors import LatentmillError
+
+
+class NonfiniteTextError(LatentmillError):
+    """An embedding holds NaN or infinity: its shard stays open."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caption:

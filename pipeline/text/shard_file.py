@@ -5,12 +5,14 @@
 
 The bytes depend on the captions of the shard and the TextSpec only. Rows with equal captions share one embedding: the
 first of them holds it, and `embedding_row` of the others names that row. As in a data file, each row has a row group of
-its own, the embedding is not compressed, and each page holds one value, so an embedding is one exact byte range.
+its own, the embedding is not compressed, and each page holds one value, so an embedding is one exact byte range. It is
+the last column, so that it ends where its row group ends: the writer knows its place, and the footer names it.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any
@@ -18,7 +20,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from latentmill.format import FOOTER_SHARD, FOOTER_TEXT, TEXT_SCHEMA
+from latentmill.format import FOOTER_PLACES, FOOTER_SHARD, FOOTER_TEXT, TEXT_PLACE, TEXT_SCHEMA
 from pipeline.records import canonical_json
 from pipeline.text.records import Caption, Embedding, TextRow
 
@@ -43,6 +45,7 @@ def write(
         embedding_of: gives the embedding of a caption; None drops it. It is called once for each caption.
     """
     facts: dict[str | None, dict[str, Any]] = {}
+    places: dict[str, list[Any]] = {name: [] for name in TEXT_PLACE.names}
     with pq.ParquetWriter(
         sink,
         TEXT_SCHEMA,
@@ -59,10 +62,16 @@ def write(
                 embedding = embedding_of(caption.text)
                 payload = embedding and embedding.payload
                 facts[caption.text] = _facts(embedding, number)
-            row = {"id": caption.id, "caption_sha256": caption.sha256, "embedding": payload} | facts[caption.text]
+            row: dict[str, Any] = {"id": caption.id, "caption_sha256": caption.sha256, "embedding": payload}
+            row |= facts[caption.text]
             columns = [pa.array([row[field.name]], field.type) for field in TEXT_SCHEMA]
             writer.write_table(pa.Table.from_arrays(columns, schema=TEXT_SCHEMA))
-        writer.add_key_value_metadata({FOOTER_TEXT: spec, FOOTER_SHARD: canonical_json({"shard": shard})})
+            if payload:
+                facts[caption.text] |= {"byte_offset": sink.tell() - len(payload), "byte_length": len(payload)}
+            for name, values in places.items():
+                values.append(row[name] if name in row else facts[caption.text].get(name))
+        footer = {FOOTER_TEXT: spec, FOOTER_SHARD: canonical_json({"shard": shard})}
+        writer.add_key_value_metadata(footer | {FOOTER_PLACES: json.dumps(places, separators=(",", ":"))})
     sink.flush()
 
 

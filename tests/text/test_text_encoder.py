@@ -13,9 +13,9 @@ import torch
 from pipeline.errors import ConfigError
 from pipeline.latent_bytes import to_float32
 from pipeline.text.checkpoint import TextCheckpoint, resolve
-from pipeline.text.encoder import NonfiniteTextError, TextEncoder
+from pipeline.text.encoder import TextEncoder
 from pipeline.text.job import TextJob
-from pipeline.text.records import Embedding
+from pipeline.text.records import Embedding, NonfiniteTextError
 from pipeline.text.spec import TextSpec
 from tests.text.checkpoints import MODELS, tokenizer
 

@@ -54,6 +54,17 @@ def test_an_embedding_is_one_byte_range_that_equal_captions_share(data: bytes) -
     assert pq.read_table(io.BytesIO(data))["embedding"].null_count == len(TEXTS) - 2
 
 
+def test_the_places_in_the_footer_are_those_of_the_file(data: bytes) -> None:
+    file = pq.ParquetFile(io.BytesIO(data))
+    places = format.text_places_of(io.BytesIO(data[200:])).to_pylist()
+    names = [name for name in format.TEXT_PLACE.names if name in format.TEXT_SCHEMA.names]
+    for row, place in zip(pq.read_table(io.BytesIO(data)).to_pylist(), places, strict=True):
+        assert [place[name] for name in names] == [row[name] for name in names]
+        if row["embedding_row"] is not None:
+            chunk = file.metadata.row_group(row["embedding_row"]).column(file.metadata.num_columns - 1)
+            assert place["byte_offset"] + place["byte_length"] == chunk.data_page_offset + chunk.total_compressed_size
+
+
 def test_a_flipped_bit_is_found(data: bytes) -> None:
     place = format.text_places_of(io.BytesIO(data)).to_pylist()[0]
     damaged = bytearray(data)
