@@ -20,7 +20,6 @@ from latentmill.dataset import LatentDataset
 from pipeline.errors import ConfigError, NotFoundError
 from pipeline.export.plan import ROWS_PATH, ExportJob, opened
 from pipeline.export.row import read_rows
-from pipeline.export.text import ShardText
 from pipeline.export.trainer import RECORDS, Counts, Piece, trainer_of
 from pipeline.records import canonical_json
 from pipeline.storage import Storage
@@ -42,9 +41,8 @@ def write_piece(job: ExportJob, selection: str, piece: Piece) -> Counts:
         StorageError: the storage failed, and so did every retry.
     """
     trainer, into = trainer_of(job.to), Storage(job.into)
-    text = ShardText(job.output, job.text, piece.name) if job.text else None
     latents, positions = _opened(job, selection), range(piece.start, piece.stop)
-    rows = read_rows(latents, positions, trainer.conversion, text.read if text else None, piece.text_room)
+    rows = read_rows(latents, positions, trainer.conversion, piece.text_room)
     counts = trainer.write(piece, rows, into)
     into.put(_record_path(piece.name), canonical_json({"digest": piece.digest, "counts": counts}).encode())
     return counts
@@ -93,7 +91,7 @@ def claim_place(into: Storage, record: dict[str, Any], latents: LatentDataset) -
 def _opened(job: ExportJob, selection: str) -> LatentDataset:
     """Open the selected rows, once in each process."""
     del selection
-    return opened(job.output, Storage(job.into).address(ROWS_PATH))
+    return opened(job.output, job.text, Storage(job.into).address(ROWS_PATH))
 
 
 def _record_path(piece: str) -> str:

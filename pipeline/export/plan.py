@@ -66,7 +66,7 @@ class Plan:
     """What an export does."""
 
     latents: LatentDataset
-    """The rows, without their text."""
+    """The rows, with their text."""
     pieces: list[Piece]
     record: dict[str, Any]
     """What decides the files, as JSON."""
@@ -82,14 +82,14 @@ def plan_export(job: ExportJob) -> Plan:
     latents = _selected(job, trainer)
     _check_shapes(latents, trainer)
     _check_flags(latents, trainer, job)
+    record = job.record | {"spec_sha256": _sha256(latents.spec)}
+    if job.text:
+        num_rows, latents = len(latents), _selected(job, trainer, job.text)
+        assert latents.text
+        check_text(latents, trainer, num_rows)
+        record["text_spec_sha256"] = _sha256(latents.text.spec)
     index = latents.to_arrow().select(["id", "latent_crc32", "file", "byte_length"]).combine_chunks()
     rows = {name: index.slice(start, stop - start) for name, start, stop in _shards(index)}
-    record = job.record | {"spec_sha256": _sha256(latents.spec)}
-    text = None
-    if job.text:
-        ids = {name: table["id"].to_pylist() for name, table in rows.items()}
-        text = check_text(job.output, job.text, trainer, ids)
-        record["text_spec_sha256"] = text.digest
     pieces = [
         Piece(
             name=name,
@@ -97,7 +97,7 @@ def plan_export(job: ExportJob) -> Plan:
             stop=stop,
             num_bytes=pc.sum(rows[name]["byte_length"]).as_py(),
             digest=_digest(rows[name]),
-            text_room=text.max_length if text else 0,
+            text_room=latents.text.spec["max_length"] if latents.text else 0,
             model=job.model,
         )
         for name, start, stop in _shards(index)
@@ -105,18 +105,18 @@ def plan_export(job: ExportJob) -> Plan:
     return Plan(latents=latents, pieces=pieces, record=record)
 
 
-def opened(output: str, index: str | None = None) -> LatentDataset:
+def opened(output: str, text: str | None, index: str | None = None) -> LatentDataset:
     """Open an output with the columns that an export needs."""
-    latents = latentmill.open(output, index=index)
+    latents = latentmill.open(output, text=text, index=index)
     if latents.spec["clip"]["fps"] == "native":  # the rows have no rate, so it follows from the frames' times
         names = [name for name in latents.index.columns.schema.names if not name.startswith("_")]
-        latents = latentmill.open(output, index=index, columns=[*names, "timestamps_sec"])
+        latents = latentmill.open(output, text=text, index=index, columns=[*names, "timestamps_sec"])
     return latents
 
 
-def _selected(job: ExportJob, trainer: Trainer) -> LatentDataset:
+def _selected(job: ExportJob, trainer: Trainer, text: str | None = None) -> LatentDataset:
     try:
-        latents = opened(job.output)
+        latents = opened(job.output, text)
         _check_vae(latents.spec, trainer)
         if job.where:
             latents = latents.where(expression_of(job.where))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -76,18 +76,8 @@ class ExportRow:
         return {name: getattr(self, name) for name in names}
 
 
-def read_rows(
-    dataset: LatentDataset,
-    positions: range,
-    conversion: Conversion,
-    embedding_of: Callable[[str], Tensor] | None,
-    text_room: int,
-) -> Iterator[ExportRow]:
+def read_rows(dataset: LatentDataset, positions: range, conversion: Conversion, text_room: int) -> Iterator[ExportRow]:
     """Yield the rows at these positions in order, and read AHEAD of them.
-
-    Args:
-        embedding_of: reads the embedding [S, E] of a row by its id. None: rows have none.
-        text_room: see ExportRow.
 
     Raises:
         DamagedRowError: the bytes of a latent or an embedding are not those that were written.
@@ -99,7 +89,7 @@ def read_rows(
         sample = dataset[position]
         return ExportRow(
             latent=conversion(sample["latent"], dataset.spec, sample["id"]),
-            text=embedding_of and embedding_of(sample["id"]),
+            text=sample.get("text"),
             text_room=text_room,
             fps=_fps(sample["timestamps_sec"]) if math.isnan(sample["fps"]) else sample["fps"],
             **{name: sample[name] for name in ("id", "key", "caption", "num_frames", "height", "width")},

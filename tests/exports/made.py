@@ -123,9 +123,11 @@ def write_text(where: Path, name: str = "t5", max_length: int = 6, dtype: str = 
     }
     spec = TextSpec(**fields | changes)
     text_spec.write(output, name, spec)
-    for shard, _ in list(list_shards(output, "data/")):
+    captions_of = {"empty": [Caption(id="", text="caption 0")]}
+    for shard, _ in list_shards(output, "data/"):
         rows = pq.read_table(where / f"data/{shard}.parquet", columns=["id", "caption"]).to_pylist()
-        captions = [Caption(id=row["id"], text=row["caption"]) for row in rows]
+        captions_of[shard] = [Caption(id=row["id"], text=row["caption"]) for row in rows]
+    for shard, captions in captions_of.items():
         with (where / "text.tmp").open("w+b") as sink:
             shard_file.write(sink, spec.to_json(), shard, captions, lambda text: _embedding(text, spec))
         output.put(text_path(name, shard), where / "text.tmp")

@@ -250,11 +250,13 @@ def test_missing_text_is_refused(tmp_path: Path, to: Any) -> None:
     job = ExportJob(output=str(tmp_path / "out"), to=to, into=str(tmp_path / "to"), model=model)
     with pytest.raises(ConfigError, match="trains on text embeddings, and none are named"):
         export(job, Workers(workers=1))
-    with pytest.raises(ConfigError, match=r"--text 't5': .* has no such text"):
+    with pytest.raises(ConfigError, match="has no text 't5': run `latentmill text"):
         export(replace(job, text="t5"), Workers(workers=1))
     write_text(tmp_path / "out", max_length=128)
     next((tmp_path / "out/text/t5").glob("0*.parquet")).unlink()
-    with pytest.raises(ConfigError, match=r"lacks 1 of 2 shards, such as 00000"):
+    with pytest.raises(
+        ConfigError, match=r"1 of 3 files are missing, such as text/t5/00000"
+    ):
         export(replace(job, text="t5"), Workers(workers=1))
     assert not (tmp_path / "to").exists()
 
