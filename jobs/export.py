@@ -19,10 +19,11 @@ import tyro
 
 import latentmill
 from jobs.process import run_command
+from pipeline.control.spread import SpreadRule
 from pipeline.control.stop import STATUS
 from pipeline.errors import ChangedError, ConfigError, EncoderError, StorageError
 from pipeline.export.plan import ExportJob
-from pipeline.export.run import ExportSummary, Workers
+from pipeline.export.run import ExportSummary
 from pipeline.export.trainer import trainer_of
 
 OK, LEFT, CONFIG = 0, 1, 2
@@ -33,7 +34,7 @@ class Export:
     """Options of `latentmill export`."""
 
     job: Annotated[ExportJob, tyro.conf.arg(name="")]
-    workers: Annotated[Workers, tyro.conf.arg(name="")]
+    workers: Annotated[SpreadRule, tyro.conf.arg(name="")]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

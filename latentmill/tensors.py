@@ -212,7 +212,7 @@ def converted(stored: Tensor, spec: dict[str, Any], draw: str, noise: str, *, is
     """
     vae, z = spec["vae"], stored.float()
     if spec["latent"]["posterior"] != "moments":
-        return z / _factors(vae["scale"], z) + _factors(vae["shift"], z) if is_unscaled else z
+        return z / factors(vae["scale"], z) + factors(vae["shift"], z) if is_unscaled else z
     mean, logvar = z.chunk(2)
     z = mean
     if draw == "sample":
@@ -220,11 +220,11 @@ def converted(stored: Tensor, spec: dict[str, Any], draw: str, noise: str, *, is
         generator = torch.Generator().manual_seed(int.from_bytes(noise_seed[:8], "big"))
         z = mean + torch.exp(0.5 * logvar.clamp(-30.0, 20.0)) * torch.randn(mean.shape, generator=generator)
     if not is_unscaled:
-        z = (z - _factors(vae["shift"], z)) * _factors(vae["scale"], z)
+        z = (z - factors(vae["shift"], z)) * factors(vae["scale"], z)
     return z
 
 
-def _factors(value: Any, z: Tensor) -> Tensor:
+def factors(value: Any, z: Tensor) -> Tensor:
     """Return a scale or shift that broadcasts over [C, T', H', W'].
 
     The Spec has one number, one for each channel, or one for each channel and latent frame.

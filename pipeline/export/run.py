@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from latentmill.errors import ReadError
+from pipeline.control.spread import SpreadRule, spread
 from pipeline.control.stop import GraceOverError, Stop
 from pipeline.errors import LatentmillError
 from pipeline.export.pieces import check_place, claim_place, finished, write_piece
 from pipeline.export.plan import ExportJob, plan_export
-from pipeline.export.trainer import Counts, Piece, trainer_of
+from pipeline.export.trainer import Counts, trainer_of
 from pipeline.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -42,19 +42,7 @@ class ExportSummary:
         return self.finished == self.pieces
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Workers:
-    """How an export is spread."""
-
-    workers: int = 0
-    """Pieces written at a time. 0: one for each CPU; 1: in this process, without Ray."""
-    ray_address: str = "local"
-    """`local` starts a Ray on this machine; `auto` or an address joins a cluster."""
-    grace: float = 60.0
-    """Seconds that the pieces under way have after SIGTERM or Ctrl-C."""
-
-
-def export(job: ExportJob, workers: Workers, echo: Callable[[str], None] = log.info) -> ExportSummary:
+def export(job: ExportJob, rule: SpreadRule, echo: Callable[[str], None] = log.info) -> ExportSummary:
     """Export an output, or what is left of it. Running it again continues.
 
     Raises:
@@ -69,8 +57,8 @@ def export(job: ExportJob, workers: Workers, echo: Callable[[str], None] = log.i
     summary.counts = sum(there.values(), Counts())
     if todo:
         claim_place(into, plan.record, plan.latents)
-    with Stop(workers.grace) as stop, contextlib.suppress(GraceOverError), stop.limited():
-        for piece, outcome in _written((job, plan.latents.digest), todo, stop, workers):
+    with Stop(rule.grace) as stop, contextlib.suppress(GraceOverError), stop.limited():
+        for piece, outcome in spread(write_piece, (job, plan.latents.digest), todo, stop, rule):
             if isinstance(outcome, LatentmillError | ReadError):
                 summary.failures[piece.name] = str(outcome)
             elif isinstance(outcome, Exception):
@@ -83,22 +71,3 @@ def export(job: ExportJob, workers: Workers, echo: Callable[[str], None] = log.i
     if summary.is_whole and (finish := trainer_of(job.to).finish):
         finish([piece.name for piece in plan.pieces], summary.counts, into)
     return summary
-
-
-def _written(
-    shared: tuple[ExportJob, str], pieces: Sequence[Piece], stop: Stop, workers: Workers
-) -> Iterator[tuple[Piece, Any]]:
-    """Write the pieces here or on Ray. Yield each with its counts, or with the exception that its writing raised."""
-    if workers.workers != 1 and pieces:
-        from pipeline.control.ray_pieces import on_ray
-
-        address, most = workers.ray_address, workers.workers
-        yield from on_ray(write_piece, shared, pieces, stop, address=address, workers=most)
-        return
-    for piece in pieces:
-        if stop.asked:
-            return
-        try:
-            yield piece, write_piece(*shared, piece)
-        except Exception as error:
-            yield piece, error

@@ -20,16 +20,17 @@ import torch
 
 import latentmill
 from jobs import export as command
+from pipeline.control.spread import SpreadRule
 from pipeline.errors import ConfigError
 from pipeline.export.plan import ExportJob
-from pipeline.export.run import Workers, export
+from pipeline.export.run import export
 from pipeline.export.where import expression_of
 from pipeline.storage import Storage
 from tests.reader.made import shard_names, write_output, write_shard
 from tests.small import LATENT
 
 ROOT = Path(__file__).parents[2]
-HERE = Workers(workers=1)
+HERE = SpreadRule(workers=1)
 
 
 def files(into: Path) -> dict[str, str]:

@@ -21,10 +21,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import latentmill
+from pipeline.control.spread import SpreadRule
 from pipeline.errors import ConfigError
 from pipeline.export.families import COGVIDEOX, HUNYUAN, LTX_2, WAN_21, WAN_22
 from pipeline.export.plan import ExportJob
-from pipeline.export.run import ExportSummary, Workers, export
+from pipeline.export.run import ExportSummary, export
 from tests.exports.made import FAMILIES, MEAN, ROOM, STD, embedding_of, rows_of, vae_of, write_family, write_text
 from tests.small import LATENT
 
@@ -39,7 +40,7 @@ def exported(folder: Path, to: Any, shapes: Any = SAME, vae: Any = None, **chang
     write_text(folder / "out", max_length=ROOM if to == "ltx" else 6)
     model = "cogvideox1.5-t2v" if to == "cogvideo" else ""
     job = ExportJob(output=str(folder / "out"), to=to, into=str(folder / "to"), text="t5", model=model)
-    return folder / "to", export(job, Workers(workers=1))
+    return folder / "to", export(job, SpreadRule(workers=1))
 
 
 def names(into: Path, pattern: str) -> list[str]:
@@ -239,7 +240,7 @@ def test_a_bucket_of_mixed_shapes_is_exported(tmp_path: Path) -> None:
     write_family(tmp_path / "out", vae_of(WAN_21), SIZES)
     write_text(tmp_path / "out")
     job = ExportJob(output=str(tmp_path / "out"), to="fastvideo", into=str(tmp_path / "to"), text="t5")
-    summary = export(replace(job, bucket="16x2x4x2"), Workers(workers=1))
+    summary = export(replace(job, bucket="16x2x4x2"), SpreadRule(workers=1))
     assert summary.counts == {"16x2x4x2": 4}
 
 
@@ -249,15 +250,13 @@ def test_missing_text_is_refused(tmp_path: Path, to: Any) -> None:
     model = "cogvideox1.5-t2v" if to == "cogvideo" else ""
     job = ExportJob(output=str(tmp_path / "out"), to=to, into=str(tmp_path / "to"), model=model)
     with pytest.raises(ConfigError, match="trains on text embeddings, and none are named"):
-        export(job, Workers(workers=1))
+        export(job, SpreadRule(workers=1))
     with pytest.raises(ConfigError, match="has no text 't5': run `latentmill text"):
-        export(replace(job, text="t5"), Workers(workers=1))
+        export(replace(job, text="t5"), SpreadRule(workers=1))
     write_text(tmp_path / "out", max_length=128)
     next((tmp_path / "out/text/t5").glob("0*.parquet")).unlink()
-    with pytest.raises(
-        ConfigError, match=r"1 of 3 files are missing, such as text/t5/00000"
-    ):
-        export(replace(job, text="t5"), Workers(workers=1))
+    with pytest.raises(ConfigError, match=r"1 of 3 files are missing, such as text/t5/00000"):
+        export(replace(job, text="t5"), SpreadRule(workers=1))
     assert not (tmp_path / "to").exists()
 
 
@@ -268,15 +267,15 @@ def test_rows_without_an_embedding_are_refused_and_can_be_left_out(tmp_path: Pat
     write_text(tmp_path / "out", drop_empty=True)
     job = ExportJob(output=str(tmp_path / "out"), to="pt", into=str(tmp_path / "to"), text="t5")
     with pytest.raises(ConfigError, match="has no embedding for 6 of 24 rows"):
-        export(job, Workers(workers=1))
-    assert export(replace(job, where="caption != None"), Workers(workers=1)).counts.total() == 18
+        export(job, SpreadRule(workers=1))
+    assert export(replace(job, where="caption != None"), SpreadRule(workers=1)).counts.total() == 18
 
 
 @pytest.mark.parametrize("to", ["pt", "webdataset"])
 def test_the_general_formats_take_text_too(tmp_path: Path, to: Any) -> None:
     write_family(tmp_path / "out", vae_of(WAN_21))
     write_text(tmp_path / "out")
-    export(ExportJob(output=str(tmp_path / "out"), to=to, into=str(tmp_path / "to"), text="t5"), Workers(workers=1))
+    export(ExportJob(output=str(tmp_path / "out"), to=to, into=str(tmp_path / "to"), text="t5"), SpreadRule(workers=1))
     rows = rows_of(tmp_path / "out")
     if to == "pt":
         found = {path.stem: torch.load(path, weights_only=True)["text"] for path in (tmp_path / "to").rglob("*.pt")}
@@ -308,7 +307,7 @@ def test_text_that_does_not_suit_is_refused(tmp_path: Path, to: Any, changes: An
     model = "cogvideox1.5-t2v" if to == "cogvideo" else ""
     job = ExportJob(output=str(tmp_path / "out"), to=to, into=str(tmp_path / "to"), text="t5", model=model)
     with pytest.raises(ConfigError, match=says):
-        export(job, Workers(workers=1))
+        export(job, SpreadRule(workers=1))
 
 
 def test_a_model_is_named_where_paths_have_one_and_nowhere_else(tmp_path: Path) -> None:
@@ -316,9 +315,9 @@ def test_a_model_is_named_where_paths_have_one_and_nowhere_else(tmp_path: Path) 
     write_text(tmp_path / "out")
     job = ExportJob(output=str(tmp_path / "out"), to="cogvideo", into=str(tmp_path / "to"), text="t5")
     with pytest.raises(ConfigError, match="give its --model_name with --model"):
-        export(job, Workers(workers=1))
+        export(job, SpreadRule(workers=1))
     with pytest.raises(ConfigError, match="--model is for cogvideo, got 'x' for torch files"):
-        export(replace(job, to="pt", model="x"), Workers(workers=1))
+        export(replace(job, to="pt", model="x"), SpreadRule(workers=1))
 
 
 def test_a_text_in_another_encoding_is_another_export(tmp_path: Path) -> None:
@@ -327,4 +326,4 @@ def test_a_text_in_another_encoding_is_another_export(tmp_path: Path) -> None:
     write_text(tmp_path / "out", name="other", dtype="float32")
     job = ExportJob(output=str(tmp_path / "out"), to="automodel", into=str(into), text="other")
     with pytest.raises(ConfigError, match="text: other in this run, t5 there"):
-        export(job, Workers(workers=1))
+        export(job, SpreadRule(workers=1))
