@@ -54,7 +54,7 @@ def write(piece: Piece, rows: Iterator[ExportRow], into: Storage) -> Counts:
     counts = Counts()
     options = {"compression": "none", "use_dictionary": False, "write_statistics": False}
     with (
-        whole_file(into, f"{piece.name}.parquet", 2 * piece.num_bytes) as file,
+        whole_file(into, f"{piece.name}.parquet") as file,
         pq.ParquetWriter(file, SCHEMA, **options) as writer,
     ):
         for row in rows:

@@ -88,14 +88,13 @@ def plan_export(job: ExportJob) -> Plan:
         assert latents.text
         check_text(latents, trainer, num_rows)
         record["text_spec_sha256"] = _sha256(latents.text.spec)
-    index = latents.to_arrow().select(["id", "latent_crc32", "file", "byte_length"]).combine_chunks()
+    index = latents.to_arrow().select(["id", "latent_crc32", "file"]).combine_chunks()
     rows = {name: index.slice(start, stop - start) for name, start, stop in _shards(index)}
     pieces = [
         Piece(
             name=name,
             start=start,
             stop=stop,
-            num_bytes=pc.sum(rows[name]["byte_length"]).as_py(),
             digest=_digest(rows[name]),
             text_room=latents.text.spec["max_length"] if latents.text else 0,
             model=job.model,

@@ -68,8 +68,6 @@ class Piece:
     start: int
     stop: int
     """Positions of its rows in the selection."""
-    num_bytes: int
-    """Of its latents as stored."""
     digest: str
     """Of its rows: ids and checksums."""
     text_room: int = 0
