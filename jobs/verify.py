@@ -23,7 +23,7 @@ from pipeline.verify.findings import Problem
 from pipeline.verify.whole import verify
 from vae.errors import CheckpointError
 
-COUNTS = ("shards", "remaining", "latents", "latent_bytes", "rejections", "encoded_again")
+COUNTS = ("shards", "remaining", "latents", "latent_bytes", "rejections", "texts", "encoded_again")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,6 +106,7 @@ class Report:
             f"({counts['remaining']} remain), {counts['latents']} latents ({size(counts['latent_bytes'])}), "
             f"{counts['rejections']} rejections"
         )
+        line += f", {counts['texts']} text embeddings" if counts["texts"] else ""
         return line + (f", {counts['encoded_again']} clips encoded again" if counts["encoded_again"] else "")
 
     def as_dict(self) -> dict[str, Any]:
@@ -124,6 +125,7 @@ def _verify(args: Verify) -> int:
         for note in checked.notes:
             report.note(note)
         report.count(remaining=checked.remaining, rejections=checked.rejections, latent_bytes=checked.latent_bytes)
+        report.count(texts=checked.texts)
         if checked.shard:
             report.count(shards=1, latents=checked.rows)
             if not checked.problems:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 from pipeline.control.pools import SPARE_CPUS, Cluster
 from pipeline.errors import ConfigError
@@ -30,6 +31,21 @@ def this_machine() -> Cluster:
 
     cpus = local_cpus() + SPARE_CPUS
     return Cluster(cpus=cpus, gpus=torch.cuda.device_count(), object_store=0, spare_cpus=SPARE_CPUS)
+
+
+def check_encoder_pool(workers: Workers, output: str, weights_bytes: int) -> None:
+    """Refuse encoders that do not fit on this machine, if the run starts a local Ray; else look at the cluster.
+
+    Raises:
+        ConfigError: they do not fit; or no cluster answers, or not every node of it sees a local output.
+    """
+    if workers.ray_address != "local":
+        from pipeline.control.ray_cluster import check_cluster
+        from pipeline.control.same_disk import check_same_output
+
+        check_cluster(workers.ray_address, partial(check_same_output, output))
+        return
+    encoder_pool(workers, this_machine(), weights_bytes, most_useful=1)
 
 
 def encoder_pool(workers: Workers, cluster: Cluster, weights_bytes: int, most_useful: int) -> EncoderPool:

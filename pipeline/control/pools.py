@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import dataclass
+from functools import partial
 
 from pipeline.errors import ConfigError
 from pipeline.settings.clip_rule import ClipRule
@@ -96,8 +97,9 @@ def check_workers(job: Job) -> None:
     workers = job.workers
     if workers.ray_address != "local":
         from pipeline.control.ray_cluster import check_cluster
+        from pipeline.control.same_disk import check_same_disk
 
-        check_cluster(job)
+        check_cluster(workers.ray_address, partial(check_same_disk, job))
         return
     ray = sys.modules.get("ray")  # if it is not imported, no Ray is running
     if not (ray and ray.is_initialized()):

@@ -9,7 +9,7 @@ import os
 import site
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from ray.job_config import JobConfig
 import pipeline
 from pipeline.control.pools import SPARE_CPUS, Cluster, Pools, block_bytes, largest_chunk_bytes, pools
 from pipeline.control.ray_objects import on_every_node
-from pipeline.control.same_disk import check_same_disk
+from pipeline.control.same_disk import OnEveryNode
 from pipeline.control.stop import STATUS, GraceOverError, Stop
 from pipeline.errors import ConfigError, EncoderError
 from pipeline.receipts import Receipt
@@ -43,21 +43,21 @@ START_SECONDS = 600.0
 """How long a local Ray may take to start. It takes 5 s on an idle machine and a minute on a busy one."""
 
 
-def check_cluster(job: Job) -> None:
-    """Look at the cluster of a job before anything is planned. A local Ray, or one that is joined, is not looked at.
+def check_cluster(address: str, check: Callable[[OnEveryNode], None]) -> None:
+    """Look at the cluster at an address, and check it if it has several nodes. A local Ray, or one that is joined, is
+    not looked at.
 
     Raises:
-        ConfigError: no cluster answers, or it has several nodes, of which not every one sees a local path of the job.
+        ConfigError: no cluster answers; or what `check` raises.
         SystemExit: a signal asked for a stop.
     """
-    address = job.workers.ray_address
     if address == "local" or ray.is_initialized():
         return
     with Stop(0) as stop:
         try:
             with _ray(_options(address), stop, ours=False):
                 if sum(node["Alive"] for node in ray.nodes()) > 1:
-                    check_same_disk(job, on_every_node)
+                    check(on_every_node)
         except GraceOverError:
             raise SystemExit(STATUS[stop.by]) from None
 

@@ -9,8 +9,8 @@ import pyarrow as pa
 
 from latentmill.format import EMPTY
 from pipeline.errors import ConfigError
-from pipeline.output.derived import restored
-from pipeline.output.layout import DATA, list_shards, text_of
+from pipeline.output.derived import StaleError, from_data, read_derived
+from pipeline.output.layout import DATA, TEXT, data_path, list_shards, text_of
 from pipeline.storage import Storage
 from pipeline.storage.addresses import redacted
 from pipeline.text.records import Caption
@@ -26,6 +26,19 @@ def open_shards(output: Storage, name: str) -> tuple[list[str], int]:
     return sorted(every - done), len(every & done)
 
 
+def text_names(output: Storage) -> list[str]:
+    """Return the names of the texts of an output, sorted."""
+    return sorted({entry.path.split("/")[1] for entry in output.list(TEXT) if entry.path.count("/") > 1})
+
+
+def read_index(output: Storage, shard: str) -> pa.Table:
+    """Return the index of a committed shard; from its data file if it is missing or damaged. Writes nothing."""
+    try:
+        return read_derived(output, shard)[0]
+    except StaleError:
+        return from_data(output, shard, output.read(data_path(shard)))[0]
+
+
 def read_captions(output: Storage, shard: str, column: str) -> list[Caption]:
     """Return the caption of each row of a shard, in the order of its data file; for EMPTY, the empty prompt.
 
@@ -34,7 +47,7 @@ def read_captions(output: Storage, shard: str, column: str) -> list[Caption]:
     """
     if shard == EMPTY:
         return [Caption(id="", text="")]
-    index, _ = restored(output, shard)
+    index = read_index(output, shard)
     ids = index["id"].to_pylist()
     captions = []
     for id_, value in zip(ids, _values(index, column), strict=True):
@@ -53,7 +66,7 @@ def check_column(output: Storage, shards: Iterable[str], column: str) -> None:
     if column in COLUMNS:
         return
     for shard in shards:
-        if shard == EMPTY or not len(index := restored(output, shard)[0]):
+        if shard == EMPTY or not len(index := read_index(output, shard)):
             continue
         fields = {name for extra in index["extra_json"].to_pylist() for name in json.loads(extra)}
         if column not in fields:

@@ -2,7 +2,7 @@
 
     committed shards without a text
       -> read     CPU task: claim the shard, read its captions
-      -> encode   actors (GPU or CPU): captions in, the bytes of the text file out
+      -> encode   actors (GPU or CPU): captions in, the embedding of each distinct caption out
       -> store    CPU task: text/NAME/<shard>.parquet, create-only; it exists = the shard's text is done
     driver: receipts -> counts
 
@@ -18,7 +18,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 
-from pipeline.control.encoder_pool import encoder_pool, this_machine
+from pipeline.control.encoder_pool import check_encoder_pool, encoder_pool
 from pipeline.control.pools import IO_BLOCK_BYTES
 from pipeline.control.stop import GraceOverError, Stop
 from pipeline.errors import EncoderError, StorageError
@@ -76,9 +76,8 @@ def run(
     began = datetime.now(UTC)
     plan = make_plan(job)
     workers = job.workers.of_a_job()
-    pool = partial(encoder_pool, workers, weights_bytes=plan.checkpoint.weights_bytes, most_useful=len(plan.todo))
-    if workers.ray_address == "local":
-        pool(this_machine())
+    weights_bytes = plan.checkpoint.weights_bytes
+    check_encoder_pool(workers, job.output, weights_bytes)
     driver = Driver(plan, echo, echo_seconds)
     with Stop(job.grace) as stop:
         if plan.todo:
@@ -87,7 +86,7 @@ def run(
 
             with contextlib.suppress(GraceOverError), cluster_of(workers, stop) as cluster, stop.limited():
                 set_up_data(IO_BLOCK_BYTES)
-                encoders = pool(cluster)
+                encoders = encoder_pool(workers, cluster, weights_bytes, len(plan.todo))
                 specs.write(plan.output, plan.name, plan.spec)  # now that nothing is left to refuse
                 with _recorded(plan, job, encoders.device, began, lambda: driver.summary(stop.by)):
                     make = partial(encode, plan.checkpoint, plan.spec, threads=workers.threads_per_encoder)

@@ -12,7 +12,7 @@ from pipeline.text.captions import open_shards, read_captions
 from pipeline.text.checkpoint import TextCheckpoint, resolve
 from pipeline.text.encoder import TextEncoder
 from pipeline.text.job import TextJob
-from pipeline.text.stages import encode_shard
+from pipeline.text.stages import text_file, wanted_of
 
 
 def write_text(out: str | Path, encoder: Path, shards: Sequence[str] | None = None, **options: object) -> TextEncoder:
@@ -24,6 +24,7 @@ def write_text(out: str | Path, encoder: Path, shards: Sequence[str] | None = No
     specs.write(output, job.name, spec)
     made = TextEncoder(checkpoint, spec)
     for shard in open_shards(output, job.name)[0] if shards is None else shards:
-        file, _ = encode_shard(made, spec, shard, read_captions(output, shard, job.caption_column))
+        captions = read_captions(output, shard, job.caption_column)
+        file, _ = text_file(spec, shard, captions, made(wanted_of(spec, shard, captions)))
         assert output.create(text_path(job.name, shard), file)
     return made
