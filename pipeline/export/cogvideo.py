@@ -30,7 +30,10 @@ def write(piece: Piece, rows: Iterator[ExportRow], into: Storage) -> Counts:
 
     def files() -> Iterator[tuple[str, Callable[[], bytes]]]:
         for row in rows:
-            prompt, resolution = " ".join((row.caption or "").split()), f"{row.num_frames}x{row.height}x{row.width}"
+            prompt, resolution = (
+                " ".join((row.caption or "").splitlines()).strip(),
+                f"{row.num_frames}x{row.height}x{row.width}",
+            )
             counts[resolution] += 1
             prompts.append(prompt)
             videos.append(f"videos/{row.id}.mp4")
