@@ -30,10 +30,8 @@ def write(piece: Piece, rows: Iterator[ExportRow], into: Storage) -> Counts:
 
     def files() -> Iterator[tuple[str, Callable[[], bytes]]]:
         for row in rows:
-            prompt, resolution = (
-                " ".join((row.caption or "").splitlines()).strip(),
-                f"{row.num_frames}x{row.height}x{row.width}",
-            )
+            prompt = " ".join((row.caption or "").splitlines()).strip()
+            resolution = f"{row.num_frames}x{row.height}x{row.width}"
             counts[resolution] += 1
             prompts.append(prompt)
             videos.append(f"videos/{row.id}.mp4")

@@ -12,7 +12,7 @@ import tomllib
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow.parquet as pq
 import pytest
@@ -26,6 +26,7 @@ from pipeline.errors import ConfigError
 from pipeline.export.families import COGVIDEOX, HUNYUAN, LTX_2, WAN_21, WAN_22
 from pipeline.export.plan import ExportJob
 from pipeline.export.run import ExportSummary, export
+from pipeline.export.trainer import Target, trainer_of
 from tests.exports.made import FAMILIES, MEAN, ROOM, STD, embedding_of, rows_of, vae_of, write_family, write_text
 from tests.small import LATENT
 
@@ -327,3 +328,15 @@ def test_a_text_in_another_encoding_is_another_export(tmp_path: Path) -> None:
     job = ExportJob(output=str(tmp_path / "out"), to="automodel", into=str(into), text="other")
     with pytest.raises(ConfigError, match="text: other in this run, t5 there"):
         export(job, SpreadRule(workers=1))
+
+
+def test_the_page_says_which_vae_each_trainer_takes() -> None:
+    page = (Path(__file__).parents[2] / "docs/exports.md").read_text()
+    takes = {cells[1].split("`")[1]: cells[-2].strip() for cells in (row.split("|") for row in page.splitlines())
+             if len(cells) == 7 and cells[1].startswith(" `")}  # fmt: skip
+    assert takes.pop("--to")
+    assert takes.keys() == set(get_args(Target))
+    for name, said in takes.items():
+        families = {WAN_21: "Wan 2.1", WAN_22: "5B", HUNYUAN: "HunyuanVideo", LTX_2: "LTX-2", COGVIDEOX: "CogVideoX"}
+        assert {family for family, title in families.items() if title in said} == set(trainer_of(name).takes)
+        assert (said == "any") == (not trainer_of(name).takes)
