@@ -65,7 +65,10 @@ def _table(summary: ExportSummary, job: ExportJob) -> str:
     lines += [f"{name:{width}} {count:>10}" for name, count in sorted(summary.counts.items())]
     lines += [f"{'all':{width}} {summary.counts.total():>10}   of {summary.rows}"]
     lines += [f"pieces {summary.finished} of {summary.pieces}, {summary.written} written by this run"]
-    return "\n".join([*lines, f"for {trainer_of(job.to).title}, in {job.into}"])
+    trainer = trainer_of(job.to)
+    if trainer.mixed and len(summary.counts) > 1:
+        lines.append(f"note: {trainer.mixed}")
+    return "\n".join([*lines, f"for {trainer.title}, in {job.into}"])
 
 
 if __name__ == "__main__":

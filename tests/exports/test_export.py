@@ -243,3 +243,20 @@ def test_stored_moments_become_the_mean(tmp_path: Path, posterior: Any, draw: An
     latents = latentmill.open(tmp_path / "out").posterior(draw)
     found = loaded(tmp_path / "to")
     assert all(torch.equal(found[latents[i]["id"]]["latent"], latents[i]["latent"]) for i in range(8))
+
+
+@pytest.mark.slow
+def test_a_signal_ends_an_export_that_resumes(tmp_path: Path) -> None:
+    write_output(tmp_path / "out", 40, 12)
+    flags = ["--output", str(tmp_path / "out"), "--to", "pt", "--into", str(tmp_path / "to"), "--workers", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jobs.export", *flags], stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    assert process.stderr
+    assert process.stderr.readline().startswith("pieces 1/40")
+    process.terminate()
+    process.communicate()
+    assert process.returncode == 75
+    assert not (tmp_path / "to/_export/pieces" / f"{shard_names(40)[-1]}.json").exists()
+    assert command.main(flags) == 0
+    assert len(loaded(tmp_path / "to")) == 480

@@ -21,6 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import latentmill
+from jobs import export as command
 from pipeline.control.spread import SpreadRule
 from pipeline.errors import ConfigError
 from pipeline.export.families import COGVIDEOX, HUNYUAN, LTX_2, WAN_21, WAN_22
@@ -91,6 +92,13 @@ def test_ltx(tmp_path: Path) -> None:
         assert torch.equal(conditions["video_prompt_embeds"], padded(text, ROOM, left=True))
         assert conditions["prompt_attention_mask"].tolist() == [False] * (ROOM - len(text)) + [True] * len(text)
     assert summary.counts == {"128x2x2x4": 4, "128x2x4x2": 4}
+
+
+def test_the_command_says_what_mixed_shapes_need(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    into, _ = exported(tmp_path, "ltx", SIZES)
+    flags = ["--output", str(tmp_path / "out"), "--to", "ltx", "--into", str(into), "--text", "t5", "--workers", "1"]
+    assert command.main(flags) == 0
+    assert "note: its batches do not sort by shape: set batch_size 1" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("posterior", ["mean", "moments"])
