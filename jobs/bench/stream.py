@@ -34,7 +34,7 @@ import ray
 import tyro
 
 import vae
-from jobs.demo_videos import even_times, make_video, write_tar
+from jobs.demo.videos import even_times, make_video, write_tar
 from pipeline.decode import DecodedClip, DecodeSpec, iter_clips
 from pipeline.errors import VideoError
 from pipeline.guard.strikes import Strikes

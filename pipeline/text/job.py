@@ -64,8 +64,8 @@ class TextJob:
     """Leave out rows whose caption is missing, empty or white space. Without it, they get the empty prompt."""
     batch_size: int = 1
     """Captions in one forward pass; all of them have the same number of tokens, so none is padded.
-    1: the embedding of a caption depends on nothing else. More is faster on a GPU; then the last bits also depend on
-    the other captions of the shard."""
+    1: the embedding of a caption depends on nothing else. More helps where many captions of a shard have as many tokens
+    as others (CLIP cuts most to 77); then the last bits also depend on the other captions of the shard."""
     allow_pickle: bool = False
     """Load weights from pytorch_model*.bin where there is no *.safetensors."""
     workers: TextWorkers = field(default_factory=TextWorkers)

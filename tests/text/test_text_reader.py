@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.compute as pc
@@ -13,6 +15,7 @@ import latentmill
 from latentmill.format import text_path
 from latentmill.ranges import RangeReader
 from tests.reader.made import shard_names, write_output
+from tests.small import LATENT
 from tests.text.made import write_text
 
 Encoders = Callable[[str], Path]
@@ -41,6 +44,15 @@ def test_the_bytes_are_the_same_in_another_order_of_shards(encoders: Encoders, t
         write_text(tmp_path / where, encoders("t5"), shards=shard_names(3)[::step], batch_size=batch_size)
         found.append([(tmp_path / where / text_path("t5", shard)).read_bytes() for shard in shard_names(3)])
     assert found[0] == found[1]
+
+
+def test_rows_of_npy_arrays_have_their_text_too_and_a_dataset_pickles(encoders: Encoders, tmp_path: Path) -> None:
+    write_output(tmp_path / "out", num_shards=1, rule=replace(LATENT, format="npy"))
+    encoder = write_text(tmp_path / "out", encoders("t5"))
+    latents = pickle.loads(pickle.dumps(latentmill.open(tmp_path / "out", text="t5", pad_text=True)))
+    for row in latents:
+        assert torch.equal(row["text"], tensor(encoder([row["caption"] or ""])[row["caption"] or ""]))
+    assert latentmill.collate([latents[0], latents[3]])["text"].shape[0] == 2
 
 
 @pytest.mark.parametrize("workers", [0, 2])
