@@ -150,6 +150,8 @@ def _reencode(args: Verify, output: Storage, rows: dict[str, int], report: Repor
     from vae.info import VAEInfo
 
     spec = load_spec(output)
+    if origin := spec.vae["config"].get("imported_from"):
+        raise ConfigError(f"--reencode: these latents were imported from {origin}: there is no video to encode again")
     where = args.vae or ("tiny" if spec.vae["name"] == TINY_NAME else "")
     if not where:
         raise ConfigError(

@@ -193,25 +193,38 @@ def _needs_change(dataset: LatentDataset) -> bool:
 
 
 def _changed(dataset: LatentDataset, stored: Tensor, id_: str, seed: int, epoch: int) -> Tensor:
-    """Return the latent of a row from the stored one: [C, T', H', W'] in the stored dtype, computed in float32."""
-    vae, z = dataset.spec["vae"], stored.float()
-    if dataset.stored_posterior != "moments":
-        z = z / _factors(vae["scale"], z) + _factors(vae["shift"], z)
-        return z.to(stored.dtype)
+    """Return the latent of a row from the stored one: [C, T', H', W'] in the stored dtype."""
     if dataset.draw == "moments":
         return stored
-    mean, logvar = z.chunk(2)
-    z = mean
-    if dataset.draw == "sample":
-        noise_seed = hashlib.sha256(f"{seed}/{epoch}/{id_}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(noise_seed[:8], "big"))
-        z = mean + torch.exp(0.5 * logvar.clamp(-30.0, 20.0)) * torch.randn(mean.shape, generator=generator)
-    if not dataset.is_unscaled:
-        z = (z - _factors(vae["shift"], z)) * _factors(vae["scale"], z)
+    z = converted(stored, dataset.spec, dataset.draw, f"{seed}/{epoch}/{id_}", is_unscaled=dataset.is_unscaled)
     return z.to(stored.dtype)
 
 
-def _factors(value: Any, z: Tensor) -> Tensor:
+def converted(stored: Tensor, spec: dict[str, Any], draw: str, noise: str, *, is_unscaled: bool) -> Tensor:
+    """Return the latent [C, T', H', W'] from the stored one or from stored moments, computed in float32.
+
+    Args:
+        stored: as it stands in the output: [C, T', H', W'], or [2C, T', H', W'] for moments.
+        spec: the Spec of the output.
+        draw: "mean" or "sample"; it decides for stored moments only.
+        noise: the name of the noise of a sample. Equal names give equal noise.
+        is_unscaled: give what the VAE gives, z = latent / scale + shift, and not what training sees.
+    """
+    vae, z = spec["vae"], stored.float()
+    if spec["latent"]["posterior"] != "moments":
+        return z / factors(vae["scale"], z) + factors(vae["shift"], z) if is_unscaled else z
+    mean, logvar = z.chunk(2)
+    z = mean
+    if draw == "sample":
+        noise_seed = hashlib.sha256(noise.encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(noise_seed[:8], "big"))
+        z = mean + torch.exp(0.5 * logvar.clamp(-30.0, 20.0)) * torch.randn(mean.shape, generator=generator)
+    if not is_unscaled:
+        z = (z - factors(vae["shift"], z)) * factors(vae["scale"], z)
+    return z
+
+
+def factors(value: Any, z: Tensor) -> Tensor:
     """Return a scale or shift that broadcasts over [C, T', H', W'].
 
     The Spec has one number, one for each channel, or one for each channel and latent frame.

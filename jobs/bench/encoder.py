@@ -2,7 +2,8 @@
 
 Rounds alternate between the two in one process, and the ratio is the median of the rounds' ratios, so that other load
 on the machine affects both. Read the ratio; absolute times mean little on a shared machine. The matmul rate is the rate
-of a large matrix product in the same run: about the limit for convolutions (oneDNN's exceed it on a CPU).
+of a large matrix product in the same run: about the limit for convolutions (oneDNN's exceed it on a CPU). Operations
+are counted by torch's FlopCounterMode, and the flags are those of production.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from torch import Tensor
 
 import vae
 from vae.autoencoder import VideoVAE
+from vae.cost import cost_of_clip
+from vae.encoder import Encoder3D
+from vae.engines import make_deterministic
 
 REAL_CHANNELS = (128, 256, 256, 512)
 """block_out_channels of every published CogVideoX VAE."""
-
-FLOP_PER_PIXEL = 9.26e6
-"""Floating-point operations per input pixel and frame, counted with torch's FlopCounterMode on 9x128x192."""
 
 OPERATORS_SHOWN = 5
 
@@ -79,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _compare(case: Case, device: torch.device, rounds: int) -> str:
-    torch.set_num_threads(case.threads)
+    make_deterministic(case.threads, float32=case.dtype == "float32")
     theirs, ours, pixels = _models(case, device)
 
     @torch.inference_mode()
@@ -95,7 +96,8 @@ def _compare(case: Case, device: torch.device, rounds: int) -> str:
     ratios = [a / b for a, b in pairs]
     their_seconds, our_seconds = (median(both) for both in zip(*pairs, strict=True))
     rate = _matmul_rate(pixels)
-    floor = FLOP_PER_PIXEL * pixels[0, 0].numel() / rate
+    assert isinstance(ours.encoder, Encoder3D)
+    floor = cost_of_clip(ours.encoder, case.shape).flop.total() / rate
     where = f"{case.threads} threads" if device.type == "cpu" else torch.cuda.get_device_name()
     return (
         f"{case.dtype} {'x'.join(map(str, case.shape))}, {where}: {median(ratios):.2f}x diffusers "

@@ -6,13 +6,13 @@ import math
 import sys
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from pipeline.errors import ConfigError
 from pipeline.settings.clip_rule import ClipRule
 from pipeline.settings.job import Job, Workers, local_cpus
 from pipeline.settings.spec import LatentRule
 from vae.info import VAEInfo
-from vae.shapes import chunk_spans
 
 SPARE_CPUS = 1
 """CPUs that a local Ray counts beyond those of the machine. So `--encoders` may ask for one encoder on every core, and
@@ -28,17 +28,16 @@ BLOCKS_IN_FLIGHT = 8
 at the input of encode, and in transfer (measured: 597 MB peak at 50 MB a chunk; 8 blocks are 400)."""
 
 
+CHUNKS_AT_A_TIME = 3
+"""Threads of an encoder on a GPU: one chunk is copied there, one computes, one becomes bytes (`vae.turns`)."""
+
+
 def largest_chunk_bytes(clip: ClipRule, latent: LatentRule, info: VAEInfo) -> int:
     """Return the bytes of the largest chunk of frames of a run, context included."""
     return max(
         (span.stop - span.start) * height * width * 3
         for num_frames, height, width in clip.shapes
-        for span in chunk_spans(
-            num_frames,
-            chunk_windows=latent.chunk_windows,
-            context=latent.context_windows if info.windowed else None,
-            schedule=info.schedule,
-        )
+        for span in info.spans(num_frames, chunk_windows=latent.chunk_windows, context=latent.context_windows)
     )
 
 
@@ -65,6 +64,17 @@ class Pools:
     def slots(self) -> dict[str, float]:
         """How many tasks or actors of each stage can work at a time."""
         return {"read": self.readers, "decode": self.decoders[0], "encode": self.encoders[1], "stage": self.stagers}
+
+    @property
+    def encoder_threads(self) -> int:
+        """How many chunks an encoder works on at a time: on a GPU, one computes while others are copied."""
+        return CHUNKS_AT_A_TIME if self.encoder_gpus else 1
+
+    @property
+    def encoder_calls(self) -> dict[str, Any]:
+        """How Ray Data calls an encoder, in its words."""
+        n = self.encoder_threads
+        return {"max_concurrent_calls_per_actor": n, "enable_true_multi_threading": True} if n > 1 else {}
 
     @property
     def device(self) -> str:

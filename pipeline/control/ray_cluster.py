@@ -123,6 +123,23 @@ def set_up_data(target_block_bytes: int) -> None:
 
 
 @contextlib.contextmanager
+def ray_for_tasks(address: str, stop: Stop) -> Iterator[int]:
+    """Start a local Ray, or join the cluster at the address, for tasks of one CPU. Yield how many run at a time.
+
+    Raises:
+        ConfigError: no cluster answers.
+        EncoderError: the local Ray does not start.
+        GraceOverError: a signal asked for a stop before Ray had started.
+    """
+    ours = address == "local"
+    options = _options(address)
+    if ours:
+        options |= {"num_cpus": local_cpus(), "include_dashboard": False}
+    with contextlib.nullcontext() if ray.is_initialized() else _ray(options, stop, ours=ours):
+        yield max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+@contextlib.contextmanager
 def _ray(options: dict[str, Any], stop: Stop, *, ours: bool) -> Iterator[None]:
     """Start or join Ray, and end it, in a thread: in the main thread Ray would take over SIGTERM, and its wait has no
     limit."""

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any
 
 from pipeline.output import layout
@@ -68,7 +69,10 @@ def put_record(output: Storage, facts: dict[str, Any], failure: str = "", folder
 
 
 def environment(device: str, threads: int, packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
-    """Return what may change the last bits of a latent: versions (`av` contains FFmpeg), device, threads."""
+    """Return what may change the last bits of a latent: versions (`av` contains FFmpeg), device, threads, engines.
+
+    On CUDA the kernels come from cuDNN and Triton; without Triton the encoder takes its ordinary path.
+    """
     facts: dict[str, Any] = {name: version(name) for name in packages}
     facts["python"] = platform.python_version()
     facts["machine"] = platform.machine()
@@ -77,6 +81,12 @@ def environment(device: str, threads: int, packages: Sequence[str] = PACKAGES) -
     facts["device"] = torch.cuda.get_device_name() if device == "cuda" and torch.cuda.is_available() else device
     facts["cpu"] = torch.backends.cpu.get_cpu_capability()
     facts["threads_per_encoder"] = threads if device == "cpu" else None
+    if device == "cuda":
+        from vae.engines import cudnn_version, engines
+
+        facts["cudnn"] = cudnn_version()
+        facts["cudnn_engines"] = engines()
+        facts["triton"] = version("triton") if find_spec("triton") else None
     return facts
 
 

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pipeline.errors import ConfigError, EncoderError
-from pipeline.stages.encode_chunk import make_deterministic, to_bytes
+from pipeline.stages.encode_chunk import to_bytes
 from pipeline.text.checkpoint import OFFLINE, TextCheckpoint, complaint
 from pipeline.text.records import Embedding, NonfiniteTextError
 from pipeline.text.spec import TextSpec
+from vae.engines import make_deterministic
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

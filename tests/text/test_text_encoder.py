@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pipeline.errors import ConfigError, EncoderError
-from pipeline.latent_bytes import to_float32
+from pipeline.output.latent_bytes import to_float32
 from pipeline.text.checkpoint import TextCheckpoint, resolve
 from pipeline.text.encoder import TextEncoder
 from pipeline.text.job import TextJob
