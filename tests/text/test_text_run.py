@@ -56,6 +56,7 @@ def job(out: Path, encoder: Path, **options: object) -> TextJob:
     return TextJob(**({"output": str(out), "encoder": str(encoder), "dtype": "float32"} | options))  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_committed_shards_get_their_text_and_later_ones_too(encoders: Encoders, tmp_path: Path) -> None:
     made = write_output(tmp_path, num_shards=2)
     summary = run(job(tmp_path, encoders("t5")))
