@@ -95,8 +95,6 @@ class Text:
             OpenError: some shard of the dataset has no text yet.
             EmptySelectionError: every row was dropped.
         """
-        if LENGTH in dataset.columns:
-            raise OpenError(f"the column {LENGTH!r} is there already")
         listed = self._listed(dataset.index)
         key = json.dumps([LAYOUT, self._files.uri, self.name, dataset.index.digest, sorted(listed.items())])
         folder = dataset.cache / f"index-text-{hashlib.sha256(key.encode()).hexdigest()[:32]}"

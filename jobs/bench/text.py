@@ -4,24 +4,28 @@
     text         one encoder actor per core: the same, and it reads the captions and writes the files
     resume       100,000 captions, of which one shard is left: until the command knows that
 
-The command is timed from the file that ends its first quarter to its last file, as files end: start-up is left out. The
-loop is timed before and after it, because the speed of a shared machine drifts. A ratio of 1 means that reading,
-writing and Ray cost nothing. The encoder is a T5 with random weights.
+The command is timed from the file that ends its first quarter to its last file: start-up is left out. The loop is timed
+before and after it, because the speed of a shared machine drifts. A ratio of 1 means that reading, writing and Ray cost
+nothing. The second ratio compares the CPU time of a caption: that of the loops, and that of all processes which the
+command started. It is the one to read on a busy machine. The encoder is a T5 with random weights.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import multiprocessing
 import os
 import random
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import mean, median
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import tyro
@@ -81,48 +85,91 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(missed)
 
 
+class _Figures(NamedTuple):
+    """The speed of a loop or of the command."""
+
+    per_second: float
+    """Captions a second."""
+    cpu: float
+    """CPU seconds of a caption."""
+
+
 def _speed(folder: Path, args: Args) -> float:
     cores = local_cpus()
     output = write_captions(folder / "output", args.captions)
     texts = [caption.text or "" for shard in _shards(output) for caption in read_captions(output, shard, "caption")]
-    ratios, loops, jobs = [], [_bare(folder / "encoder", texts, cores)], []
+    loops, jobs = [_bare(folder / "encoder", texts, cores)], []
     for round_ in range(args.rounds):
         jobs.append(_job(folder, f"round{round_}", cores))
         loops.append(_bare(folder / "encoder", texts, cores))
-        ratios.append(jobs[-1] / mean(loops[-2:]))
+    around = list(zip(jobs, pairwise(loops), strict=True))
+    ratios = [job.per_second / mean(loop.per_second for loop in two) for job, two in around]
+    cpus = [mean(loop.cpu for loop in two) / job.cpu for job, two in around]
     print(
-        f"text: {median(ratios):.2f} of the bare loop ({', '.join(f'{ratio:.2f}' for ratio in ratios)}), "
-        f"{len(texts)} captions on {cores} cores: bare loop {median(loops):.1f} captions/s, text {median(jobs):.1f}"
+        f"text: {median(ratios):.2f} of the bare loop ({', '.join(f'{ratio:.2f}' for ratio in ratios)}), CPU time "
+        f"{median(cpus):.2f} ({', '.join(f'{ratio:.2f}' for ratio in cpus)}); {len(texts)} captions on {cores} cores: "
+        f"bare loop {median(loop.per_second for loop in loops):.1f} captions/s, "
+        f"text {median(job.per_second for job in jobs):.1f}"
     )
     return median(ratios)
 
 
-def _job(folder: Path, name: str, cores: int) -> float:
-    """Return the captions a second of the command."""
+def _job(folder: Path, name: str, cores: int) -> _Figures:
+    """Run the command, and watch its files and the CPU time of the processes that it starts."""
     workers = TextWorkers(encoders=str(cores), object_store_gb=0.3)
     job = TextJob(output=str(folder / "output"), encoder=str(folder / "encoder"), name=name, workers=workers)
+    place = folder / "output" / layout.text_of(name)
+    seen: list[tuple[int, float, float]] = []
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.1):
+            seen.append((len(list(place.glob("0*.parquet"))), time.perf_counter(), _cpu_of_children()))
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
     assert not run(job).open_shards
-    files = [path for path in (folder / "output" / layout.text_of(name)).glob("*.parquet") if path.stem != "empty"]
-    ends = sorted(path.stat().st_mtime_ns for path in files)
-    first = len(ends) // 4
-    return (len(ends) - 1 - first) * ROWS / (ends[-1] - ends[first]) * 1e9
+    over.set()
+    watcher.join()
+    shards = len(list(place.glob("0*.parquet")))
+    first = next(one for one in seen if one[0] > shards // 4)
+    last = next(one for one in seen if one[0] == shards)
+    captions = (last[0] - first[0]) * ROWS
+    return _Figures(captions / (last[1] - first[1]), (last[2] - first[2]) / captions)
 
 
-def _bare(encoder: Path, texts: list[str], cores: int) -> float:
-    """Return the captions a second of plain loops, one in each of `cores` processes."""
+def _cpu_of_children() -> float:
+    """Return the CPU seconds of all living descendants of this process."""
+    parents: dict[int, int] = {}
+    ticks: dict[int, int] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # ended meanwhile
+            fields = path.read_text().rpartition(")")[2].split()
+            pid = int(path.parent.name)
+            parents[pid], ticks[pid] = int(fields[1]), int(fields[11]) + int(fields[12])
+    found = [os.getpid()]
+    for pid in found:
+        found += [child for child, parent in parents.items() if parent == pid]
+    return sum(ticks[pid] for pid in found[1:]) / os.sysconf("SC_CLK_TCK")
+
+
+def _bare(encoder: Path, texts: list[str], cores: int) -> _Figures:
+    """Run plain loops, one in each of `cores` processes."""
     context = multiprocessing.get_context("spawn")
-    ready = context.Barrier(cores + 1)
-    loops = [context.Process(target=_loop, args=(encoder, texts[i::cores], ready)) for i in range(cores)]
+    ready, used = context.Barrier(cores + 1), context.SimpleQueue()
+    loops = [context.Process(target=_loop, args=(encoder, texts[i::cores], ready, used)) for i in range(cores)]
     for loop in loops:
         loop.start()
     ready.wait()
     started = time.perf_counter()
+    cpu = sum(used.get() for _ in loops)
+    seconds = time.perf_counter() - started
     for loop in loops:
         loop.join()
-    return len(texts) / (time.perf_counter() - started)
+    return _Figures(len(texts) / seconds, cpu / len(texts))
 
 
-def _loop(encoder: Path, texts: list[str], ready: Any) -> None:
+def _loop(encoder: Path, texts: list[str], ready: Any, used: Any) -> None:
     import torch
     from transformers import AutoTokenizer, T5EncoderModel
 
@@ -133,10 +180,11 @@ def _loop(encoder: Path, texts: list[str], ready: Any) -> None:
         for i, text in enumerate([*texts[:3], *texts]):
             if i == 3:
                 ready.wait()
+                started = time.process_time()
             tokens = tokenizer(text, return_tensors="pt")
             embedding = model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
             embedding.last_hidden_state[0].view(torch.uint16).numpy().tobytes()
-    os._exit(0)  # the end of the interpreter is not timed
+    used.put(time.process_time() - started)
 
 
 def _resume(folder: Path, args: Args) -> None:

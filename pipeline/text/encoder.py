@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, EncoderError
 from pipeline.stages.encode_chunk import make_deterministic, to_bytes
 from pipeline.text.checkpoint import OFFLINE, TextCheckpoint, complaint
 from pipeline.text.records import Embedding, NonfiniteTextError
@@ -48,15 +48,17 @@ class TextEncoder:
         self._device = torch.device(device)
         self._tokenizer = where.load_tokenizer()
         self._model = load_model(where, getattr(torch, spec.dtype)).to(self._device)
+        self._vocabulary = self._model.get_input_embeddings().num_embeddings
 
     def __call__(self, captions: Iterable[str]) -> dict[str, Embedding]:
         """Return the embedding of each distinct caption.
 
         Raises:
             NonfiniteTextError: NaN or infinity in an embedding.
+            EncoderError: a token that the encoder does not know.
         """
         tokens = self.tokens(sorted(set(captions)))
-        ordered = sorted(tokens.items(), key=lambda item: (len(item[1][0]), item[0]))
+        ordered = sorted(tokens.items(), key=lambda item: len(item[1][0]))
         made: dict[str, Embedding] = {}
         for _, group in groupby(ordered, key=lambda item: len(item[1][0])):
             for batch in _batches(list(group), self._spec.batch_size):
@@ -88,6 +90,11 @@ class TextEncoder:
             is_long = len(ids) > self._spec.max_length
             if is_long:
                 ids = self._tokenizer(text, truncation=True, max_length=self._spec.max_length)["input_ids"]
+            if ids and max(ids) >= self._vocabulary:
+                raise EncoderError(
+                    f"token {max(ids)} of {text[:60]!r} is none of the {self._vocabulary} that the encoder knows: is "
+                    "this its tokenizer?"
+                )
             found[text] = (ids or [self._filler()], is_long)
         return found
 

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from latentmill.format import EMPTY
-from pipeline.errors import ConfigError, EncoderError, StorageError
+from pipeline.errors import EncoderError, LatentmillError, StorageError
 from pipeline.guard.deadline import die
 from pipeline.guard.strikes import MAX_STRIKES, attempt
 from pipeline.output.layout import text_path
@@ -30,7 +30,7 @@ from pipeline.storage import Storage
 from pipeline.text import shard_file
 from pipeline.text.captions import read_captions
 from pipeline.text.receipts import TextReceipt
-from pipeline.text.records import Caption, Embedding, NonfiniteTextError
+from pipeline.text.records import Caption, Embedding
 from pipeline.text.spec import TextSpec
 
 log = logging.getLogger(__name__)
@@ -85,8 +85,8 @@ def read(table: pa.Table, stages: TextStages, shared: Shared) -> Iterator[pa.Tab
                 yield _row(shard, receipt=TextReceipt(shard=shard, state="elsewhere").to_json())
                 continue
             captions = read_captions(stages.output, shard, stages.spec.caption_column)
-        except (StorageError, ConfigError) as error:
-            yield _row(shard, receipt=TextReceipt(shard=shard, state="open", message=str(error)).to_json())
+        except Exception as error:  # any error leaves this shard open, and the other shards continue
+            yield _failed(shard, error)
             continue
         yield _row(shard, captions=json.dumps([(caption.id, caption.text) for caption in captions]))
 
@@ -119,8 +119,8 @@ class EncodeActor:
                         raise EncoderError(f"{strikes} encoders died while they encoded it")
                     wanted = wanted_of(self._stages.spec, shard, captions_of(row))
                     made = encode_or_die(self._encode, shard, wanted)
-            except (EncoderError, NonfiniteTextError) as error:
-                yield _row(shard, receipt=TextReceipt(shard=shard, state="open", message=str(error)).to_json())
+            except Exception as error:  # as in `read`
+                yield _failed(shard, error)
                 continue
             seconds = time.perf_counter() - started
             facts = json.dumps([seconds, [[text, *facts_of(embedding)] for text, embedding in made.items()]])
@@ -183,9 +183,10 @@ def store(table: pa.Table, stages: TextStages, shared: Shared) -> Iterator[pa.Ta
             receipt = TextReceipt.from_json(row["receipt"]) if row["receipt"] else _stored(row, stages)
             if receipt.state != "elsewhere":
                 shared.claims.release(shard)
-        except StorageError as error:
-            receipt = TextReceipt(shard=shard, state="open", message=str(error), is_write=True)
-        yield _row(shard, receipt=receipt.to_json())
+        except Exception as error:  # as in `read`
+            yield _failed(shard, error, is_write=isinstance(error, StorageError))
+        else:
+            yield _row(shard, receipt=receipt.to_json())
 
 
 def _stored(row: dict[str, Any], stages: TextStages) -> TextReceipt:
@@ -218,6 +219,16 @@ def receipts(tables: Iterable[pa.Table]) -> Iterator[TextReceipt]:
     """Yield the receipts of the tables that come out of `store`."""
     for table in tables:
         yield from map(TextReceipt.from_json, table["receipt"].to_pylist())
+
+
+def _failed(shard: str, error: Exception, *, is_write: bool = False) -> pa.Table:
+    """Return the receipt that leaves a shard open. An error that is not ours is told with its type, and logged."""
+    message = str(error)
+    if not isinstance(error, LatentmillError):
+        log.error("shard=%s", shard, exc_info=error)
+        message = f"{type(error).__name__}: {error}"
+    receipt = TextReceipt(shard=shard, state="open", message=message, is_write=is_write)
+    return _row(shard, receipt=receipt.to_json())
 
 
 def _row(

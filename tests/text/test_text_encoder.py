@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, EncoderError
 from pipeline.output.latent_bytes import to_float32
 from pipeline.text.checkpoint import TextCheckpoint, resolve
 from pipeline.text.encoder import TextEncoder
@@ -86,15 +86,15 @@ def test_an_embedding_depends_on_its_caption_alone(encoders: Encoders, kind: str
 
 def test_a_batch_holds_captions_of_one_length_and_its_bytes_follow_from_the_shard(encoders: Encoders) -> None:
     encoder, _ = made(encoders("t5"), batch_size=3)
-    shapes = []
+    seen: list[list[list[int]]] = []
     encoder._model.register_forward_pre_hook(
-        lambda _, __, inputs: shapes.append(tuple(inputs["input_ids"].shape)), with_kwargs=True
+        lambda _, __, inputs: seen.append(inputs["input_ids"].tolist()), with_kwargs=True
     )
-    texts = ["a cat", "a dog", "the cat", "the dog", "a red house", "a"]
-    forward = encoder(texts)
-    assert sorted(shapes) == [(1, 2), (1, 3), (1, 4), (3, 3)]
-    assert encoder(texts[::-1]) == forward
-    assert encoder(texts * 2) == forward
+    texts = ["a cat", "the dog", "a dog", "the cat", "a red house", "a"]
+    made_of = [encoder(order) for order in (texts, texts[::-1], texts * 2)]
+    assert made_of[0] == made_of[1] == made_of[2]
+    assert [(len(batch), len(batch[0])) for batch in seen[:4]] == [(1, 2), (3, 3), (1, 3), (1, 4)]
+    assert seen[:4] == seen[4:8] == seen[8:]
 
 
 def test_a_long_caption_is_cut_as_transformers_cuts_it(encoders: Encoders) -> None:
@@ -157,6 +157,12 @@ def test_an_embedding_that_is_not_finite_is_an_error(encoders: Encoders) -> None
     next(encoder._model.parameters()).data.fill_(float("nan"))
     with pytest.raises(NonfiniteTextError, match="'a cat', computed in float32"):
         encoder(["a cat"])
+
+
+def test_the_tokenizer_of_another_encoder_is_noticed(encoders: Encoders) -> None:
+    encoder, _ = made(encoders("t5"), tokenizer=str(encoders("qwen")))
+    with pytest.raises(EncoderError, match=r"token \d+ of 'zzz' is none of the 33 that the encoder knows"):
+        encoder(["zzz"])
 
 
 CONFIG_ERRORS: dict[str, tuple[dict[str, object], str]] = {

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import latentmill
+import latentmill.text as text_module
 from latentmill.format import text_path
 from latentmill.ranges import RangeReader
 from tests.reader.made import shard_names, write_output
@@ -44,6 +45,14 @@ def test_the_bytes_are_the_same_in_another_order_of_shards(encoders: Encoders, t
         write_text(tmp_path / where, encoders("t5"), shards=shard_names(3)[::step], batch_size=batch_size)
         found.append([(tmp_path / where / text_path("t5", shard)).read_bytes() for shard in shard_names(3)])
     assert found[0] == found[1]
+
+
+def test_a_footer_that_is_longer_than_the_first_read_is_read_whole(
+    encoders: Encoders, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_text(out, encoders("t5"))
+    monkeypatch.setattr(text_module, "FOOTER_BYTES", 100)
+    assert len(latentmill.open(out, text="t5")) == 24
 
 
 def test_rows_of_npy_arrays_have_their_text_too_and_a_dataset_pickles(encoders: Encoders, tmp_path: Path) -> None:

@@ -147,6 +147,36 @@ def test_to_s3_and_back(encoders: Encoders, tmp_path: Path, s3: S3, monkeypatch:
     assert all(torch.equal(one["text"], other["text"]) for one, other in rows)
 
 
+@pytest.mark.slow
+def test_two_runs_at_once_share_the_shards(encoders: Encoders, tmp_path: Path) -> None:
+    shared, whole = tmp_path / "shared", tmp_path / "whole"
+    for out in (shared, whole):
+        write_output(out, num_shards=12)
+    write_text(whole, encoders("t5"), dtype="bfloat16")
+    flags = ["--output", str(shared), "--encoder", str(encoders("t5")), "--encoders", "1"]
+    drivers = [Driver(flags, module="jobs.text") for _ in range(2)]
+    for driver in drivers:
+        assert "13 of 13" in driver.finish()
+    assert files(shared) == files(whole)
+    assert not [path for path in (shared / "_claims").rglob("*") if path.is_file()]
+
+
+@pytest.mark.slow
+def test_encoders_that_cannot_start_end_the_run_and_say_why(
+    encoders: Encoders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_output(tmp_path / "out", num_shards=2)
+    shutil.copytree(encoders("t5"), tmp_path / "encoder")
+    config = json.loads((tmp_path / "encoder/config.json").read_text())
+    (tmp_path / "encoder/config.json").write_text(json.dumps(config | {"num_layers": 4}))
+    assert command.main(["--output", str(tmp_path / "out"), "--encoder", str(tmp_path / "encoder")]) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("latentmill text:")]
+    assert "no encoder can start" in line
+    assert "weights are missing" in line
+    (record,) = (tmp_path / "out/text/t5/runs").glob("*.json")
+    assert "no encoder can start" in json.loads(record.read_text())["failure"]
+
+
 CONFIG_ERRORS = {
     "no output": (["--output", "/nowhere"], "holds no spec.json: not an output of latentmill encode"),
     "no tokenizer": (["--tokenizer", "/nowhere"], "/nowhere holds no tokenizer"),

@@ -175,6 +175,22 @@ def test_an_embedding_that_is_not_finite_leaves_its_shard_open(tmp_path: Path) -
     assert not list(out.list("_claims/"))
 
 
+def test_an_error_of_the_code_leaves_its_shard_open_and_is_told(tmp_path: Path) -> None:
+    def fails(captions: Iterable[str]) -> dict[str, Embedding]:
+        return {"nothing": Counted.embedding("a")}[sorted(captions)[0]]  # type: ignore[return-value]
+
+    (receipt,) = Run(output(tmp_path, TEXTS), lambda device: fails)(SHARD)
+    assert (receipt.state, receipt.message) == ("open", "KeyError: ''")
+
+
+def test_a_shard_without_rows_has_a_text_without_rows(tmp_path: Path) -> None:
+    out = output(tmp_path, [])
+    run = Run(out)
+    assert [(receipt.state, receipt.rows) for receipt in run(SHARD)] == [("done", 0)]
+    assert rows(out) == []
+    assert open_shards(out, "t5") == ([EMPTY], 1)
+
+
 def test_a_shard_that_kills_every_encoder_is_not_tried_for_ever(tmp_path: Path) -> None:
     out = output(tmp_path, TEXTS)
     run = Run(out)
