@@ -66,10 +66,11 @@ def write_family(
     shapes: Sequence[tuple[int, int, int]] = ((2, 2, 4),),
     rule: LatentRule = LATENT,
     clips: int = 4,
+    fps: str = "8",
 ) -> Spec:
     """Commit two shards of `clips` rows each, with latents of these (T', H', W') in turn. Some captions are equal."""
     output = Storage(str(where))
-    made = Spec(vae=vae, clip=CLIP, latent=rule)
+    made = Spec(vae=vae, clip=replace(CLIP, fps=fps), latent=rule)
     write_spec(output, made)
     for shard in shard_names(2):
         done = {}
@@ -96,7 +97,7 @@ def _latent(shard: str, clip: int, made: Spec, shape: tuple[int, int, int]) -> L
         num_frames=1 + (frames - 1) * vae["time_compression"],
         height=height * vae["space_compression"],
         width=width * vae["space_compression"],
-        fps="8",
+        fps=None if made.clip.fps == "native" else made.clip.fps,
     )
     return replace(
         base,

@@ -26,6 +26,7 @@ from pipeline.export.plan import ExportJob
 from pipeline.export.run import export
 from pipeline.export.where import expression_of
 from pipeline.storage import Storage
+from tests.outputs import replace_latent, rewrite
 from tests.reader.made import shard_names, write_output, write_shard
 from tests.small import LATENT
 
@@ -148,6 +149,17 @@ def test_what_is_committed_later_becomes_new_pieces(tmp_path: Path) -> None:
     assert (summary.pieces, summary.written, summary.counts.total()) == (3, 1, 24)
     after = files(tmp_path / "to")
     assert {name: after[name] for name in before} == before
+
+
+def test_a_shard_that_was_made_again_is_exported_again(tmp_path: Path) -> None:
+    write_output(tmp_path / "out")
+    job = ExportJob(output=str(tmp_path / "out"), to="pt", into=str(tmp_path / "to"))
+    export(job, HERE)
+    changed = shard_names(3)[1]
+    rewrite(tmp_path / "out", changed, lambda rows, _: replace_latent(rows[2], rows[5]["latent"]))
+    assert export(job, HERE).written == 1
+    latents, found = latentmill.open(tmp_path / "out"), loaded(tmp_path / "to")
+    assert all(torch.equal(found[latents[i]["id"]]["latent"], latents[i]["latent"]) for i in range(24))
 
 
 def test_where_and_bucket_choose_rows(output: Path, tmp_path: Path) -> None:

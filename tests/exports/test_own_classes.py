@@ -1,7 +1,7 @@
 """Law: the trainers' own dataset classes, samplers and collate functions give our tensors, bit for bit.
 
-LATENTMILL_TRAINERS names a folder with a checkout of each trainer: Automodel, LTX-2, FastVideo, musubi-tuner, or a
-trainer is importable. Their own requirements, as far as these classes need them, must be importable, too:
+LATENTMILL_TRAINERS names a folder with a checkout of each trainer: Automodel, LTX-2, FastVideo, musubi-tuner, CogVideo;
+or a trainer is importable. Their own requirements, as far as these classes need them, must be importable, too:
 
     pip install --no-deps einops torchdata accelerate opencv-python-headless toml voluptuous cloudpickle imageio \
         remote-pdb rich
@@ -13,14 +13,17 @@ import importlib.util
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import latentmill
 from tests.exports.made import MEAN, ROOM, STD, embedding_of, rows_of
 from tests.exports.test_trainers import SIZES, exported, padded
+from tests.small import LATENT
 
 pytestmark = pytest.mark.slow
 
@@ -30,6 +33,7 @@ CHECKOUTS = {
     "ltx": ("LTX-2", "ltx_trainer"),
     "fastvideo": ("FastVideo", "fastvideo"),
     "musubi": ("musubi-tuner", "musubi_tuner"),
+    "cogvideo": ("CogVideo", "finetune"),
 }
 NOT_HERE = 77
 
@@ -122,3 +126,15 @@ def test_musubi(tmp_path: Path) -> None:
     for id, row in rows.items():
         assert torch.equal(clips[id]["latents"], row["latent"])
         assert torch.equal(clips[id]["t5"], embedding_of(row["caption"]))
+
+
+def test_cogvideo(tmp_path: Path) -> None:
+    into, summary = exported(tmp_path, "cogvideo", rule=replace(LATENT, posterior="moments"))
+    buckets, clips = read_by("cogvideo", into, tmp_path)
+    assert buckets == {"all": summary.counts.total()} == {"all": 8}
+    latents = latentmill.open(tmp_path / "out").posterior("sample")
+    rows = {row["id"]: row for row in (dict(latents[i]) for i in range(8))}
+    assert clips.keys() == rows.keys()
+    for id, row in rows.items():
+        assert torch.equal(clips[id]["encoded_video"], row["latent"])
+        assert torch.equal(clips[id]["prompt_embedding"], padded(embedding_of(row["caption"]), 6))
