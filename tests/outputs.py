@@ -50,14 +50,15 @@ def make_output(
     limit: int | None = None,
     version: int = format.FORMAT_VERSION,
     normalisation: dict[str, Any] | None = None,
+    vae: str = "tiny",
 ) -> Storage:
     """Encode everything at `source` into an output at `where`, as a job with one thread does; sealed and recorded."""
     output = Storage(str(where))
-    rule = replace(spec(clip, latent), format_version=version)
+    rule = replace(spec(clip, latent, vae), format_version=version)
     rule = check(output, replace(rule, vae=rule.vae | (normalisation or {})))
     write_spec(output, rule)
     decoder = Decoder(clip=clip, latent=latent, info=VAEInfo(**rule.vae), deadline=60)
-    encoder = Encoder("tiny", rule)
+    encoder = Encoder(vae, rule)
     plan = make_plan(output, [str(source)])
     shards = list(plan.remaining())
     for shard in shards[:limit]:
@@ -67,7 +68,7 @@ def make_output(
     summary = Summary(
         planned_shards=len(shards), done_shards=len(done), planned=0, latents=0, rejected={}, latent_bytes=0
     )
-    job = Job(source=(str(source),), output=str(where), vae="tiny", clip=clip, latent=latent)
+    job = Job(source=(str(source),), output=str(where), vae=vae, clip=clip, latent=latent)
     record = RunRecord(job=job, run_id="run", spec_digest=rule.digest, began=datetime.now(UTC))
     record.start(output, "cpu")
     record.put(output, summary)

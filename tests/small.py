@@ -17,9 +17,9 @@ CLIP = ClipRule(num_frames=9, height=32, width=48, fps="8")
 LATENT = LatentRule(dtype="bfloat16")
 
 
-def spec(clip: ClipRule = CLIP, latent: LatentRule = LATENT) -> Spec:
-    """The Spec of the tiny VAE."""
-    return Spec(vae=vae.load_vae("tiny", schedule=latent.schedule).info.to_json(), clip=clip, latent=latent)
+def spec(clip: ClipRule = CLIP, latent: LatentRule = LATENT, where: str = "tiny") -> Spec:
+    """The Spec of a VAE."""
+    return Spec(vae=vae.load_vae(where, schedule=latent.schedule).info.to_json(), clip=clip, latent=latent)
 
 
 def video(num_frames: int = 48, **kwargs: Any) -> Video:

@@ -15,7 +15,7 @@ import vae
 from pipeline.control.pools import Pools
 from pipeline.errors import ConfigError, EncoderError
 from pipeline.guard.strikes import MAX_STRIKES, Strikes
-from pipeline.latent_bytes import DTYPES
+from pipeline.output.latent_bytes import DTYPES
 from pipeline.output.parts import join
 from pipeline.receipts import ClipsReceipt, RejectionReceipt
 from pipeline.records import Chunk, Latent

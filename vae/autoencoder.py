@@ -25,6 +25,7 @@ from vae.info import Scaling, VAEInfo
 from vae.posterior import DiagonalGaussianDistribution
 from vae.shapes import window_lengths
 from vae.tiling import Tiling, encode_tiles
+from vae.wan import WanEncoder
 
 
 class VideoVAE:
@@ -32,7 +33,7 @@ class VideoVAE:
 
     def __init__(
         self,
-        encoder: Encoder3D | DiffusersEncoder,
+        encoder: Encoder3D | WanEncoder | DiffusersEncoder,
         info: VAEInfo,
         load_decoder: Callable[[], PixelDecoder] | None = None,
     ) -> None:
@@ -109,7 +110,7 @@ class VideoVAE:
             Moments of the window (B, 2C', T', H', W'), and the state after it.
         """
         self._check_pixels(pixels)
-        if not self.info.windowed or not isinstance(self.encoder, Encoder3D):
+        if not self.info.windowed or isinstance(self.encoder, DiffusersEncoder):
             raise ValueError(f"{self.info.name} with schedule {self.info.schedule!r} encodes whole clips only")
         with torch.no_grad(), kernels.workspace():
             return self.encoder.step(self._to_input(pixels), None if cache is None else copy_cache(cache))
@@ -155,7 +156,7 @@ class VideoVAE:
         (pytorch #163539). Pass the largest shape of the job: that also proves that it fits into memory.
 
         Args:
-            shape_THW: frames, height and width of a clip; its first window is encoded. A VAE that takes certain
+            shape_THW: frames, height and width of a clip; its longest window is encoded. A VAE that takes certain
                 lengths only gets the nearest of them.
 
         Returns:
@@ -166,7 +167,7 @@ class VideoVAE:
         if self.info.only_accepted_lengths:
             below, above = self.info.nearest(num_frames)
             num_frames = above if below is None else below
-        num_frames = window_lengths(num_frames, self.info.schedule)[0]
+        num_frames = max(window_lengths(num_frames, self.info.schedule))
         generator = torch.Generator().manual_seed(0)
         shape = (1, self.info.in_channels, num_frames, height, width)
         pixels = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
@@ -178,7 +179,7 @@ class VideoVAE:
         return float((fast - reference).norm() / reference.norm())
 
     def _encode_windows(self, pixels: Tensor, windows: Sequence[int], num_context: int) -> Tensor:
-        if not isinstance(self.encoder, Encoder3D) or self.info.schedule == "whole":
+        if isinstance(self.encoder, DiffusersEncoder) or self.info.schedule == "whole":
             if len(windows) != 1:
                 raise ValueError(f"schedule 'whole' takes one window per clip, got {tuple(windows)}")
             h: Tensor = self.encoder(self._to_input(pixels))

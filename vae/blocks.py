@@ -44,6 +44,14 @@ class Normalize3D(nn.GroupNorm):
         super().__init__(32, in_channels, eps=1e-6, affine=True)
 
 
+class NormalizeChannels(nn.RMSNorm):
+    """RMS over the channels of each position by itself (Wan): no statistics over time or space."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, ...) to the same."""
+        return kernels.rms_norm(x, self)
+
+
 class DownSample3D(nn.Module):
     """Halve height and width; with `compress_time`, first halve the number of frames."""
 
@@ -112,17 +120,18 @@ class ResnetBlock3D(nn.Module):
         dropout: float,
         temb_channels: int = 512,
         pad_mode: PadMode = "constant",
+        norm: type[Normalize3D | NormalizeChannels] = Normalize3D,
     ) -> None:
         super().__init__()
         out_channels = in_channels if out_channels is None else out_channels
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.temb_channels = temb_channels
-        self.norm1 = Normalize3D(in_channels)
+        self.norm1 = norm(in_channels)
         self.conv1 = CausalConv3d(in_channels, out_channels, 3, pad_mode)
         if temb_channels > 0:
             self.temb_proj = nn.Linear(temb_channels, out_channels)
-        self.norm2 = Normalize3D(out_channels)
+        self.norm2 = norm(out_channels)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = CausalConv3d(out_channels, out_channels, 3, pad_mode)
         self.conv_shortcut: CausalConv3d | None = None

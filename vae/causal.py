@@ -64,6 +64,7 @@ class CausalConv3d(nn.Module):
         if stride < 1 or dilation < 1:
             raise ValueError(f"stride and dilation must be at least 1, got {stride} and {dilation}")
         self.pad_mode = pad_mode
+        self.by_frames = False  # see kernels.conv3d
         self.stride = stride
         self.reach = dilation * (kernel[0] - 1)
         # A temporal kernel of 1 with a stride would give a negative pad, which crops instead of padding.
@@ -79,7 +80,7 @@ class CausalConv3d(nn.Module):
             groups=groups,
         )
 
-    def forward(self, x: Tensor, *, norm: nn.GroupNorm | None = None, residual: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, *, norm: kernels.Norm | None = None, residual: Tensor | None = None) -> Tensor:
         """Convolve a whole clip: T frames to T (stride 1) or (T + time_pad - reach - 1) // stride + 1.
 
         Raises:
@@ -87,14 +88,14 @@ class CausalConv3d(nn.Module):
         """
         if (length := self.frames_at_a_time(x)) < x.shape[2]:
             return self._step_in_pieces(x, None, norm, residual, length)[0]
-        return kernels.conv3d(self._padded(x, None, norm), self.conv, residual)
+        return kernels.conv3d(self._padded(x, None, norm), self.conv, residual, by_frames=self.by_frames)
 
     def step(
         self,
         x: Tensor,
         cache: Tensor | None = None,
         *,
-        norm: nn.GroupNorm | None = None,
+        norm: kernels.Norm | None = None,
         residual: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Convolve the next piece of a clip.
@@ -116,7 +117,7 @@ class CausalConv3d(nn.Module):
             return self._step_in_pieces(x, cache, norm, residual, length)
         padded = self._padded(x, cache, norm)
         kept = self.tail(padded)
-        return kernels.conv3d(padded, self.conv, residual), kept
+        return kernels.conv3d(padded, self.conv, residual, by_frames=self.by_frames), kept
 
     def through(
         self,
@@ -124,7 +125,7 @@ class CausalConv3d(nn.Module):
         cache: Cache | None,
         name: str,
         *,
-        norm: nn.GroupNorm | None = None,
+        norm: kernels.Norm | None = None,
         residual: Tensor | None = None,
     ) -> Tensor:
         """Call `step` with its state under `name` in `cache`, or `forward` if `cache` is None.
@@ -149,7 +150,7 @@ class CausalConv3d(nn.Module):
         return frames_at_a_time(x, self.conv.out_channels, extra=self.reach, least=self.time_pad + 1)
 
     def _step_in_pieces(
-        self, x: Tensor, past: Tensor | None, norm: nn.GroupNorm | None, residual: Tensor | None, length: int
+        self, x: Tensor, past: Tensor | None, norm: kernels.Norm | None, residual: Tensor | None, length: int
     ) -> tuple[Tensor, Tensor]:
         """Convolve `length` frames at a time, after a norm over all of them."""
         if norm is not None:
@@ -200,7 +201,7 @@ class CausalConv3d(nn.Module):
         padded[:, :real, :num_past] = self._start(body) if past is None else past
         return padded
 
-    def _padded(self, x: Tensor, past: Tensor | None, norm: nn.GroupNorm | None) -> Tensor:
+    def _padded(self, x: Tensor, past: Tensor | None, norm: kernels.Norm | None) -> Tensor:
         """Return the convolution's input: the past frames, then x or silu(norm(x))."""
         num_past = self.time_pad if past is None else past.shape[2]
         if x.shape[2] + num_past <= self.reach:

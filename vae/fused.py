@@ -101,6 +101,8 @@ def encode(encoder: Encoder3D, x: Tensor, cache: EncoderCache | None, rule: Pool
 def block(layer: nn.Module, x: Pending, cache: Cache | None, *, measure: bool) -> Pending:
     """Return x + conv2(silu(norm2(conv1(silu(norm1(x)))))); with `measure`, with its statistics."""
     assert isinstance(layer, ResnetBlock3D)
+    assert isinstance(layer.norm1, Normalize3D)
+    assert isinstance(layer.norm2, Normalize3D)
     if layer.conv_shortcut is not None:
         x = Pending(x.settled(), None, x.statistics)
         residual = _convolve(layer.conv_shortcut, x, cache, "conv_shortcut")

@@ -39,6 +39,11 @@ class VAEInfo:
     """Whether a long clip may be cut into chunks on the window grid."""
     only_accepted_lengths: bool = False
     """Whether the VAE can encode only the lengths that `accepts` allows."""
+    exact_context: int | None = None
+    """Windows before a chunk that its latents depend on; None if they depend on the whole clip before it."""
+    time_tiling: tuple[int, int] | None = None
+    """Frames of a tile and from tile to tile, where the VAE's own code encodes a longer clip in tiles of time that it
+    blends (HunyuanVideo); else None."""
 
     @property
     def frame_rule(self) -> str:
@@ -68,6 +73,20 @@ class VAEInfo:
         num_latent = shapes.latent_frames(num_frames, time_compression=self.time_compression, schedule=self.schedule)
         return self.latent_channels, num_latent, height // self.space_compression, width // self.space_compression
 
+    def spans(self, num_frames: int, *, chunk_windows: int, context: int | None) -> tuple[shapes.ChunkSpan, ...]:
+        """Cut a clip into chunks of at most `chunk_windows` windows; see `vae.shapes.chunk_spans`.
+
+        Args:
+            num_frames: frames of the clip.
+            chunk_windows: body windows per chunk.
+            context: windows of context; None never cuts. No effect where `exact_context` is known: it is used.
+        """
+        if not self.windowed:
+            context = None
+        elif self.exact_context is not None:
+            context = self.exact_context
+        return shapes.chunk_spans(num_frames, chunk_windows=chunk_windows, context=context, schedule=self.schedule)
+
     def check_size(self, height: int, width: int) -> None:
         """Reject sizes whose last rows or columns would be dropped silently.
 
@@ -79,8 +98,13 @@ class VAEInfo:
             raise ValueError(f"height and width must be positive multiples of {step}, got {height}x{width}")
 
     def to_json(self) -> dict[str, Any]:
-        """Return all fields as JSON types, in field order."""
-        return {name: _lists(value) for name, value in asdict(self).items()}
+        """Return the fields as JSON types, in field order, without those of `_ABSENT` that have their default."""
+        fields = asdict(self).items()
+        return {name: _lists(value) for name, value in fields if name not in _ABSENT or value != _ABSENT[name]}
+
+
+_ABSENT: dict[str, Any] = {"exact_context": None, "time_tiling": None}
+"""Fields that came later, and their defaults: left out, so that the Spec of an older output keeps its bytes."""
 
 
 def _lists(value: Any) -> Any:

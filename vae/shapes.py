@@ -12,6 +12,9 @@ one by one:
     chunk 0   body    [0 .. 17)            windows (9, 8)
     chunk 1   context [9 .. 17)  body [17 .. 33)   windows (8, 8, 8), the first one only fills the caches
 
+The windows of `causal4` are 1, 4, 4, ...; their encoder's receptive field in time is bounded, so a context of that
+length makes every chunk exact.
+
 Every range is half-open.
 """
 
@@ -21,8 +24,9 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal, get_args
 
-Schedule = Literal["batched8", "whole"]
-"""batched8: windows of 8 frames (diffusers parity, constant memory). whole: one pass over the clip (SAT parity)."""
+Schedule = Literal["batched8", "whole", "causal4"]
+"""batched8: windows of 8 frames (diffusers parity, constant memory). whole: one pass over the clip (SAT parity).
+causal4: frame 0, then windows of 4 frames (Wan)."""
 
 PoolRule = Literal["first", "parity"]
 """How temporal pooling groups frames. first: frame 0 alone, the rest in pairs, a last one without a pair is dropped
@@ -31,12 +35,23 @@ PoolRule = Literal["first", "parity"]
 WINDOW = 8
 """Frames of every window but the first in `batched8` (`num_sample_frames_batch_size` of AutoencoderKLCogVideoX)."""
 
+CAUSAL_WINDOW = 4
+"""Frames of every window but the first, which is frame 0, in `causal4` (AutoencoderKLWan)."""
+
 
 def window_lengths(num_frames: int, schedule: Schedule = "batched8") -> tuple[int, ...]:
-    """Cut a clip into windows; the lengths add up to `num_frames`."""
+    """Cut a clip into windows; the lengths add up to `num_frames`.
+
+    Raises:
+        ValueError: no frames, or with `causal4` a number other than 1 + 4k.
+    """
     check_schedule(schedule)
     if num_frames < 1:
         raise ValueError(f"num_frames must be at least 1, got {num_frames}")
+    if schedule == "causal4":
+        if not accepts_frames(num_frames, CAUSAL_WINDOW):
+            raise ValueError(f"num_frames must be 1 + {CAUSAL_WINDOW}k, got {num_frames}")
+        return (1,) + (CAUSAL_WINDOW,) * (num_frames // CAUSAL_WINDOW)
     if schedule == "whole" or num_frames < WINDOW:
         return (num_frames,)
     return (WINDOW + num_frames % WINDOW,) + (WINDOW,) * (num_frames // WINDOW - 1)

@@ -14,6 +14,9 @@ BENCHES = {
     "plan": "measure planning and resuming 100,000 shards",
     "driver": "measure the driver: receipts a second, memory of a million open clips, commits, seal",
     "simulate": "simulate a run on 10 to 3,000 encoders, and show where it stops scaling",
+    "forecast": "compare the clips/s that `latentmill plan` predicts with those of the run that follows",
+    "text": "compare encoding captions with a bare loop; measure resuming 100,000 of them",
+    "export": "compare an export with a plain copy of the files that it wrote",
     "reader": "compare reading latents back with raw reads and with other readers",
     "gpu": "measure everything that only a GPU shows: rates, exactness, levels, clips, the actor, diffusers",
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pipeline.errors import ConfigError
@@ -12,7 +13,6 @@ from pipeline.settings.clip_rule import ClipRule
 from pipeline.settings.job import Job, Workers, local_cpus
 from pipeline.settings.spec import LatentRule
 from vae.info import VAEInfo
-from vae.shapes import chunk_spans
 
 SPARE_CPUS = 1
 """CPUs that a local Ray counts beyond those of the machine. So `--encoders` may ask for one encoder on every core, and
@@ -37,12 +37,7 @@ def largest_chunk_bytes(clip: ClipRule, latent: LatentRule, info: VAEInfo) -> in
     return max(
         (span.stop - span.start) * height * width * 3
         for num_frames, height, width in clip.shapes
-        for span in chunk_spans(
-            num_frames,
-            chunk_windows=latent.chunk_windows,
-            context=latent.context_windows if info.windowed else None,
-            schedule=info.schedule,
-        )
+        for span in info.spans(num_frames, chunk_windows=latent.chunk_windows, context=latent.context_windows)
     )
 
 
@@ -112,8 +107,9 @@ def check_workers(job: Job) -> None:
     workers = job.workers
     if workers.ray_address != "local":
         from pipeline.control.ray_cluster import check_cluster
+        from pipeline.control.same_disk import check_same_disk
 
-        check_cluster(job)
+        check_cluster(workers.ray_address, partial(check_same_disk, job))
         return
     ray = sys.modules.get("ray")  # if it is not imported, no Ray is running
     if not (ray and ray.is_initialized()):

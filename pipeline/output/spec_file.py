@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING
 from latentmill.format import READABLE_VERSIONS
 from pipeline.errors import ConfigError, NotFoundError
 from pipeline.output import layout
-from pipeline.settings.spec import Spec, diff
+from pipeline.settings.spec import Spec, diff, other_encoder
 from pipeline.storage.store import TEMPORARY
 
 if TYPE_CHECKING:
     from pipeline.storage import Storage
+
+
+_RECORDED_LATER = {"time_tiling"}
+"""Fields of the VAE that say what was always so. An output that lacks one is continued without it."""
 
 
 def write_spec(output: Storage, spec: Spec) -> None:
@@ -39,8 +43,11 @@ def check(output: Storage, spec: Spec) -> Spec:
     """
     try:
         text = output.read(layout.SPEC_PATH).decode()
-        if (version := json.loads(text)["format_version"]) in READABLE_VERSIONS:
-            spec = replace(spec, format_version=version)
+        found = json.loads(text)
+        if found["format_version"] in READABLE_VERSIONS:
+            spec = replace(spec, format_version=found["format_version"])
+        unknown = _RECORDED_LATER - found["vae"].keys()
+        spec = replace(spec, vae={name: value for name, value in spec.vae.items() if name not in unknown})
         differences = diff(spec.to_json(), text)
     except NotFoundError:
         made = chain(output.list(layout.DATA), output.list(layout.STAGING))
@@ -53,6 +60,9 @@ def check(output: Storage, spec: Spec) -> Spec:
         raise ConfigError(f"{output.uri}: {layout.SPEC_PATH} is not a spec: {error!r}") from error
     if differences:
         fields = "\n  ".join(f"{one.field}: {one.ours} in this run, {one.theirs} in the output" for one in differences)
+        schedules = next(((one.ours, one.theirs) for one in differences if one.field == "vae.schedule"), ("", ""))
+        if reason := other_encoder(*schedules):
+            raise ConfigError(f"--output {output.uri} cannot be continued: {reason}. What differs:\n  {fields}")
         raise ConfigError(
             f"--output {output.uri} was made with another spec; use another --output, or the same settings:\n  {fields}"
         )

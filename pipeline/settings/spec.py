@@ -30,9 +30,11 @@ class LatentRule:
     """Frames per forward pass. batched8 equals diffusers: windows of 8 frames (the first takes the remainder), constant
     memory. whole equals SAT: the clip in one pass. The results differ, because GroupNorm runs over time."""
     chunk_windows: int = 32
-    """Largest number of windows per chunk. A longer clip is cut on the window grid into several chunks."""
+    """Largest number of windows per chunk. A longer clip is cut on the window grid into several chunks.
+    A window has 8 frames, with Wan 4."""
     context: str = "3"
-    """Windows before each later chunk that are encoded to fill its caches, then dropped. `exact` never cuts clips."""
+    """Windows before each later chunk that are encoded to fill its caches, then dropped. `exact` never cuts clips.
+    Wan is always cut exactly, with the 28 windows that its latents depend on, whatever stands here."""
     posterior: Literal["mean", "sample", "moments"] = "mean"
     """mean: the mean. sample: one seeded sample. moments: mean and log-variance stacked on channels, unscaled."""
     seed: int = 0
@@ -93,6 +95,16 @@ class Spec:
     def digest(self) -> str:
         """The sha256 of the canonical JSON."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+
+def other_encoder(ours: str, theirs: str) -> str:
+    """Return why two values of `vae.schedule` cannot be mixed if the encoder is another one; else nothing."""
+    if (ours, theirs) != ("causal4", "whole"):
+        return ""
+    return (
+        "an earlier version encoded this VAE with diffusers' code; latentmill's own encoder gives other last bits, so "
+        "the two are not mixed: continue that output with the earlier version, or use another --output"
+    )
 
 
 class Difference(NamedTuple):

@@ -30,7 +30,7 @@ from pipeline.stages.lazy import LazySequence
 from pipeline.storage import read_object
 from pipeline.storage.addresses import redacted
 from vae.info import VAEInfo
-from vae.shapes import ChunkSpan, chunk_spans
+from vae.shapes import ChunkSpan
 
 Decode = Callable[[bytes | memoryview, Sequence[DecodeSpec]], Iterator[DecodedClip | VideoError]]
 """`iter_clips`, or its replacement in a test. It yields one result per DecodeSpec, in their order."""
@@ -69,12 +69,7 @@ class Decoder:
     def spans(self, num_frames: int) -> tuple[ChunkSpan, ...]:
         """Return how a clip of this number of frames is cut into chunks."""
         latent = self.latent
-        return chunk_spans(
-            num_frames,
-            chunk_windows=latent.chunk_windows,
-            context=latent.context_windows if self.info.windowed else None,
-            schedule=self.info.schedule,
-        )
+        return self.info.spans(num_frames, chunk_windows=latent.chunk_windows, context=latent.context_windows)
 
     def _fetched(self, video: Video) -> tuple[bytes | memoryview, Video]:
         """Return the encoded video, and its record with the time of reading."""

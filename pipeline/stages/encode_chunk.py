@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -21,14 +21,12 @@ from pipeline.errors import ConfigError, EncoderError, LatentmillError
 from pipeline.guard.alone import DiedAloneError, alone
 from pipeline.guard.deadline import deadline, die
 from pipeline.guard.strikes import MAX_STRIKES, Guard, attempt
-from pipeline.latent_bytes import DTYPES
+from pipeline.output.latent_bytes import DTYPES
 from pipeline.receipts import Receipt, Record, RejectionReceipt
 from pipeline.records import Chunk, Latent, Rejection
+from pipeline.settings.spec import Spec, other_encoder
 from vae.engines import cudnn_version, make_deterministic
 from vae.turns import Compute, Courier, Finish, Turns
-
-if TYPE_CHECKING:
-    from pipeline.settings.spec import Spec
 
 T = TypeVar("T")
 
@@ -76,6 +74,8 @@ class Encoder:
         self._courier = Courier(self._device)
         dtype: torch.dtype = getattr(torch, spec.latent.dtype)
         loaded = vae.load_vae(where, dtype=dtype, device=device, schedule=spec.latent.schedule)
+        if reason := other_encoder(loaded.info.schedule, spec.vae["schedule"]):
+            raise ConfigError(f"vae {where}: {reason}")
         self._vae = loaded.normalised(spec.vae["scale"], spec.vae["shift"])  # may not be the checkpoint's
         if (found := self._vae.info.weights_sha256) != (wanted := spec.vae["weights_sha256"]):
             raise ConfigError(f"vae {where} has weights {found}, the spec says {wanted}: it changed while the job ran")
@@ -237,13 +237,13 @@ def or_die(step: Callable[[], T], chunk: Chunk) -> T:
     try:
         return step()
     except (RuntimeError, MemoryError) as error:
-        if not _is_of_the_device(error):
+        if not is_of_the_device(error):
             raise
         log.error("shard=%s video=%d clip=%d encoder dies: %s", chunk.id.shard, chunk.id.video, chunk.id.clip, error)
         die()
 
 
-def _is_of_the_device(error: Exception) -> bool:
+def is_of_the_device(error: Exception) -> bool:
     """Return whether memory or the device failed, and not the code. torch raises a plain RuntimeError for host memory,
     cuDNN and cuBLAS, and Triton does so for every error of the driver."""
     if isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError | MemoryError):

@@ -17,14 +17,6 @@ from vae.autoencoder import VideoVAE
 diffusers = pytest.importorskip("diffusers")
 
 TINY: dict[str, dict[str, Any]] = {
-    "AutoencoderKLWan": {
-        "base_dim": 8,
-        "z_dim": 4,
-        "dim_mult": [1, 1, 1, 1],
-        "num_res_blocks": 1,
-        "latents_mean": [0.1, -0.2, 0.3, 0.0],
-        "latents_std": [1.0, 2.0, 0.5, 1.5],
-    },
     "AutoencoderKLHunyuanVideo": {
         "latent_channels": 4,
         "block_out_channels": (8, 8, 8, 8),
@@ -38,6 +30,22 @@ TINY: dict[str, dict[str, Any]] = {
         "decoder_block_out_channels": (8, 8, 8, 8),
         "layers_per_block": (1, 1, 1, 1, 1),
         "decoder_layers_per_block": (1, 1, 1, 1, 1),
+    },
+    "AutoencoderKLHunyuanVideo15": {
+        "latent_channels": 4,
+        "block_out_channels": (8, 8, 8, 8, 8),
+        "layers_per_block": 1,
+        "scaling_factor": 1.03682,
+    },
+    "AutoencoderKLLTX2Video": {
+        "latent_channels": 8,
+        "block_out_channels": (8, 8, 8, 8),
+        "decoder_block_out_channels": (16, 32, 64),
+        "layers_per_block": (1, 1, 1, 1, 1),
+        "decoder_layers_per_block": (1, 1, 1, 1),
+        "decoder_causal": False,
+        "spatial_compression_ratio": 32,
+        "temporal_compression_ratio": 8,
     },
     "AutoencoderKLMochi": {
         "latent_channels": 4,
@@ -61,12 +69,16 @@ TINY: dict[str, dict[str, Any]] = {
 }
 
 COMPRESSION = {
-    "AutoencoderKLWan": (4, 8),
     "AutoencoderKLHunyuanVideo": (4, 8),
     "AutoencoderKLLTXVideo": (8, 32),
+    "AutoencoderKLHunyuanVideo15": (4, 16),
+    "AutoencoderKLLTX2Video": (8, 32),
     "AutoencoderKLMochi": (6, 8),
     "AutoencoderKLCosmos": (8, 8),
 }
+
+WITH_BUFFERS = ("AutoencoderKLLTXVideo", "AutoencoderKLLTX2Video")
+"""Classes whose normalisation is in the weights and not in the config."""
 
 
 @pytest.fixture(scope="module", params=list(TINY))
@@ -75,7 +87,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp(name)
     torch.manual_seed(0)
     model = getattr(diffusers, name)(**TINY[name]).eval()
-    if name == "AutoencoderKLLTXVideo":
+    if name in WITH_BUFFERS:
         model.latents_mean.copy_(torch.linspace(-1, 1, 8))
         model.latents_std.copy_(torch.linspace(1, 2, 8))
     model.save_pretrained(folder)
@@ -145,7 +157,7 @@ def test_scaling_is_the_pipelines(pair: tuple[Any, VideoVAE]) -> None:
     config = TINY[ours.info.name]
     factor = config.get("scaling_factor", 1.0)
     mean, std = config.get("latents_mean", 0.0), config.get("latents_std", 1.0)
-    if ours.info.name == "AutoencoderKLLTXVideo":
+    if ours.info.name in WITH_BUFFERS:
         mean, std = theirs.latents_mean, theirs.latents_std
     mean, std = (torch.as_tensor(v).reshape(1, -1, 1, 1, 1) for v in (mean, std))
     if ours.info.name == "AutoencoderKLCosmos":
@@ -163,41 +175,59 @@ def test_selfcheck_runs(pair: tuple[Any, VideoVAE]) -> None:
     assert pair[1].selfcheck((pixels.shape[2] + 1, pixels.shape[3], pixels.shape[4])) < 1e-5
 
 
-@pytest.fixture
-def wan(tmp_path: Path) -> Path:
-    diffusers.AutoencoderKLWan(**TINY["AutoencoderKLWan"]).save_pretrained(tmp_path)
-    return tmp_path
+def saved(folder: Path, name: str, change: dict[str, Any] | None = None) -> str:
+    """Save a random model, and change its config afterwards."""
+    getattr(diffusers, name)(**TINY[name]).save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text()) | (change or {})
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("name", "change", "message"),
     [
-        ({"_class_name": "AutoencoderKLNobody"}, "has no class 'AutoencoderKLNobody'"),
-        ({"_class_name": "UNet2DModel"}, "not a VAE"),
-        ({"scale_factor_temporal": 8}, "expected latents"),
-        ({"latents_mean": [0.0] * 3}, "3 values for 4 latent channels"),
-        ({"base_dim": 16}, "of another shape"),
+        ("AutoencoderKLMochi", {"_class_name": "AutoencoderKLNobody"}, "has no class 'AutoencoderKLNobody'"),
+        ("AutoencoderKLMochi", {"_class_name": "UNet2DModel"}, "not a VAE"),
+        ("AutoencoderKLLTXVideo", {"temporal_compression_ratio": 16}, "expected latents"),
+        ("AutoencoderKLMochi", {"latents_mean": [0.0] * 3}, "3 values for 4 latent channels"),
+        ("AutoencoderKLHunyuanVideo", {"block_out_channels": [16] * 4}, "of another shape"),
     ],
 )
-def test_configs_that_do_not_fit_are_refused(wan: Path, change: dict[str, Any], message: str) -> None:
-    config = json.loads((wan / "config.json").read_text()) | change
-    (wan / "config.json").write_text(json.dumps(config))
+def test_configs_that_do_not_fit_are_refused(tmp_path: Path, name: str, change: dict[str, Any], message: str) -> None:
     with pytest.raises(vae.CheckpointError, match=message):
-        vae.load_vae(str(wan))
+        vae.load_vae(saved(tmp_path, name, change))
 
 
-def test_weights_are_loaded_strictly(wan: Path) -> None:
-    path = wan / "diffusion_pytorch_model.safetensors"
+def test_weights_are_loaded_strictly(tmp_path: Path) -> None:
+    where = saved(tmp_path, "AutoencoderKLHunyuanVideo")
+    path = tmp_path / "diffusion_pytorch_model.safetensors"
     tensors = load_file(path)
     del tensors["quant_conv.weight"]
     save_file(tensors, path)
     with pytest.raises(vae.CheckpointError, match=r"missing: quant_conv\.weight"):
-        vae.load_vae(str(wan))
+        vae.load_vae(where)
 
 
-@pytest.mark.parametrize("change", [{"num_res_blocks": 10**9}, {"base_dim": "wide"}])
+@pytest.mark.parametrize("change", [{"layers_per_block": 10**9}, {"latent_channels": "wide"}])
 def test_a_config_of_absurd_numbers_is_refused_at_once(tmp_path: Path, change: dict[str, object]) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKLWan"} | change))
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKLHunyuanVideo"} | change))
     save_file({"w": torch.zeros(1)}, tmp_path / "diffusion_pytorch_model.safetensors")
-    with pytest.raises(vae.CheckpointError, match=r"num_res_blocks = 1000000000|cannot be built"):
+    with pytest.raises(vae.CheckpointError, match=r"layers_per_block = 1000000000|cannot be built"):
         vae.load_vae(str(tmp_path))
+
+
+def test_a_vae_that_cannot_encode_without_tiles_is_refused_by_name(tmp_path: Path) -> None:
+    model = diffusers.AutoencoderKLAllegro(block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(vae.CheckpointError, match=r"AutoencoderKLAllegro is not supported: .* only in tiles"):
+        vae.load_vae(str(tmp_path))
+
+
+def test_tiling_in_time_stands_in_the_info_where_there_is_one(pair: tuple[Any, VideoVAE]) -> None:
+    """diffusers encodes HunyuanVideo in tiles of 16 + 1 frames every 12, blended; no other class by default."""
+    info = pair[1].info
+    if info.name == "AutoencoderKLHunyuanVideo":
+        assert info.time_tiling == (16, 12)
+        assert info.to_json()["time_tiling"] == [16, 12]
+    else:
+        assert "time_tiling" not in info.to_json()

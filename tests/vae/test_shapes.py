@@ -102,7 +102,8 @@ def test_chunks_tile_the_clip_on_its_window_grid(
     ("call", "message"),
     [
         (lambda: window_lengths(0, "batched8"), "at least 1, got 0"),
-        (lambda: window_lengths(9, "batched"), "batched8, whole, got 'batched'"),
+        (lambda: window_lengths(9, "batched"), "batched8, whole, causal4, got 'batched'"),
+        (lambda: window_lengths(8, "causal4"), r"1 \+ 4k, got 8"),
         (lambda: chunk_spans(9, chunk_windows=0, context=1), "chunk_windows must be at least 1, got 0"),
         (lambda: chunk_spans(9, chunk_windows=1, context=-1), "at least 0, got -1"),
         (lambda: pooled_frames(9, 6, "first"), "power of two, got 6"),

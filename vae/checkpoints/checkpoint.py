@@ -1,8 +1,8 @@
 """Read a checkpoint strictly, in any of these formats. The content decides the format, never the file name.
 
-a folder with config.json      diffusers (also <folder>/vae of a pipeline): AutoencoderKLCogVideoX
+a folder with config.json      diffusers (also <folder>/vae of a pipeline): AutoencoderKLCogVideoX, Wan, Qwen-Image
 a safetensors file             ours if its metadata has a `latentmill` entry, else decided by the tensor names
-a torch file                   SAT's 3d-vae.pt, also inside a full checkpoint, or MoVQ's; `weights_only` always
+a torch file                   SAT's 3d-vae.pt, also inside a full checkpoint, MoVQ's or Wan's; `weights_only` always
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from vae.checkpoints.configs import check_scaling, config_from_diffusers, config_from_tensors
 from vae.checkpoints.keys import encoder_part
+from vae.checkpoints.wan import WAN_CLASSES, WAN_NAME, config_from_wan, is_wan, read_original, wan_part
 from vae.errors import CheckpointError
 from vae.info import Scaling
 
@@ -40,11 +41,11 @@ class EncoderCheckpoint:
     name: str
     """Class of the VAE."""
     config: dict[str, Any]
-    """Arguments of Encoder3D."""
+    """Arguments of Encoder3D, or of WanEncoder if the name is one of Wan's classes."""
     scale: Scaling
     shift: Scaling
     tensors: dict[str, Tensor]
-    """Tensors under their MoVQ names, with their stored dtypes."""
+    """Tensors under our names (MoVQ's for Encoder3D), with their stored dtypes."""
 
 
 def read_encoder(path: Path) -> EncoderCheckpoint:
@@ -58,6 +59,9 @@ def read_encoder(path: Path) -> EncoderCheckpoint:
     if config is not None:
         return _read_diffusers(model_folder(path), config)
     metadata, raw = read_tensors(model_file(path))
+    if is_wan(raw):
+        wan_config, scale, shift, tensors = read_original(raw, path)
+        return EncoderCheckpoint(name=WAN_NAME, config=wan_config, scale=scale, shift=shift, tensors=tensors)
     tensors = encoder_part(raw)
     if _METADATA in metadata:
         return _read_ours(metadata[_METADATA], tensors, path)
@@ -206,6 +210,10 @@ def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
 
 
 def _read_diffusers(folder: Path, config: dict[str, Any]) -> EncoderCheckpoint:
+    if (name := config.get("_class_name")) in WAN_CLASSES:
+        encoder_config, scale, shift = config_from_wan(config, folder)
+        tensors = wan_part(read_folder(folder), encoder_config["num_res_blocks"])
+        return EncoderCheckpoint(name=name, config=encoder_config, scale=scale, shift=shift, tensors=tensors)
     encoder_config, scale, shift = config_from_diffusers(config, folder)
     tensors = read_folder(folder)
     return EncoderCheckpoint(

@@ -1,8 +1,9 @@
 """Other video VAEs behind the interface of VideoVAE: any diffusers class with the usual `encode(pixels).latent_dist`.
 
-Tested with AutoencoderKLWan, AutoencoderKLHunyuanVideo, AutoencoderKLLTXVideo, AutoencoderKLMochi and
-AutoencoderKLCosmos. Compression, latent channels and normalisation are read from the model and its config, then checked
-by encoding one tiny clip. Such a VAE encodes whole clips with its own code; clips are never cut into chunks.
+Tested with AutoencoderKLHunyuanVideo, AutoencoderKLHunyuanVideo15, AutoencoderKLLTXVideo, AutoencoderKLLTX2Video,
+AutoencoderKLMochi and AutoencoderKLCosmos. Compression, latent channels and normalisation are read from the model and
+its config, then checked by encoding one tiny clip. Such a VAE encodes whole clips with its own code; clips are never
+cut into chunks. Weights keep diffusers' memory layout: another one changes the last bits of every latent.
 """
 
 from __future__ import annotations
@@ -24,6 +25,12 @@ _NO_SPREAD = -30.0
 _TIME = ("temporal_compression_ratio", "scale_factor_temporal", "time_compression_ratio")
 _SPACE = ("spatial_compression_ratio", "scale_factor_spatial")
 _CHANNELS = ("latent_channels", "z_dim")
+
+_REFUSED = {
+    "AutoencoderKLAllegro": "diffusers can encode it only in tiles of space and time that it blends (enable_tiling), "
+    "which latentmill does not do"
+}
+"""Classes with an `encode` that is of no use here, and why."""
 
 
 class DiffusersEncoder(nn.Module):
@@ -50,6 +57,8 @@ def read_diffusers_vae(folder: Path, config: dict[str, Any]) -> tuple[DiffusersE
             required value.
     """
     name = config.get("_class_name", "")
+    if name in _REFUSED:
+        raise CheckpointError(f"{folder}: {name} is not supported: {_REFUSED[name]}")
     tensors = read_folder(folder)
     _check_depth(config, len(tensors), folder)
     model = build_model(name, config, folder)
@@ -72,6 +81,7 @@ def read_diffusers_vae(folder: Path, config: dict[str, Any]) -> tuple[DiffusersE
         schedule="whole",
         windowed=False,
         only_accepted_lengths=True,
+        time_tiling=_time_tiling(model),
     )
     encoder = DiffusersEncoder(model)
     _check(encoder, info, folder)
@@ -122,6 +132,13 @@ def _first(model: Any, names: tuple[str, ...], folder: Path) -> int:
         if isinstance(value, int):
             return value
     raise CheckpointError(f"{folder}: {type(model).__name__} has none of {', '.join(names)}")
+
+
+def _time_tiling(model: Any) -> tuple[int, int] | None:
+    """Return the tiles in time that `encode` uses by default: HunyuanVideo's, 16 + 1 frames every 12."""
+    if not vars(model).get("use_framewise_encoding", False):
+        return None
+    return int(model.tile_sample_min_num_frames), int(model.tile_sample_stride_num_frames)
 
 
 def _scale(model: Any, channels: int, folder: Path) -> Scaling:

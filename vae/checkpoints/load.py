@@ -23,12 +23,16 @@ from vae.checkpoints.diffusers_vae import read_diffusers_vae
 from vae.checkpoints.load_pixel_decoder import load_pixel_decoder
 from vae.checkpoints.places import local_checkpoint
 from vae.checkpoints.tiny import TINY_CONFIG, TINY_NAME, read_tiny
+from vae.checkpoints.wan import WAN_CLASSES
 from vae.encoder import Encoder3D
 from vae.errors import CheckpointError
 from vae.info import VAEInfo
-from vae.shapes import Schedule, check_schedule
+from vae.shapes import CAUSAL_WINDOW, Schedule
+from vae.wan import WanEncoder
 
 log = logging.getLogger(__name__)
+
+_CHOICES = ("batched8", "whole")
 
 
 def load_vae(
@@ -39,17 +43,18 @@ def load_vae(
     Args:
         where: `tiny`, a local path, an fsspec URL or a Hugging Face repository id. Its content decides the format: a
             diffusers folder (of any class that diffusers_vae.py takes), SAT's `3d-vae.pt` or a full SAT checkpoint,
-            MoVQ weights, or a file written by `save_vae`.
+            MoVQ weights, Wan's `.pth`, or a file written by `save_vae`.
         dtype: compute dtype; None keeps the checkpoint's.
         device: device of the encoder.
-        schedule: `batched8` (diffusers parity) or `whole` (SAT parity). Ignored by classes other than CogVideoX's,
-            which encode clips with their own code; their `info.schedule` is `whole`.
+        schedule: `batched8` (diffusers parity) or `whole` (SAT parity). Classes other than CogVideoX's ignore it:
+            the `info.schedule` of Wan is `causal4`, and of those that encode clips with diffusers' code `whole`.
 
     Raises:
         CheckpointError: nothing there can be loaded, or names, shapes or values do not fit.
         ValueError: an unknown schedule.
     """
-    check_schedule(schedule)
+    if schedule not in _CHOICES:
+        raise ValueError(f"schedule must be one of {', '.join(_CHOICES)}, got {schedule!r}")
     if where == "tiny":
         weights = read_tiny()
         checkpoint = EncoderCheckpoint(
@@ -58,7 +63,7 @@ def load_vae(
         return _build(checkpoint, where, dtype, device, schedule)
     path = local_checkpoint(where)
     config = diffusers_config(path)
-    if config is not None and config.get("_class_name") != "AutoencoderKLCogVideoX":
+    if config is not None and config.get("_class_name") not in ("AutoencoderKLCogVideoX", *WAN_CLASSES):
         other, info = read_diffusers_vae(model_folder(path), config)
         return VideoVAE(
             other.to(device=device, dtype=dtype),
@@ -71,8 +76,8 @@ def load_vae(
 def save_vae(vae: VideoVAE, path: str | Path) -> None:
     """Write an encoder in our own format, which `load_vae` reads back: one safetensors file with config and scaling."""
     info = vae.info
-    if not isinstance(vae.encoder, Encoder3D):
-        raise ValueError(f"only an Encoder3D can be saved in our format, got {info.name}")
+    if not isinstance(vae.encoder, Encoder3D | WanEncoder):
+        raise ValueError(f"only an Encoder3D or a WanEncoder can be saved in our format, got {info.name}")
     tensors = vae.encoder.state_dict()
     write_encoder(
         Path(path),
@@ -88,15 +93,27 @@ def _build(
     schedule: Schedule,
 ) -> VideoVAE:
     check_depth(checkpoint.config, len(checkpoint.tensors), where)
+    is_wan = checkpoint.name in WAN_CLASSES
     try:
         with torch.device("meta"):
-            encoder = Encoder3D(**checkpoint.config)
+            encoder = (WanEncoder if is_wan else Encoder3D)(**checkpoint.config)
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:  # also from impossible tensor sizes
         raise CheckpointError(f"{where}: {error}") from error
     load_strict(encoder, checkpoint.tensors, where)
+    info = (
+        _info_of_wan(encoder, checkpoint)
+        if isinstance(encoder, WanEncoder)
+        else _info(encoder, checkpoint, where, schedule)
+    )
+    return VideoVAE(
+        _ready(encoder, dtype, device), info, partial(load_pixel_decoder, where, dtype=dtype, device=device)
+    )
+
+
+def _info(encoder: Encoder3D, checkpoint: EncoderCheckpoint, where: str, schedule: Schedule) -> VAEInfo:
     if not encoder.double_z:
         raise CheckpointError(f"{where}: double_z=False has no posterior; use Encoder3D directly")
-    info = VAEInfo(
+    return VAEInfo(
         name=checkpoint.name,
         config=checkpoint.config,
         weights_sha256=weights_sha256(checkpoint.tensors),
@@ -109,12 +126,31 @@ def _build(
         schedule=schedule,
         windowed=schedule == "batched8",
     )
-    return VideoVAE(
-        _ready(encoder, dtype, device), info, partial(load_pixel_decoder, where, dtype=dtype, device=device)
+
+
+def _info_of_wan(encoder: WanEncoder, checkpoint: EncoderCheckpoint) -> VAEInfo:
+    # The first latent of a chunk is that of the chunk's first 4 frames, and depends on `reach` frames before the last.
+    frames_before = encoder.reach - (CAUSAL_WINDOW - 1)
+    return VAEInfo(
+        name=checkpoint.name,
+        config=checkpoint.config,
+        weights_sha256=weights_sha256(checkpoint.tensors),
+        in_channels=encoder.in_channels,
+        latent_channels=encoder.z_channels,
+        time_compression=encoder.time_compression,
+        space_compression=encoder.space_compression,
+        scale=checkpoint.scale,
+        shift=checkpoint.shift,
+        schedule="causal4",
+        windowed=True,
+        only_accepted_lengths=True,
+        exact_context=-(-frames_before // CAUSAL_WINDOW),
     )
 
 
-def _ready(encoder: Encoder3D, dtype: torch.dtype | None, device: str | torch.device) -> Encoder3D:
+def _ready(
+    encoder: Encoder3D | WanEncoder, dtype: torch.dtype | None, device: str | torch.device
+) -> Encoder3D | WanEncoder:
     """Cast, move and freeze the encoder, and give convolution weights the memory layout of the activations.
 
     The weights are copied, so that no memory-mapped file stays open.

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vae.kernels import cpu
+from vae.kernels import cpu, rms
 from vae.shapes import PoolRule
 
 _GROUP_NORM = nn.GroupNorm.forward
@@ -32,6 +32,9 @@ _CONV = nn.Conv3d.forward
 
 _PLAIN: ContextVar[bool] = ContextVar("latentmill_plain_kernels", default=False)
 _WORKSPACE: ContextVar[dict[str, Tensor] | None] = ContextVar("latentmill_workspace", default=None)
+
+Norm = nn.GroupNorm | nn.RMSNorm
+"""GroupNorm: over groups of channels, all pixels of a sample. RMSNorm: over the channels (axis 1) of each position."""
 
 Slot = Literal["padded", "hidden"]
 """Buffers of a workspace. padded: a convolution's input with its past. hidden: the output of a first convolution."""
@@ -79,8 +82,10 @@ def buffer(slot: Slot, shape: Sequence[int], like: Tensor) -> Tensor:
     return flat[:size].view(batch, num_frames, height, width, channels).permute(0, 4, 1, 2, 3)
 
 
-def norm_silu(x: Tensor, norm: nn.GroupNorm, out: Tensor | None = None) -> Tensor:
+def norm_silu(x: Tensor, norm: Norm, out: Tensor | None = None) -> Tensor:
     """Return silu(norm(x)), written into `out` if given: a tensor of x's shape with any strides (fast path only)."""
+    if isinstance(norm, nn.RMSNorm):
+        return _rms_silu(x, norm, out)
     if out is None:
         return F.silu(group_norm(x, norm), inplace=not torch.is_grad_enabled())
     if x.device.type == "cpu" and x.dtype in cpu.DTYPES and _can_norm(x, norm, out):
@@ -92,6 +97,11 @@ def norm_silu(x: Tensor, norm: nn.GroupNorm, out: Tensor | None = None) -> Tenso
         cuda.norm_silu(x, norm, out)
         return out
     return torch.ops.aten.silu.out(norm(x), out=out)  # type: ignore[no-any-return]
+
+
+def rms_norm(x: Tensor, norm: nn.RMSNorm) -> Tensor:
+    """Return x / |x| * sqrt(C) * weight, |x| over the channels (axis 1) of each position."""
+    return rms.rms_norm(x, norm)
 
 
 def accumulator(x: Tensor, channels: int) -> Tensor | None:
@@ -112,13 +122,17 @@ def group_norm(x: Tensor, norm: nn.GroupNorm) -> Tensor:
     return norm(x.contiguous())  # type: ignore[no-any-return]
 
 
-def conv3d(x: Tensor, conv: nn.Conv3d, residual: Tensor | None = None) -> Tensor:
-    """Return conv(x), plus `residual` if given; on the fast path the sum may be written into residual's memory."""
+def conv3d(x: Tensor, conv: nn.Conv3d, residual: Tensor | None = None, *, by_frames: bool = False) -> Tensor:
+    """Return conv(x), plus `residual` if given; on the fast path the sum may be written into residual's memory.
+
+    With `by_frames`, float32 on a CPU sums in shorter chains, for a smaller rounding error.
+    """
     if not is_fast():
         y: Tensor = conv(x)
         return y if residual is None else residual + y
     if cpu.can_convolve(x, conv, residual) and is_ordinary(conv, _CONV):
-        return cpu.conv3d(x, conv, residual)
+        in_parts = by_frames and x.dtype == torch.float32 and conv.kernel_size[0] > 1 and conv.stride[0] == 1
+        return (cpu.conv3d_by_frames if in_parts else cpu.conv3d)(x, conv, residual)
     y = conv(x)
     return y if residual is None else y.add_(residual)
 
@@ -159,6 +173,20 @@ def has_passes(x: Tensor) -> bool:
     """Return whether the Triton kernels take x: on CUDA, in a known dtype. On `meta` they are counted and not run."""
     known = (torch.float32, torch.bfloat16, torch.float16)
     return x.device.type in ("cuda", "meta") and x.dtype in known and _has_triton()
+
+
+def _rms_silu(x: Tensor, norm: nn.RMSNorm, out: Tensor | None) -> Tensor:
+    if out is None:
+        return F.silu(rms.rms_norm(x, norm), inplace=not torch.is_grad_enabled())
+    if not (_is_dense(x) and _is_dense(out)):
+        return out.copy_(F.silu(rms.rms_norm(x, norm)))
+    if x.device.type == "cuda" and _has_triton():
+        from vae.kernels import rms_cuda
+
+        rms_cuda.rms_silu(x, norm, out, rms.LEAST)
+    else:
+        rms.rms_silu(x, norm, out)
+    return out
 
 
 def _can_norm(x: Tensor, norm: nn.GroupNorm, out: Tensor) -> bool:
