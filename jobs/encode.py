@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import tyro
 
-from jobs.json_log import log_as_json
 from jobs.process import run_command
+from pipeline.control.json_log import log_as_json
 from pipeline.control.stop import STATUS
 from pipeline.errors import ChangedError, ConfigError, EncoderError, StorageError
 from pipeline.output.layout import data_path

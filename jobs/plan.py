@@ -121,13 +121,17 @@ def _plan(args: Plan) -> int:
         )
     here = None if has_gpu else on_this_machine(found, cores)
     if args.as_json:
-        print(json.dumps(to_json(found, forecast) | {"clips_per_second_here": here}, indent=2))
+        rate, encoders = here or (None, None)
+        figures = {"clips_per_second_here": rate, "encoders_here": encoders}
+        print(json.dumps(to_json(found, forecast) | figures, indent=2))
         return 0
     print("\n".join(f"{name:<14}{text}" for name, text in _table(args, found, forecast, here)))
     return 0
 
 
-def _table(args: Plan, found: Estimate, forecast: Forecast | None, here: float | None) -> list[tuple[str, str]]:
+def _table(
+    args: Plan, found: Estimate, forecast: Forecast | None, here: tuple[float, int] | None
+) -> list[tuple[str, str]]:
     rows = [
         ("source", f"{found.shards:,} shards, {size(found.source_bytes)}"),
         ("clips", _range(found.clips, "{:,.0f}")),
@@ -139,8 +143,10 @@ def _table(args: Plan, found: Estimate, forecast: Forecast | None, here: float |
         ("encode", f"{found.encode_seconds:.3f} s for each latent, {'on one core' if here else 'on the GPU'} here"),
     ]
     if here is not None:
-        total = found.clips.value * (1 - found.rejected_share.value) / here / 3600
-        rows.append(("here", f"{here:.2f} clips/s on {local_cpus()} cores, {total:,.2f} hours in all"))
+        rate, encoders = here
+        total = found.clips.value * (1 - found.rejected_share.value) / rate / 3600
+        on = f"{local_cpus()} cores with --encoders {encoders}"
+        rows.append(("here", f"{rate:.2f} clips/s on {on}, {total:,.2f} hours in all"))
     if forecast:
         cores = args.cores_per_gpu or math.ceil(forecast.cores_per_gpu)
         rows += [

@@ -8,12 +8,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from jobs.process import run_command
 from pipeline.errors import ConfigError, StorageError
+from pipeline.output.layout import list_shards, text_of
 from pipeline.output.spec_file import load_spec
 from pipeline.output.tally import Tally, tally
 from pipeline.output.wording import size
@@ -21,6 +22,8 @@ from pipeline.plan.frozen import read_plan
 from pipeline.settings.clip_rule import ClipRule
 from pipeline.settings.spec import LatentRule
 from pipeline.storage import Storage
+from pipeline.text.captions import open_shards, text_names
+from pipeline.text.spec import load as load_text_spec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,14 +88,25 @@ def status(output: Storage) -> dict[str, object]:
         "latent_bytes": counts.latent_bytes,
         "rejected": dict(sorted(counts.rejected.items())),
         "staged": sum(len(shard.staged.parts) for shard in plan.remaining()),
+        "texts": [text_status(output, name) for name in text_names(output)],
         "spec": json.loads(json.dumps(asdict(spec))),
     }
+
+
+def text_status(output: Storage, name: str) -> dict[str, object]:
+    """Return the shards, bytes and encoder of a text. The empty prompt counts as a shard."""
+    spec = load_text_spec(output, name)
+    todo, done = open_shards(output, name)
+    num_bytes = sum(entry.size for _, entry in list_shards(output, text_of(name)))
+    encoder = None if spec is None else f"{spec.encoder['model_type']} {spec.encoder['weights_sha256'][:12]}"
+    return {"name": name, "done": done, "remaining": len(todo), "bytes": num_bytes, "encoder": encoder}
 
 
 def table(facts: dict[str, object]) -> str:
     """Return the facts of `status` as a table of text."""
     rejected: dict[str, int] = facts["rejected"]  # type: ignore[assignment]
     spec: dict[str, dict[str, object]] = facts["spec"]  # type: ignore[assignment]
+    texts: list[dict[str, Any]] = facts["texts"]  # type: ignore[assignment]
     vae, clip, latent = spec["vae"], spec["clip"], spec["latent"]
     rows = [
         ("output", facts["output"]),
@@ -101,6 +115,13 @@ def table(facts: dict[str, object]) -> str:
         *((f"  {reason}", n) for reason, n in rejected.items()),
         ("bytes", size(facts["latent_bytes"])),  # type: ignore[arg-type]
         ("staged", f"{facts['staged']} parts of unfinished shards"),
+        *(
+            (
+                f"text {text['name']}",
+                f"{text['done']} shards done, {text['remaining']} remaining, {size(text['bytes'])}  {text['encoder']}",
+            )
+            for text in texts
+        ),
         ("vae", f"{vae['name']}  sha256 {str(vae['weights_sha256'])[:12]}"),
         ("clip", _changed(clip, ClipRule())),
         ("latent", _changed(latent, LatentRule())),

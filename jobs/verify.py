@@ -23,7 +23,7 @@ from pipeline.verify.findings import Problem
 from pipeline.verify.whole import verify
 from vae.errors import CheckpointError
 
-COUNTS = ("shards", "remaining", "latents", "latent_bytes", "rejections", "encoded_again")
+COUNTS = ("shards", "remaining", "latents", "latent_bytes", "rejections", "texts", "encoded_again")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,6 +106,7 @@ class Report:
             f"({counts['remaining']} remain), {counts['latents']} latents ({size(counts['latent_bytes'])}), "
             f"{counts['rejections']} rejections"
         )
+        line += f", {counts['texts']} text embeddings" if counts["texts"] else ""
         return line + (f", {counts['encoded_again']} clips encoded again" if counts["encoded_again"] else "")
 
     def as_dict(self) -> dict[str, Any]:
@@ -124,6 +125,7 @@ def _verify(args: Verify) -> int:
         for note in checked.notes:
             report.note(note)
         report.count(remaining=checked.remaining, rejections=checked.rejections, latent_bytes=checked.latent_bytes)
+        report.count(texts=checked.texts)
         if checked.shard:
             report.count(shards=1, latents=checked.rows)
             if not checked.problems:
@@ -148,6 +150,8 @@ def _reencode(args: Verify, output: Storage, rows: dict[str, int], report: Repor
     from vae.info import VAEInfo
 
     spec = load_spec(output)
+    if origin := spec.vae["config"].get("imported_from"):
+        raise ConfigError(f"--reencode: these latents were imported from {origin}: there is no video to encode again")
     where = args.vae or ("tiny" if spec.vae["name"] == TINY_NAME else "")
     if not where:
         raise ConfigError(

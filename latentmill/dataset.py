@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from latentmill.loader import Loader
     from latentmill.statistics.pool import Statistics
     from latentmill.tensors import Sample
+    from latentmill.text import Text
 
 ROW_COLUMNS = ("id", "key", "caption", "num_frames", "height", "width", "fps", "start_sec", "end_sec")
 """What a row holds beside the latent, unless `columns` or `select` say otherwise."""
@@ -66,6 +67,8 @@ class LatentDataset:
         self.damaged = damaged
         self.joins: dict[str, Join] = {}
         """The joined tables by name."""
+        self.text: Text | None = None
+        """The text of `open(..., text=)`."""
         self.is_unscaled = False
         self._draw: Draw | None = None
         self._lists: frozenset[str] | None = None
@@ -221,10 +224,7 @@ class LatentDataset:
         return table if self._rows is None else table.take(pa.array(self._rows.values))
 
     def save_index(self, path: str | os.PathLike[str]) -> None:
-        """Write the index of these rows as a Parquet file.
-
-        `open(..., index=path)` gives the same rows to every rank and every later run, whatever is committed meanwhile.
-        """
+        """Write the index of these rows to a Parquet file: `open(..., index=path)` gives every rank the same rows."""
         table = self.to_arrow()
         names = [name for name in table.column_names if not any(name in join.columns for join in self.joins.values())]
         fields = [(name, pa.string() if name == "file" else table.schema.field(name).type) for name in names]

@@ -6,11 +6,16 @@ OUTPUT/
   data/<shard>.<shape>.<sha256[:12]>.npy      only with --format npy: the latents of one shape
   index/<shard>.parquet                       all columns but the latent, and INDEX_COLUMNS; may be missing
   index.parquet                               the indexes of all shards in one file, sorted by shard; may be older
+  text/NAME/spec.json                         every setting that decides the bytes of text/NAME/
+  text/NAME/<shard>.parquet                   rows of TEXT_SCHEMA, one for each row of the data file, in its order.
+                                              The text of the shard is done when this file exists
+  text/NAME/empty.parquet                     the empty prompt: one row of TEXT_SCHEMA, whose id is ""
 """
 
 from __future__ import annotations
 
 import json
+import re
 from typing import IO, Any
 
 import numpy as np
@@ -92,8 +97,44 @@ INDEX_COLUMNS = pa.schema(
 )
 """The columns that an index has in place of the latent: the path of its file, and its bytes in the file."""
 
+TEXT_VERSION = 1
+"""A change that alters the bytes under `text/NAME/` for the same captions raises it."""
+
+TEXT_SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("caption_sha256", pa.string()),  # of the UTF-8 bytes; null if there is no caption
+        pa.field("embedding_shape", pa.list_(pa.field("element", pa.int32(), nullable=False))),
+        pa.field("embedding_dtype", pa.string()),
+        pa.field("embedding_crc32", pa.uint32()),
+        pa.field("embedding_row", pa.int32()),
+        pa.field("length", pa.int32(), nullable=False),
+        pa.field("truncated", pa.bool_(), nullable=False),
+        pa.field("embedding", pa.large_binary()),  # null but in the first row of a caption; last, see `places`
+    ]
+)
+"""The rows of a text file. `embedding_row` is the row of the same file whose `embedding` holds the bytes [S, E]: rows
+with equal captions share them. A row that was dropped (--drop-empty) has length 0, and null in every `embedding*`."""
+
+TEXT_PLACE = pa.schema(
+    [
+        *(TEXT_SCHEMA.field(name) for name in ("id", "length", "truncated")),
+        *(TEXT_SCHEMA.field(name) for name in ("embedding_shape", "embedding_dtype", "embedding_crc32")),
+        pa.field("byte_offset", pa.int64()),
+        pa.field("byte_length", pa.int64()),
+    ]
+)
+"""Where the bytes of each row's embedding are in its text file; null where there are none."""
+
 FOOTER_SPEC = "latentmill.spec"
 FOOTER_SHARD = "latentmill.shard"
+
+FOOTER_TEXT = "latentmill.text"
+"""The spec.json of a text, as canonical JSON, in the footer of each of its files. FOOTER_SHARD has {"shard"}."""
+
+FOOTER_PLACES = "latentmill.places"
+"""The columns of TEXT_PLACE as JSON, in the footer of a text file: a reader finds every embedding by one request for
+the end of the file."""
 
 FOOTER_DERIVED = "latentmill.derived"
 """An index names what it was made from: {"data_bytes": the size of its data file, "rejected": the sha256 of its JSONL
@@ -103,6 +144,12 @@ SPEC_PATH = "spec.json"
 SEAL_PATH = "index.parquet"
 DATA = "data/"
 INDEX = "index/"
+TEXT = "text/"
+
+EMPTY = "empty"
+
+TEXT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+"""What a text may be called. The name of a shard ends with a dash and 12 digits, so no shard is called `empty`."""
 
 
 def data_path(shard: str) -> str:
@@ -118,6 +165,26 @@ def index_path(shard: str) -> str:
 def npy_path(shard: str, shape: tuple[int, ...], sha256: str) -> str:
     """Return the path of a shard's latents of one shape under the output."""
     return f"{DATA}{shard}.{'x'.join(map(str, shape))}.{sha256[:12]}.npy"
+
+
+def text_of(name: str) -> str:
+    """Return the folder of a text under the output."""
+    return f"{TEXT}{name}/"
+
+
+def text_spec_path(name: str) -> str:
+    """Return the path of a text's spec under the output."""
+    return f"{text_of(name)}{SPEC_PATH}"
+
+
+def text_path(name: str, shard: str) -> str:
+    """Return the path of a shard's text under the output. The text of the shard is done when the file exists."""
+    return f"{text_of(name)}{shard}.parquet"
+
+
+def text_empty_path(name: str) -> str:
+    """Return the path of a text's empty prompt under the output."""
+    return f"{text_of(name)}{EMPTY}.parquet"
 
 
 def shard_of(path: str) -> str:
@@ -147,6 +214,18 @@ def index_of(source: IO[bytes], shard: str, npy_header_bytes: int = 128) -> pa.T
     for field, values in zip(INDEX_COLUMNS, (names, offsets, lengths), strict=True):
         table = table.append_column(field.name, pa.array(values, field.type))
     return table.replace_schema_metadata(None)
+
+
+def text_places_of(source: IO[bytes]) -> pa.Table:
+    """Return the rows of a text file as TEXT_PLACE. Reads the footer only; `source` may be the end of the file."""
+    places = pq.read_metadata(source).metadata[FOOTER_PLACES.encode()]
+    return pa.table(json.loads(places), schema=TEXT_PLACE)
+
+
+def text_spec_of(source: IO[bytes]) -> str:
+    """Return the spec of a text file as canonical JSON."""
+    spec: bytes = pq.read_metadata(source).metadata[FOOTER_TEXT.encode()]
+    return spec.decode()
 
 
 def footer_of(source: IO[bytes]) -> tuple[str, dict[str, Any]]:

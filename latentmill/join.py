@@ -212,10 +212,10 @@ class _Source:
             start = chunk.data_page_offset + chunk.total_compressed_size - length
             values = (name, start, length, shape, dtype, row.get(f"{column}_crc32"))
             places.append(dict(zip(_PARTS, values, strict=True)))
-        return pa.array(places, _PLACE)
+        return pa.array(places, PLACE)
 
 
-_PLACE = pa.struct(
+PLACE = pa.struct(
     [
         ("file", pa.string()),
         ("start", pa.int64()),

@@ -17,6 +17,7 @@ from latentmill.files import Files
 from latentmill.index.build import default_cache, open_index
 from latentmill.range_cache import RangeCache
 from latentmill.ranges import RangeReader
+from latentmill.text import Text
 
 
 def open(
@@ -25,6 +26,8 @@ def open(
     storage_options: dict[str, Any] | None = None,
     columns: Sequence[str] | None = None,
     index: str | os.PathLike[str] | None = None,
+    text: str | None = None,
+    pad_text: bool | int = False,
     cache: str | os.PathLike[str] | None = None,
     cache_bytes: int = 0,
     concurrency: int | None = None,
@@ -39,6 +42,10 @@ def open(
         columns: columns of the index that filters and rows may use. None: filters use all but the widest ones, and rows
             have `ROW_COLUMNS`.
         index: path or URL of rows that `save_index` wrote. The dataset has these rows, whatever was committed since.
+        text: the name of a text that `latentmill text` wrote. Each row gets its embedding, "text" [S, E] without
+            padding, and "text_length". Rows whose caption was dropped (`--drop-empty`) are left out of the dataset.
+        pad_text: what a batch has of the embeddings. False: a list. True: [B, S, E], filled up with zeros to the
+            longest of the batch. A number: to that many tokens.
         cache: a folder on a local disk for the index and for cached latents. None: $LATENTMILL_CACHE, or else a folder
             of this user in the folder for temporary files.
         cache_bytes: most bytes of latents in the cache; the least recently used go first. Remote outputs only.
@@ -48,7 +55,8 @@ def open(
             leaves it out and names it in "damaged".
 
     Raises:
-        OpenError: the place is no output, or a newer format, or a file or a column is missing.
+        OpenError: the place is no output, or a newer format, or a file or a column is missing; or some shard has no
+            text yet.
         AccessError: the credentials are missing, wrong, or do not suffice.
         StorageError: the storage failed, and so did every retry.
     """
@@ -65,7 +73,8 @@ def open(
     names = ROW_COLUMNS if columns is None else tuple(dict.fromkeys(("id", *columns)))
     hidden = (*format.INDEX_COLUMNS.names, "latent_shape", "latent_dtype", "latent_crc32")
     shown = tuple(name for name in names if name in opened.schema.names and (columns is not None or name not in hidden))
-    return LatentDataset(opened, reader, spec, shown, folder, damaged)
+    dataset = LatentDataset(opened, reader, spec, shown, folder, damaged)
+    return Text(files, reader, text, pad_text).join(dataset) if text is not None else dataset
 
 
 def _spec(files: Files) -> dict[str, Any]:

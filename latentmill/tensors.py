@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch.utils.data._utils.collate import default_collate_fn_map
 from latentmill.errors import DamagedRowError
 from latentmill.memory import take
 from latentmill.sampler import Batch
+from latentmill.text import padded
 
 if TYPE_CHECKING:
     from latentmill.dataset import LatentDataset
@@ -32,6 +34,8 @@ class Sample(dict[str, Any]):
     """The tensors of the batch that the row was read with, its number of rows, and the row's position in it."""
     lists: frozenset[str] = frozenset()
     """Columns that become a list in a batch."""
+    pads: Mapping[str, int | None] = MappingProxyType({})
+    """Columns that a batch pads with zeros on their first axis, to this length; None: to the longest."""
     damaged: list[str] | None = None
     """Ids of the damaged rows that the batch leaves out; None if a damaged row raises."""
 
@@ -51,7 +55,9 @@ def collate(samples: Sequence[Sample], *, collate_fn_map: object = None) -> dict
     ]
     for name, value in first.items():
         values = [sample[name] for sample in samples]
-        if name in first.lists:
+        if name in first.pads:
+            batch[name] = padded(values, first.pads[name])
+        elif name in first.lists:
             batch[name] = values
         elif as_read and first.whole and name in first.whole[0]:
             batch[name] = first.whole[0][name]
@@ -153,6 +159,8 @@ class _Pending:
                 is_gap = values[i] is None and name not in lists
                 sample[name] = math.nan if is_gap else values[i]
             sample.lists = lists
+            if dataset.text:
+                sample.pads = dataset.text.pads
             if not bad:
                 sample.whole = (self._wholes, len(good), place)
             if damaged == "skip":
@@ -185,25 +193,38 @@ def _needs_change(dataset: LatentDataset) -> bool:
 
 
 def _changed(dataset: LatentDataset, stored: Tensor, id_: str, seed: int, epoch: int) -> Tensor:
-    """Return the latent of a row from the stored one: [C, T', H', W'] in the stored dtype, computed in float32."""
-    vae, z = dataset.spec["vae"], stored.float()
-    if dataset.stored_posterior != "moments":
-        z = z / _factors(vae["scale"], z) + _factors(vae["shift"], z)
-        return z.to(stored.dtype)
+    """Return the latent of a row from the stored one: [C, T', H', W'] in the stored dtype."""
     if dataset.draw == "moments":
         return stored
-    mean, logvar = z.chunk(2)
-    z = mean
-    if dataset.draw == "sample":
-        noise_seed = hashlib.sha256(f"{seed}/{epoch}/{id_}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(noise_seed[:8], "big"))
-        z = mean + torch.exp(0.5 * logvar.clamp(-30.0, 20.0)) * torch.randn(mean.shape, generator=generator)
-    if not dataset.is_unscaled:
-        z = (z - _factors(vae["shift"], z)) * _factors(vae["scale"], z)
+    z = converted(stored, dataset.spec, dataset.draw, f"{seed}/{epoch}/{id_}", is_unscaled=dataset.is_unscaled)
     return z.to(stored.dtype)
 
 
-def _factors(value: Any, z: Tensor) -> Tensor:
+def converted(stored: Tensor, spec: dict[str, Any], draw: str, noise: str, *, is_unscaled: bool) -> Tensor:
+    """Return the latent [C, T', H', W'] from the stored one or from stored moments, computed in float32.
+
+    Args:
+        stored: as it stands in the output: [C, T', H', W'], or [2C, T', H', W'] for moments.
+        spec: the Spec of the output.
+        draw: "mean" or "sample"; it decides for stored moments only.
+        noise: the name of the noise of a sample. Equal names give equal noise.
+        is_unscaled: give what the VAE gives, z = latent / scale + shift, and not what training sees.
+    """
+    vae, z = spec["vae"], stored.float()
+    if spec["latent"]["posterior"] != "moments":
+        return z / factors(vae["scale"], z) + factors(vae["shift"], z) if is_unscaled else z
+    mean, logvar = z.chunk(2)
+    z = mean
+    if draw == "sample":
+        noise_seed = hashlib.sha256(noise.encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(noise_seed[:8], "big"))
+        z = mean + torch.exp(0.5 * logvar.clamp(-30.0, 20.0)) * torch.randn(mean.shape, generator=generator)
+    if not is_unscaled:
+        z = (z - factors(vae["shift"], z)) * factors(vae["scale"], z)
+    return z
+
+
+def factors(value: Any, z: Tensor) -> Tensor:
     """Return a scale or shift that broadcasts over [C, T', H', W'].
 
     The Spec has one number, one for each channel, or one for each channel and latent frame.

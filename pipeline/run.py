@@ -60,10 +60,10 @@ def graph(shards: list[Shard], pools: Pools, stages: tables.Stages, shared: tabl
     from pipeline.control.ray_cluster import one_by_one
 
     readers, decoders, stagers = map(TaskPoolStrategy, (pools.readers, pools.decoders[1], pools.stagers))
-    encoders = ActorPoolStrategy(min_size=pools.encoders[0], max_size=pools.encoders[1])
+    encoders = ActorPoolStrategy(min_size=pools.encoders[0], max_size=pools.encoders[1], **pools.encoder_calls)
     decoding = {"num_cpus": pools.decode_cpus, "max_calls": DECODES_PER_WORKER}
     encoding = {"num_cpus": pools.encoder_cpus, "num_gpus": pools.encoder_gpus}
-    encoder = (stages, shared, pools.device, pools.encoders[1])
+    encoder = (stages, shared, pools.device, pools.encoders[1], pools.encoder_threads)
     whole: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": None}  # a block a call
     return (
         one_by_one([shard.to_row() for shard in shards])  # a task a shard

@@ -22,7 +22,11 @@ SMALLEST = {
         *("--seal-shards", "4", "--request-ms", "1"),
     ],
     "simulate": ["--encoders", "2", "4", "--seconds", "10"],
+    "forecast": ["--clips", "16", "--measured", "4", "--rounds", "1", "--loads", "encode-bound"],
+    "text": ["--captions", "600", "--width", "64", "--layers", "1", "--rounds", "1", "--resumed", "200"],
+    "export": ["--clips", "6", "--rounds", "1"],
     "reader": ["--clips", "12", "--rows", "2000", "--rounds", "1"],
+    "gpu": ["--tiny"],
 }
 FIGURES = {
     "stream": r"encode-bound  +\d+\.\d\d  of plain loop(.|\n)*memory +peak [1-9]\d* MiB",
@@ -32,7 +36,11 @@ FIGURES = {
     "plan": r"seal: 800 rows of 8 shards",
     "driver": r"open: 1,000 clips(.|\n)*: 0, 0\npassing: 2,000 clips(.|\n)*rows: (.|\n)*commit: 2(.|\n)*seal: 400 rows",
     "simulate": r"limit\n +2 +\d+ +\d\.\d\d(.|\n)*\n +4 +\d+ +\d\.\d\d",
+    "forecast": r"encode-bound +\d+\.\d\d .*planned \d+\.\d\d clips/s, run \d+\.\d\d clips/s",
+    "text": r"text: \d+\.\d\d of the bare loop(.|\n)*resume: 200 captions in 5 shards",
+    "export": r"pt: 6 clips(.|\n)*export +\d+ MB/s +\d+\.\d\d of copy(.|\n)*webdataset: 6 clips",
     "reader": r"local: 12(.|\n)*latentmill +[\d.]+ ms/clip(.|\n)*s3: (.|\n)*resume(.|\n)*memory of its own",
+    "gpu": r"copy of (.|\n)*level 0(.|\n)*device idle(.|\n)*production(.|\n)*equal bytes(.|\n)*this bench",
 }
 
 

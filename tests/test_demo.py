@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import demo, encode
-from jobs.demo_videos import write_sources
+from jobs.demo.videos import write_sources
 from pipeline.output.tally import tally
 from pipeline.plan.frozen import read_plan
 from pipeline.verify.whole import verify

@@ -14,8 +14,13 @@ import pytest
 import torch
 
 from jobs.cli import COMMANDS
-from latentmill.format import FOOTER_SHARD, FOOTER_SPEC, SCHEMA
+from latentmill.format import FOOTER_SHARD, FOOTER_SPEC, SCHEMA, TEXT_SCHEMA
 from pipeline.records import REASONS
+from pipeline.storage import Storage
+from pipeline.text.captions import read_captions
+from tests.reader.made import shard_names, write_output
+from tests.text.checkpoints import checkpoint
+from tests.text.made import write_text
 
 pytest_plugins = ["tests.made_outputs"]
 
@@ -52,6 +57,28 @@ def test_the_table_of_the_index_is_what_the_index_has_beyond_the_rows(made: Path
     further = [(field.name, type_of(field)) for field in index if field.name not in SCHEMA.names]
     assert [(name.strip("`"), type_) for name, type_, _ in rows("A row")[len(SCHEMA) :]] == further
     assert [name for name in index.names if name in SCHEMA.names] == [name for name in SCHEMA.names if name != "latent"]
+
+
+def test_the_table_of_a_text_is_its_schema() -> None:
+    page = (ROOT / "docs/text.md").read_text()
+    table = re.findall(r"^\| `(\w+)` \| ([^|]+) \|[^|]+\| ([^|]+) \|$", page, re.M)
+    assert [(name, type_, null == "never") for name, type_, null in table] == [
+        (field.name, type_of(field), not field.nullable) for field in TEXT_SCHEMA
+    ]
+
+
+def test_the_lines_for_readers_of_a_text_run_and_give_the_embeddings(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    write_output(tmp_path, num_shards=1)
+    encoder = write_text(tmp_path, checkpoint(tmp_path / "encoder"))
+    code = re.findall(r"```python\n(.*?)```", (ROOT / "docs/text.md").read_text(), re.S)[1]
+    names: dict[str, object] = {}
+    exec(code.replace("OUTPUT/text/NAME/SHARD", f"{tmp_path}/text/t5/{shard_names(1)[0]}"), names)
+    rows = names["table"].to_pylist()  # type: ignore[attr-defined]
+    captions = [caption.text or "" for caption in read_captions(Storage(str(tmp_path)), shard_names(1)[0], "caption")]
+    for row, caption in zip(rows, captions, strict=True):
+        found = names["embedding"](row)  # type: ignore[operator]
+        assert found.numpy().tobytes() == encoder([caption])[caption].payload
 
 
 def test_the_lines_for_readers_run_and_give_the_latents(made: Path) -> None:

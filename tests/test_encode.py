@@ -2,6 +2,7 @@
 
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,16 +12,18 @@ import pytest
 import torch
 
 import vae
+from pipeline.control.pools import Pools
 from pipeline.errors import ConfigError, EncoderError
 from pipeline.guard.strikes import MAX_STRIKES, Strikes
-from pipeline.latent_bytes import DTYPES
+from pipeline.output.latent_bytes import DTYPES
 from pipeline.output.parts import join
 from pipeline.receipts import ClipsReceipt, RejectionReceipt
 from pipeline.records import Chunk, Latent
 from pipeline.settings.spec import LatentRule
 from pipeline.stages.decode_video import Decoder
-from pipeline.stages.encode_chunk import Encoder, EncodeStage, NonfiniteLatentError, encode_or_die
+from pipeline.stages.encode_chunk import Encoder, EncodeStage, NonfiniteLatentError, or_die
 from tests.small import CLIP, spec, video
+from vae.turns import THREADS
 
 INFO = vae.load_vae("tiny").info
 EXACT = LatentRule(dtype="float32", store_dtype="float32")
@@ -156,17 +159,29 @@ def test_where_the_device_fails_the_process_ends_and_the_clip_is_tried_again(err
     """A CUDA context stays poisoned until its process ends."""
     (chunk,) = chunks()
 
-    def fail(chunk: Chunk) -> Latent:
+    def fail() -> Latent:
         raise error
 
     if (child := os.fork()) == 0:
         try:
-            encode_or_die(fail, chunk)
+            or_die(fail, chunk)
         finally:
             os._exit(0)
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status)
     assert os.WTERMSIG(status) == signal.SIGKILL
+
+
+@pytest.mark.parametrize("latent", [EXACT, replace(EXACT, posterior="sample"), replace(EXACT, dtype="bfloat16")])
+def test_chunks_that_overlap_give_the_same_bytes(latent: LatentRule) -> None:
+    """Three threads, as on a GPU: each chunk computes as its own attempt, and the bytes are those of one thread."""
+    make = partial(Encoder, "tiny", spec(latent=latent))
+    cut = replace(latent, chunk_windows=1, context="0")
+    some = [*chunks(latent), *chunks(cut, num_frames=25)]
+    alone, stage = make(), EncodeStage(make, Strikes(), 60, threads=3)
+    with ThreadPoolExecutor(3) as threads:
+        found = list(threads.map(stage, some * 2))
+    assert [each.payload for each in found] == [alone(chunk).payload for chunk in some] * 2  # type: ignore[union-attr]
 
 
 def test_encoders_that_keep_dying_in_their_start_are_given_up() -> None:
@@ -193,3 +208,11 @@ def test_a_suspect_chunk_is_encoded_alone_and_only_its_own_death_rejects_it(tmp_
     latent = EncodeStage(healthy, guard, 60)(chunk)
     assert isinstance(latent, Latent)
     assert latent.payload == healthy()(chunk).payload
+
+
+def test_only_an_encoder_on_a_gpu_works_on_several_chunks() -> None:
+    pools = partial(Pools, readers=2, stagers=2, decode_cpus=1, decoders=(1, 2), encoders=(1, 1), encoder_cpus=1)
+    assert (pools(encoder_gpus=0).encoder_threads, pools(encoder_gpus=0).encoder_calls) == (1, {})
+    on_gpu = pools(encoder_gpus=0.5)
+    assert on_gpu.encoder_threads == THREADS
+    assert on_gpu.encoder_calls["max_concurrent_calls_per_actor"] == THREADS

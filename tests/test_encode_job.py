@@ -70,6 +70,7 @@ def test_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
         (["--vae", "/nowhere/at/all"], "/nowhere/at/all"),
         (["--encoders", "2:1"], "--encoders must be"),
         (["--encoders", "998:999"], "--encoders 998:999 of 1 CPUs each"),
+        (["--gpus-per-encoder", "99"], "--encoders auto of --gpus-per-encoder 99 do not fit on the"),
         (["--output", "/proc/foo"], "--output /proc/foo is no folder and cannot be created: No such file"),
         (["--clips", "every"], "--clips every needs --every SECONDS, which no other --clips takes; got --clips every"),
         (["--every", "2"], "got --clips first and --every 2"),

@@ -89,7 +89,8 @@ def test_a_forecast_follows_from_the_estimate() -> None:
     assert one.cores_per_gpu == 0.5 / 0.25
     assert "the GPUs" in bottleneck(one, 2)
     assert "decoding: 1 cores for each GPU keep it busy 50% of the time" in bottleneck(one, 1)
-    assert on_this_machine(found, 2) == pytest.approx(OVERLAP * 2 / 2.5)
+    rate, encoders = on_this_machine(found, 2)
+    assert (rate, encoders) == (pytest.approx(OVERLAP * 2 / 2.5), 2)
 
 
 def test_nothing_to_encode_is_an_error_with_the_reasons() -> None:

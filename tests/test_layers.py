@@ -41,14 +41,15 @@ def test_imports_go_downwards(package: str) -> None:
 
 
 FLOORS = (
-    {"records", "errors", "latent_bytes"},
+    {"records", "errors"},
     {"receipts"},
     {"shards", "rows", "decode", "storage", "guard"},
     {"settings", "sources"},
     {"output"},
     {"plan"},
     {"stages", "control"},
-    {"run", "verify", "estimate"},
+    {"text"},
+    {"run", "verify", "estimate", "export"},
 )
 """The rooms of `pipeline/`, lowest floor first. A room imports from itself and from lower floors."""
 
@@ -82,7 +83,10 @@ def test_every_room_is_on_a_floor_and_a_visitor_sees_few() -> None:
         assert len({path.relative_to(ROOT / package).parts[0] for path in modules(package)}) <= MOST_ROOMS, package
 
 
-OUTPUT_PATHS = ("data/", "index/", "rejected/", "plan/", "runs/", "_claims", "_staging", "index.parquet", "spec.json")
+OUTPUT_PATHS = (
+    *("text/", "data/", "index/", "rejected/", "plan/", "runs/"),
+    *("_claims", "_staging", "index.parquet", "spec.json"),
+)
 
 
 def test_paths_of_an_output_are_spelled_in_one_module() -> None:

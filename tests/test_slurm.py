@@ -107,6 +107,8 @@ def test_sbatch_knows_the_options(slurm: Slurm) -> None:
         (slurm.folder / "slip").write_text(path.read_text().replace("--exclusive", "--exclusiv-e"))
         with pytest.raises(AssertionError, match="unrecognized option"):
             slurm("sbatch", "--test-only", "--nodes=1", "slip")
+        with pytest.raises(AssertionError, match="invalid partition specified: nowhere"):
+            slurm("sbatch", "--test-only", "--nodes=1", "--partition=nowhere", str(path))
 
 
 @needs_slurm

@@ -86,6 +86,14 @@ def test_a_job_makes_the_bytes_of_a_local_run_and_hands_on_its_code(head: Head, 
 
 
 @pytest.mark.slow
+def test_ray_job_submit_runs_encode_where_latentmill_is_installed(head: Head, tars: str, tmp_path: Path) -> None:
+    options = [*SMALL, "--source", tars, "--output", f"{tmp_path}/job", "--ray-address", "auto"]
+    entry = [sys.executable, "-m", "jobs.cli", "encode", *options]
+    Driver(["job", "submit", "--address", head.dashboard, "--", *entry], "ray.scripts.scripts").finish(0)
+    assert len(data(tmp_path / "job")) == 4
+
+
+@pytest.mark.slow
 def test_a_job_that_is_stopped_or_loses_its_head_is_submitted_again(head: Head, tars: str, tmp_path: Path) -> None:
     output = tmp_path / "out"
     job = start(head, "--source", tars, "--output", str(output))

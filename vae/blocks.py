@@ -6,6 +6,7 @@ Layout of every tensor: (B, C, T, H, W). Attribute names are those of the MoVQ a
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from vae import kernels
 from vae.causal import Cache, CausalConv3d, PadMode
+from vae.kernels.pieces import in_pieces
 from vae.shapes import PoolRule
 
 
@@ -70,13 +72,20 @@ class DownSample3D(nn.Module):
         Raises:
             ValueError: rule `first` and T = 2.
         """
-        # The kernel with stride 2 reaches one row and one column over the bottom and right edge: zeros.
+        frames = self.pooled(x, rule)
+        if self.with_conv:
+            return as_clips(in_pieces(self.conv, frames, self.conv.out_channels, frames=0), x.shape[0])
+        return as_clips(F.avg_pool2d(frames, kernel_size=2, stride=2), x.shape[0])
+
+    def pooled(self, x: Tensor, rule: PoolRule) -> Tensor:
+        """Return the frames (B*T', C, H, W) that are halved in space: pooled in time, with a zero edge for the kernel.
+
+        The kernel with stride 2 reaches one row and one column over the bottom and right edge.
+        """
         edge = 1 if self.with_conv else 0
         x = kernels.pool_time(x, rule, edge) if self.compress_time else F.pad(x, (0, edge, 0, edge))
         batch, channels, num_frames, height, width = x.shape
-        frames = x.transpose(1, 2).reshape(batch * num_frames, channels, height, width)
-        frames = self.conv(frames) if self.with_conv else F.avg_pool2d(frames, kernel_size=2, stride=2)
-        return _as_clips(frames, batch)
+        return x.transpose(1, 2).reshape(batch * num_frames, channels, height, width)
 
 
 class Upsample3D(nn.Module):
@@ -96,7 +105,7 @@ class Upsample3D(nn.Module):
         x = x.repeat_interleave(2, dim=3).repeat_interleave(2, dim=4)
         if not self.with_conv:
             return x
-        return _as_clips(self.conv(x.transpose(1, 2).flatten(0, 1)), x.shape[0])
+        return as_clips(self.conv(x.transpose(1, 2).flatten(0, 1)), x.shape[0])
 
 
 class ResnetBlock3D(nn.Module):
@@ -151,7 +160,7 @@ class ResnetBlock3D(nn.Module):
         if self.conv_shortcut is not None:
             x = self.conv_shortcut.through(x, cache, "conv_shortcut")
         elif self.nin_shortcut is not None:
-            x = kernels.conv3d(x, self.nin_shortcut)
+            x = in_pieces(partial(kernels.conv3d, conv=self.nin_shortcut), x, self.out_channels)
         elif kernels.is_fast() and not overwrite:
             x = x.clone()
         if self.training and self.dropout.p > 0:
@@ -177,9 +186,9 @@ class AttnBlock2D(nn.Module):
         q, k, v = (conv(frames).flatten(2).transpose(1, 2)[:, None] for conv in (self.q, self.k, self.v))
         tokens = F.scaled_dot_product_attention(q, k, v)[:, 0]
         h = self.proj_out(tokens.transpose(1, 2).reshape(frames.shape))
-        return x + _as_clips(h, x.shape[0])
+        return x + as_clips(h, x.shape[0])
 
 
-def _as_clips(frames: Tensor, batch: int) -> Tensor:
+def as_clips(frames: Tensor, batch: int) -> Tensor:
     """(B*T, C, H, W) to (B, C, T, H, W), a view."""
     return frames.reshape(batch, -1, *frames.shape[1:]).transpose(1, 2)

@@ -5,13 +5,14 @@ Layout of every tensor: (B, C, T, H, W).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from vae import kernels
+from vae.kernels.pieces import frames_at_a_time, joined
 
 PadMode = Literal["constant", "first", "reflect"]
 """The padding before a clip's first frame. constant: zeros. first: copies of frame 0. reflect: frames 1, 2, ...
@@ -85,6 +86,8 @@ class CausalConv3d(nn.Module):
         Raises:
             ValueError: wrong rank or channels, or too few frames for one output.
         """
+        if (length := self.frames_at_a_time(x)) < x.shape[2]:
+            return self._step_in_pieces(x, None, norm, residual, length)[0]
         return kernels.conv3d(self._padded(x, None, norm), self.conv, residual, by_frames=self.by_frames)
 
     def step(
@@ -110,14 +113,10 @@ class CausalConv3d(nn.Module):
             ValueError: as `forward`, or the kernel is shorter than its stride and the piece is not a multiple of the
                 stride.
         """
+        if (length := self.frames_at_a_time(x)) < x.shape[2]:
+            return self._step_in_pieces(x, cache, norm, residual, length)
         padded = self._padded(x, cache, norm)
-        num_outputs = (padded.shape[2] - self.reach - 1) // self.stride + 1
-        if num_outputs * self.stride > padded.shape[2]:
-            raise ValueError(
-                f"a stride of {self.stride} steps over the end of {padded.shape[2]} frames; the kernel spans only "
-                f"{self.reach + 1}, so pieces must be multiples of the stride"
-            )
-        kept = padded[:, :, num_outputs * self.stride :].clone()
+        kept = self.tail(padded)
         return kernels.conv3d(padded, self.conv, residual, by_frames=self.by_frames), kept
 
     def through(
@@ -139,10 +138,71 @@ class CausalConv3d(nn.Module):
         y, cache[name] = self.step(x, cache.pop(name, None), norm=norm, residual=residual)
         return y
 
-    def _padded(self, x: Tensor, past: Tensor | None, norm: kernels.Norm | None) -> Tensor:
-        """Return the convolution's input: the past frames, then x or silu(norm(x))."""
+    def frames_at_a_time(self, x: Tensor) -> int:
+        """Return how many frames of x are convolved at once: all, unless tensors are too large (`kernels.pieces`).
+
+        A piece holds more frames than the padding before a clip may repeat. With a stride nothing is cut.
+        """
         if x.ndim != 5 or x.shape[1] != self.conv.in_channels:
             raise ValueError(f"input must be (B, {self.conv.in_channels}, T, H, W), got {tuple(x.shape)}")
+        if self.stride > 1:
+            return x.shape[2]
+        return frames_at_a_time(x, self.conv.out_channels, extra=self.reach, least=self.time_pad + 1)
+
+    def _step_in_pieces(
+        self, x: Tensor, past: Tensor | None, norm: kernels.Norm | None, residual: Tensor | None, length: int
+    ) -> tuple[Tensor, Tensor]:
+        """Convolve `length` frames at a time, after a norm over all of them."""
+        if norm is not None:
+            out = torch.empty_like(x, memory_format=torch.channels_last_3d) if kernels.is_fast() else None
+            x = kernels.norm_silu(x, norm, out)
+        state = [past]
+
+        def convolved() -> Iterator[Tensor]:
+            for start in range(0, x.shape[2], length):
+                rest = None if residual is None else residual[:, :, start : start + length]
+                y, state[0] = self.step(x[:, :, start : start + length], state[0], residual=rest)
+                yield y
+
+        y = joined(convolved(), x.shape[2])
+        assert state[0] is not None
+        return y, state[0]
+
+    def tail(self, padded: Tensor) -> Tensor:
+        """Return a copy of the frames of a padded input that the next piece needs again.
+
+        Raises:
+            ValueError: the kernel is shorter than its stride and the piece is not a multiple of the stride.
+        """
+        num_outputs = (padded.shape[2] - self.reach - 1) // self.stride + 1
+        if num_outputs * self.stride > padded.shape[2]:
+            raise ValueError(
+                f"a stride of {self.stride} steps over the end of {padded.shape[2]} frames; the kernel spans only "
+                f"{self.reach + 1}, so pieces must be multiples of the stride"
+            )
+        return padded[:, :, num_outputs * self.stride :].clone()
+
+    def fill(self, x: Tensor, past: Tensor | None, write: Callable[[Tensor], object], channels: int = 0) -> Tensor:
+        """Return the convolution's input as a shared buffer: the past frames, then what `write` puts into the rest.
+
+        Args:
+            x: gives the shape, dtype and device of the rest.
+            past: the previous `tail`; None at the start of the clip.
+            write: gets the part of the buffer that has x's shape.
+            channels: of the buffer, if more than x has; the added ones are zeros.
+        """
+        num_past = self.time_pad if past is None else past.shape[2]
+        batch, real, num_frames, height, width = x.shape
+        padded = kernels.buffer("padded", (batch, max(real, channels), num_past + num_frames, height, width), x)
+        if channels > real:
+            padded.zero_()
+        body = padded[:, :real, num_past:]
+        write(body)
+        padded[:, :real, :num_past] = self._start(body) if past is None else past
+        return padded
+
+    def _padded(self, x: Tensor, past: Tensor | None, norm: kernels.Norm | None) -> Tensor:
+        """Return the convolution's input: the past frames, then x or silu(norm(x))."""
         num_past = self.time_pad if past is None else past.shape[2]
         if x.shape[2] + num_past <= self.reach:
             raise ValueError(
@@ -153,15 +213,9 @@ class CausalConv3d(nn.Module):
             return torch.cat([self._start(body) if past is None else past, body], dim=2)
         if num_past == 0:
             return x if norm is None else kernels.norm_silu(x, norm)
-        batch, channels, num_frames, height, width = x.shape
-        padded = kernels.buffer("padded", (batch, channels, num_past + num_frames, height, width), x)
-        body = padded[:, :, num_past:]
         if norm is None:
-            body.copy_(x)
-        else:
-            kernels.norm_silu(x, norm, out=body)
-        padded[:, :, :num_past] = self._start(body) if past is None else past
-        return padded
+            return self.fill(x, past, lambda body: body.copy_(x))
+        return self.fill(x, past, lambda body: kernels.norm_silu(x, norm, out=body))
 
     def _start(self, body: Tensor) -> Tensor:
         """Return the `time_pad` frames of padding before the first frame of a clip."""

@@ -20,8 +20,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from vae import kernels
 from vae.blocks import AttnBlock2D, DownSample3D, Normalize3D, ResnetBlock3D
 from vae.causal import Cache, CausalConv3d, PadMode
+from vae.kernels.traffic import begin
 from vae.shapes import PoolRule, pooled_frames
 
 EncoderCache = dict[str, Cache]
@@ -153,17 +155,26 @@ class Encoder3D(nn.Module):
     def _run(self, x: Tensor, cache: EncoderCache | None, rule: PoolRule) -> Tensor:
         self._check_input(x, rule)
         x = x.contiguous(memory_format=torch.channels_last_3d)
+        if kernels.is_fast() and kernels.has_passes(x):
+            from vae import fused
+
+            if fused.applies(self):
+                return fused.encode(self, x, cache, rule)
+        begin("conv_in")
         h = self.conv_in.through(x, _part(cache, "conv_in"), "conv")
         for i, level in enumerate(self.down):
             assert isinstance(level, Level)
+            begin(f"level {i}")
             for j, block in enumerate(level.block):
                 h = block(h, cache=_part(cache, f"down.{i}.block.{j}"), overwrite=True)
                 if level.attn:
                     h = level.attn[j](h)
             if level.downsample is not None:
                 h = level.downsample(h, rule)
+        begin("mid")
         h = self.mid.block_1(h, cache=_part(cache, "mid.block_1"), overwrite=True)
         h = self.mid.block_2(h, cache=_part(cache, "mid.block_2"), overwrite=True)
+        begin("conv_out")
         return self.conv_out.through(h, _part(cache, "conv_out"), "conv", norm=self.norm_out)
 
     def _check_input(self, x: Tensor, rule: PoolRule) -> None:

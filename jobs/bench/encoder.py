@@ -2,11 +2,13 @@
 
 Rounds alternate between the two in one process, and the ratio is the median of the rounds' ratios, so that other load
 on the machine affects both. Read the ratio; absolute times mean little on a shared machine. The matmul rate is the rate
-of a large matrix product in the same run: about the limit for convolutions (oneDNN's exceed it on a CPU).
+of a large matrix product in the same run: about the limit for convolutions (oneDNN's exceed it on a CPU). Operations
+are counted by torch's FlopCounterMode, and the flags are those of production.
 """
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -21,15 +23,17 @@ from torch import Tensor
 import vae
 from jobs.bench.peak import peak_memory
 from vae.autoencoder import VideoVAE
+from vae.cost import cost_of_clip
+from vae.encoder import Encoder3D
+from vae.engines import make_deterministic
 
 REAL_CHANNELS = (128, 256, 256, 512)
 """block_out_channels of every published CogVideoX VAE."""
 
 Model = Literal["cogvideox", "wan"]
 
-FLOP_PER_PIXEL = {"cogvideox": 9.26e6, "wan": 5.10e6}
-"""Floating-point operations per input pixel and frame, counted with torch's FlopCounterMode on 9x128x192 and, for Wan
-2.1, 17x128x192."""
+WAN_FLOP_PER_PIXEL = 5.10e6
+"""Floating-point operations of Wan 2.1 per input pixel and frame, counted with FlopCounterMode on 17x128x192."""
 
 OPERATORS_SHOWN = 5
 
@@ -92,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _compare(model: Model, case: Case, device: torch.device, rounds: int) -> str:
-    torch.set_num_threads(case.threads)
+    make_deterministic(case.threads, float32=case.dtype == "float32")
     theirs, ours, pixels = _models(model, case, device)
 
     @torch.inference_mode()
@@ -109,7 +113,7 @@ def _compare(model: Model, case: Case, device: torch.device, rounds: int) -> str
     their_seconds, our_seconds = (median(one.wall for one in both) for both in zip(*pairs, strict=True))
     cpu = median(a.cpu / b.cpu for a, b in pairs)
     rate = _matmul_rate(pixels)
-    floor = FLOP_PER_PIXEL[model] * pixels[0, 0].numel() / rate
+    floor = _flop(ours, case) / rate
     where = f"{case.threads} threads" if device.type == "cpu" else torch.cuda.get_device_name()
     return (
         f"{case.dtype} {'x'.join(map(str, case.shape))}, {where}: {median(ratios):.2f}x diffusers "
@@ -118,6 +122,12 @@ def _compare(model: Model, case: Case, device: torch.device, rounds: int) -> str
         f"{floor / our_seconds:.0%} of the matmul rate ({rate / 1e9:.0f} GFLOP/s); relative difference {error:.1e}"
         f"{_memory(run_theirs, run_ours, device)}\n  {_profile(run_ours, device)}"
     )
+
+
+def _flop(ours: VideoVAE, case: Case) -> float:
+    if isinstance(ours.encoder, Encoder3D):
+        return cost_of_clip(ours.encoder, case.shape).flop.total()
+    return WAN_FLOP_PER_PIXEL * math.prod(case.shape)
 
 
 def _memory(run_theirs: Callable[[], object], run_ours: Callable[[], object], device: torch.device) -> str:

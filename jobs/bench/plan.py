@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 import tyro
 
 import vae
-from jobs.demo_videos import even_times, make_video
+from jobs.demo.videos import even_times, make_video
 from pipeline.guard.strikes import Strikes
 from pipeline.output import layout
 from pipeline.output.commit import commit, seal

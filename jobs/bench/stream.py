@@ -34,7 +34,7 @@ import ray
 import tyro
 
 import vae
-from jobs.demo_videos import even_times, make_video, write_tar
+from jobs.demo.videos import even_times, make_video, write_tar
 from pipeline.decode import DecodedClip, DecodeSpec, iter_clips
 from pipeline.errors import VideoError
 from pipeline.guard.strikes import Strikes
@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _ratio(folder: Path, name: str, case: Case, rounds: int) -> str:
-    source = _make_tars(folder, case, shards=NUM_SHARDS)
+    source = make_tars(folder, case, shards=NUM_SHARDS)
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, set(sorted(cores)[:CORES]))  # Ray and all its workers inherit it
     ideals: list[float] = []
@@ -128,7 +128,7 @@ def _ratio(folder: Path, name: str, case: Case, rounds: int) -> str:
     try:
         before = _bare(source, case, folder / "bare")
         for round_ in range(rounds):
-            did = _job(source, case, folder / f"job{round_}", folder / f"stamps{round_}")
+            did = job(source, case, folder / f"job{round_}", folder / f"stamps{round_}")
             after = _bare(source, case, folder / f"bare{round_}")
             decode, encode, decode_cpu = (mean(both) for both in zip(before, after, strict=True))
             both = did.decodes * decode, did.encodes * encode
@@ -149,7 +149,7 @@ def _ratio(folder: Path, name: str, case: Case, rounds: int) -> str:
 
 def _bare(source: str, case: Case, output: Path) -> tuple[float, float, float]:
     """Call the stages in turn. Return seconds per clip: (read and decode, encode and stage, CPU of the former)."""
-    spec, info = _spec(case)
+    spec, info = spec_of(case)
     encoder = load_encoder("tiny", spec, threads=case.threads)
     decoder = Decoder(clip=case.clip, latent=spec.latent, info=info, deadline=600)
     storage, guard = Storage(str(output)), Strikes()
@@ -180,7 +180,7 @@ class _Done(NamedTuple):
     """CPU seconds per clip of the decode processes, between their first and last clip."""
 
 
-def _job(source: str, case: Case, output: Path, stamps: Path) -> _Done:
+def job(source: str, case: Case, output: Path, stamps: Path) -> _Done:
     """Run the real job."""
     stamps.mkdir()
     workers = Workers(encoders=case.encoders, object_store_gb=STORE_GB)
@@ -227,7 +227,7 @@ class _Stamped:
 
 def _memory(folder: Path, num_clips: int) -> str:
     clip = ClipRule(num_frames=17, height=128, width=192)
-    source = _make_tars(folder, Case(size=SMALL, clip=clip, num_clips=num_clips, encoders="1"), shards=1)
+    source = make_tars(folder, Case(size=SMALL, clip=clip, num_clips=num_clips, encoders="1"), shards=1)
     peak, over = [0.0], threading.Event()
 
     def watch() -> None:
@@ -250,12 +250,12 @@ def _memory(folder: Path, num_clips: int) -> str:
     )
 
 
-def _spec(case: Case) -> tuple[Spec, vae.VAEInfo]:
+def spec_of(case: Case) -> tuple[Spec, vae.VAEInfo]:
     info = vae.load_vae("tiny").info
     return Spec(vae=info.to_json(), clip=case.clip, latent=LatentRule()), info
 
 
-def _make_tars(folder: Path, case: Case, *, shards: int) -> str:
+def make_tars(folder: Path, case: Case, *, shards: int) -> str:
     """Write tars of equal videos with one clip each. Return their glob."""
     width, height = case.size
     data = make_video(even_times(54, 24), width=width, height=height, seed=0)

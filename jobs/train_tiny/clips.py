@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from jobs.scenes import Scene
+from jobs.demo.scenes import Scene
 from pipeline.decode import DecodeSpec, decode_clip, measure
 from pipeline.errors import VideoError
 

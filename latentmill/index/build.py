@@ -71,7 +71,7 @@ def _open_listed(files: Files, columns: Sequence[str] | None, cache: Path, index
     with contextlib.suppress(OSError):
         return _opened(folder)
     cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _one_at_a_time(folder.with_suffix(".lock")):
+    with one_at_a_time(folder.with_suffix(".lock")):
         with contextlib.suppress(OSError):
             return _opened(folder)
         _sweep(cache)
@@ -103,7 +103,7 @@ def _opened(folder: Path) -> IndexFile:
 
 
 @contextlib.contextmanager
-def _one_at_a_time(path: Path) -> Iterator[None]:
+def one_at_a_time(path: Path) -> Iterator[None]:
     """Let one process of this machine build while the others wait.
 
     The kernel frees the lock when a process dies. On a disk without locks, several processes build the same index.

@@ -70,9 +70,19 @@ class Claims:
     AT_A_TIME = 16
     """Calls at a time: at 50 ms a request, one after the other gives seven shards a second."""
 
-    def __init__(self, output: Storage, owner: Owner, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        output: Storage,
+        owner: Owner,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        claim: Callable[[str], str] = claim_path,
+        done: Callable[[str], str] = data_path,
+    ) -> None:
+        """Hold claims at the path `claim(shard)`. A shard needs none once the file `done(shard)` exists."""
         self._output = output
         self._clock = clock
+        self._path, self._done = claim, done
         self._seen: dict[str, tuple[float, float]] = {}
         """Claims of other runs: the time of the last renewal (clock of the store), and when this run first saw it."""
         self._owner = canonical_json(asdict(owner)).encode()
@@ -95,14 +105,14 @@ class Claims:
         """Renew every claim of this run."""
         for shard, ours in list(self._answers.items()):
             if ours and shard in self._answers:
-                self._output.put(claim_path(shard), self._owner)
+                self._output.put(self._path(shard), self._owner)
                 if shard not in self._answers:  # released meanwhile
-                    self._output.delete(claim_path(shard))
+                    self._output.delete(self._path(shard))
 
     def release(self, shard: str) -> None:
         """Delete the claim on a shard that is committed or left open."""
         if self._answers.pop(shard, False):
-            self._output.delete(claim_path(shard))
+            self._output.delete(self._path(shard))
 
     def release_all(self) -> None:
         """Delete every claim, at the end of a run or of a pass."""
@@ -110,14 +120,14 @@ class Claims:
             self.release(shard)
 
     def _is_open(self, shard: str) -> bool:
-        """Return whether the shard has no data file: another run deletes its claim after it committed."""
-        if self._output.exists(data_path(shard)):
-            self._output.delete(claim_path(shard))
+        """Return whether the shard is not done: another run deletes its claim after it committed."""
+        if self._output.exists(self._done(shard)):
+            self._output.delete(self._path(shard))
             return False
         return True
 
     def _claim(self, shard: str) -> bool:
-        path = claim_path(shard)
+        path = self._path(shard)
         try:
             if self._output.create(path, self._owner):
                 return True

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from pipeline.errors import ConfigError
 from pipeline.settings.clip_rule import ClipRule
@@ -24,6 +26,10 @@ block: larger blocks delay the first result, and a kill repeats more work."""
 BLOCKS_IN_FLIGHT = 8
 """Blocks of the largest chunk that must fit into Ray Data's half of the object store: two each at the output of decode,
 at the input of encode, and in transfer (measured: 597 MB peak at 50 MB a chunk; 8 blocks are 400)."""
+
+
+CHUNKS_AT_A_TIME = 3
+"""Threads of an encoder on a GPU: one chunk is copied there, one computes, one becomes bytes (`vae.turns`)."""
 
 
 def largest_chunk_bytes(clip: ClipRule, latent: LatentRule, info: VAEInfo) -> int:
@@ -60,6 +66,17 @@ class Pools:
         return {"read": self.readers, "decode": self.decoders[0], "encode": self.encoders[1], "stage": self.stagers}
 
     @property
+    def encoder_threads(self) -> int:
+        """How many chunks an encoder works on at a time: on a GPU, one computes while others are copied."""
+        return CHUNKS_AT_A_TIME if self.encoder_gpus else 1
+
+    @property
+    def encoder_calls(self) -> dict[str, Any]:
+        """How Ray Data calls an encoder, in its words."""
+        n = self.encoder_threads
+        return {"max_concurrent_calls_per_actor": n, "enable_true_multi_threading": True} if n > 1 else {}
+
+    @property
     def device(self) -> str:
         """Where the encoders compute."""
         return "cuda" if self.encoder_gpus else "cpu"
@@ -90,8 +107,9 @@ def check_workers(job: Job) -> None:
     workers = job.workers
     if workers.ray_address != "local":
         from pipeline.control.ray_cluster import check_cluster
+        from pipeline.control.same_disk import check_same_disk
 
-        check_cluster(job)
+        check_cluster(workers.ray_address, partial(check_same_disk, job))
         return
     ray = sys.modules.get("ray")  # if it is not imported, no Ray is running
     if not (ray and ray.is_initialized()):

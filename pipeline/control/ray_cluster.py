@@ -9,11 +9,12 @@ import os
 import site
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import ray
 from ray.data import DataContext, Dataset
 from ray.data._internal.execution import backpressure_policy as backpressure
@@ -22,13 +23,13 @@ from ray.job_config import JobConfig
 import pipeline
 from pipeline.control.pools import SPARE_CPUS, Cluster, Pools, block_bytes, largest_chunk_bytes, pools
 from pipeline.control.ray_objects import on_every_node
-from pipeline.control.same_disk import check_same_disk
+from pipeline.control.same_disk import OnEveryNode
 from pipeline.control.stop import STATUS, GraceOverError, Stop
 from pipeline.errors import ConfigError, EncoderError
 from pipeline.receipts import Receipt
 from pipeline.rows import from_table
 from pipeline.settings import overlap
-from pipeline.settings.job import Job, local_cpus
+from pipeline.settings.job import Job, Workers, local_cpus
 from vae.info import VAEInfo
 
 IDLE_WORKERS_PER_CPU = 8
@@ -42,21 +43,21 @@ START_SECONDS = 600.0
 """How long a local Ray may take to start. It takes 5 s on an idle machine and a minute on a busy one."""
 
 
-def check_cluster(job: Job) -> None:
-    """Look at the cluster of a job before anything is planned. A local Ray, or one that is joined, is not looked at.
+def check_cluster(address: str, check: Callable[[OnEveryNode], None]) -> None:
+    """Look at the cluster at an address, and check it if it has several nodes. A local Ray, or one that is joined, is
+    not looked at.
 
     Raises:
-        ConfigError: no cluster answers, or it has several nodes, of which not every one sees a local path of the job.
+        ConfigError: no cluster answers; or what `check` raises.
         SystemExit: a signal asked for a stop.
     """
-    address = job.workers.ray_address
     if address == "local" or ray.is_initialized():
         return
     with Stop(0) as stop:
         try:
             with _ray(_options(address), stop, ours=False):
                 if sum(node["Alive"] for node in ray.nodes()) > 1:
-                    check_same_disk(job, on_every_node)
+                    check(on_every_node)
         except GraceOverError:
             raise SystemExit(STATUS[stop.by]) from None
 
@@ -75,7 +76,16 @@ def ray_for(job: Job, info: VAEInfo, stop: Stop) -> Iterator[Pools]:
         EncoderError: the local Ray does not start.
         GraceOverError: a signal asked for a stop before Ray had started.
     """
-    workers = job.workers
+    with cluster_of(job.workers, stop) as cluster:
+        chunk_bytes = largest_chunk_bytes(job.clip, job.latent, info)
+        sizes = pools(job.workers, chunk_bytes, cluster, overlap.bytes_held(job.clip))
+        set_up_data(block_bytes(chunk_bytes))
+        yield sizes
+
+
+@contextlib.contextmanager
+def cluster_of(workers: Workers, stop: Stop) -> Iterator[Cluster]:
+    """Start a local Ray, or join the cluster at the address. Yield what it has. Raises the errors of `ray_for`."""
     ours = workers.ray_address == "local"
     options = _options(workers.ray_address)
     if ours:
@@ -91,7 +101,7 @@ def ray_for(job: Job, info: VAEInfo, stop: Stop) -> Iterator[Pools]:
     with contextlib.nullcontext() if joined else _ray(options, stop, ours=ours):
         has = ray.cluster_resources()
         nodes = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
-        cluster = Cluster(
+        yield Cluster(
             cpus=has.get("CPU", 0.0),
             gpus=has.get("GPU", 0.0),
             object_store=has.get("object_store_memory", 0.0),
@@ -99,16 +109,34 @@ def ray_for(job: Job, info: VAEInfo, stop: Stop) -> Iterator[Pools]:
             largest_node=max(nodes) if len(nodes) > 1 else 0.0,
             spare_cpus=SPARE_CPUS if ours and not joined else 0,
         )
-        chunk_bytes = largest_chunk_bytes(job.clip, job.latent, info)
-        sizes = pools(workers, chunk_bytes, cluster, overlap.bytes_held(job.clip))
-        context = DataContext.get_current()
-        context.target_max_block_size = block_bytes(chunk_bytes)
-        context.max_errored_blocks = -1  # the ledger notices what is missing; the shard stays open
-        context.enable_progress_bars = False  # they cannot know our totals
-        context.print_on_execution_start = False
-        policies = [*backpressure.ENABLED_BACKPRESSURE_POLICIES, ShortQueues]
-        context.set_config(backpressure.ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, policies)
-        yield sizes
+
+
+def set_up_data(target_block_bytes: int) -> None:
+    """Set up Ray Data for a stream."""
+    context = DataContext.get_current()
+    context.target_max_block_size = target_block_bytes
+    context.max_errored_blocks = -1  # the ledger notices what is missing; the shard stays open
+    context.enable_progress_bars = False  # they cannot know our totals
+    context.print_on_execution_start = False
+    policies = [*backpressure.ENABLED_BACKPRESSURE_POLICIES, ShortQueues]
+    context.set_config(backpressure.ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, policies)
+
+
+@contextlib.contextmanager
+def ray_for_tasks(address: str, stop: Stop) -> Iterator[int]:
+    """Start a local Ray, or join the cluster at the address, for tasks of one CPU. Yield how many run at a time.
+
+    Raises:
+        ConfigError: no cluster answers.
+        EncoderError: the local Ray does not start.
+        GraceOverError: a signal asked for a stop before Ray had started.
+    """
+    ours = address == "local"
+    options = _options(address)
+    if ours:
+        options |= {"num_cpus": local_cpus(), "include_dashboard": False}
+    with contextlib.nullcontext() if ray.is_initialized() else _ray(options, stop, ours=ours):
+        yield max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
 @contextlib.contextmanager
@@ -223,14 +251,19 @@ class ShortQueues(backpressure.BackpressurePolicy):  # type: ignore[misc]
 
 
 def receipts(rows: Dataset) -> Iterator[Receipt]:
-    """Run a dataset of receipts and yield them as they come.
+    """Run a dataset of receipts and yield them as they come. Raises the error of `tables`."""
+    for table in tables(rows):
+        yield from from_table(table)  # type: ignore[misc]
+
+
+def tables(rows: Dataset) -> Iterator[pa.Table]:
+    """Run a dataset and yield its blocks as they come.
 
     Raises:
         EncoderError: no encoder can start.
     """
     try:
-        for table in rows.iter_batches(batch_format="pyarrow", batch_size=None):
-            yield from from_table(table)  # type: ignore[misc]
+        yield from rows.iter_batches(batch_format="pyarrow", batch_size=None)
     except ray.exceptions.ActorDiedError as error:  # raised by its constructor: an encoder that dies later is restarted
         raise EncoderError(f"no encoder can start: {str(error).strip().splitlines()[-1]}") from None
 

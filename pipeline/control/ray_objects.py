@@ -60,11 +60,11 @@ class Remote:
     If the actor dies (seen: Ray's memory monitor ended it), a new actor starts with an empty state.
     """
 
-    def __init__(self, kind: type, *args: Any, told: tuple[str, ...] = ()) -> None:
+    def __init__(self, kind: type, *args: Any, told: tuple[str, ...] = (), **named: Any) -> None:
         node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         options = {"num_cpus": 0, "scheduling_strategy": node, "max_restarts": RESTARTS}
         options |= {"max_task_retries": RESTARTS, "max_concurrency": getattr(kind, "AT_A_TIME", 1)}  # 1 keeps the order
-        self._actor = ray.remote(kind).options(**options).remote(*args)
+        self._actor = ray.remote(kind).options(**options).remote(*args, **named)
         self._told = told
 
     def __getattr__(self, name: str) -> Callable[..., Any]:

@@ -39,9 +39,14 @@ def check_same_disk(job: Job, on_every_node: OnEveryNode) -> None:
     for source in job.source:
         if not scheme_of(normal_uri(source)):
             _demand_one_view(f"--source {source}", on_every_node(look, source, job.shard_size, job.allow_private))
-    if not scheme_of(normal_uri(job.output)):
-        with _token(Path(normal_uri(job.output))) as token:
-            _demand_one_view(f"--output {job.output}", on_every_node(read_token, str(token)))
+    check_same_output(job.output, on_every_node)
+
+
+def check_same_output(output: str, on_every_node: OnEveryNode) -> None:
+    """Look at a local output from all nodes. Raises ConfigError if they do not see the same."""
+    if not scheme_of(normal_uri(output)):
+        with _token(Path(normal_uri(output))) as token:
+            _demand_one_view(f"--output {output}", on_every_node(read_token, str(token)))
 
 
 def look(source: str, shard_size: int, allow_private: bool) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -114,9 +115,13 @@ def estimate(samples: Sequence[ShardSample], amount: float, shards: int, source_
     )
 
 
-def on_this_machine(found: Estimate, cores: int) -> float:
-    """Return the clips a second of a run that decodes and encodes on these cores, after its start."""
-    return OVERLAP * cores / (found.decode_seconds + found.encode_seconds)
+def on_this_machine(found: Estimate, cores: int) -> tuple[float, int]:
+    """Return the clips a second of a run that decodes and encodes on these cores, and the encoders that it needs.
+
+    The rate is that after the start. Decoding takes what the encoders leave (docs/cluster.md).
+    """
+    both = found.decode_seconds + found.encode_seconds
+    return OVERLAP * cores / both, math.ceil(cores * found.encode_seconds / both)
 
 
 def on_gpus(found: Estimate, gpus: int, *, gpu_seconds: float, price: float | None, chunk_bytes: int) -> Forecast:

@@ -7,8 +7,13 @@
     index/<shard>.parquet                       derived from the data file
     rejected/<shard>.jsonl                      derived from the data file, for people
     index.parquet                               the indexes of all shards
+    text/NAME/spec.json                         the TextSpec
+    text/NAME/<shard>.parquet                   the embeddings of a shard's captions. EXISTS = DONE
+    text/NAME/empty.parquet                     the embedding of the empty prompt
+    text/NAME/runs/<time>-<run>.json            what each run of `latentmill text` did
     runs/<time>-<run>.json                      what each run did
     _claims/<shard>                             the run that works on the shard
+    _claims/text/NAME/<shard>                   the run that works on the text of the shard
     _staging/<shard>/...                        parts, verdicts and faults, until the shard is committed
 
 The store chooses the paths of its temporary files under `_staging/` (storage.TEMPORARY).
@@ -24,10 +29,15 @@ from latentmill.format import DATA as DATA
 from latentmill.format import INDEX as INDEX
 from latentmill.format import SEAL_PATH as SEAL_PATH
 from latentmill.format import SPEC_PATH as SPEC_PATH
+from latentmill.format import TEXT as TEXT
 from latentmill.format import data_path as data_path
 from latentmill.format import index_path as index_path
 from latentmill.format import npy_path as npy_path
 from latentmill.format import shard_of as shard_of
+from latentmill.format import text_empty_path as text_empty_path
+from latentmill.format import text_of as text_of
+from latentmill.format import text_path as text_path
+from latentmill.format import text_spec_path as text_spec_path
 from pipeline.records import ChunkId
 from pipeline.storage import Entry, Storage
 
@@ -59,14 +69,24 @@ def rejected_path(shard: str) -> str:
     return f"{REJECTED}{shard}{JSONL}"
 
 
-def run_path(ended: datetime, run: str) -> str:
+def text_runs(name: str) -> str:
+    """Return the folder of the run records of a text."""
+    return f"{text_of(name)}{RUNS}"
+
+
+def run_path(ended: datetime, run: str, folder: str = RUNS) -> str:
     """Return the path of a run's record. The names sort by time."""
-    return f"{RUNS}{ended:%Y%m%dT%H%M%S%f}-{run}.json"
+    return f"{folder}{ended:%Y%m%dT%H%M%S%f}-{run}.json"
 
 
 def claim_path(shard: str) -> str:
     """Return the path of the claim on a shard."""
     return f"{CLAIMS}{shard}"
+
+
+def text_claim_path(name: str, shard: str) -> str:
+    """Return the path of the claim on the text of a shard."""
+    return f"{CLAIMS}{text_of(name)}{shard}"
 
 
 def staging_of(shard: str) -> str:

@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from pipeline.decode import merge_facts
 from pipeline.errors import NotFoundError
-from pipeline.latent_bytes import DTYPES
+from pipeline.output.latent_bytes import DTYPES
 from pipeline.output.layout import part_path, verdict_path
 from pipeline.receipts import PartReceipt, Receipt, Record, RejectionReceipt
 from pipeline.records import ChunkId, ClipFacts, Latent, Rejection, canonical_json

@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import logging
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any
 
 from pipeline.output import layout
@@ -45,28 +46,34 @@ class RunRecord:
 
     def put(self, output: Storage, summary: Summary, failure: str = "") -> None:
         """Put runs/<time>-<run>.json. `failure` is the reason why the run failed, or ""."""
-        ended = datetime.now(UTC)
         asked = asdict(self.job) | {"source": [redacted(uri) for uri in self.job.source]}
         asked |= {"output": redacted(self.job.output), "vae": redacted(self.job.vae)}
         facts = {
             "run": self.run_id,
             "began": self.began.isoformat(),
-            "ended": ended.isoformat(),
-            "host": platform.node(),
-            "latentmill": version("latentmill"),
             "job": asked,
             "spec_sha256": self.spec_digest,
             "environment": self.environment,
             "summary": asdict(summary),
         }
-        if failure:
-            facts["failure"] = failure
-        output.put(layout.run_path(ended, self.run_id), json.dumps(facts, indent=2).encode())
+        put_record(output, facts, failure)
 
 
-def environment(device: str, threads: int) -> dict[str, Any]:
-    """Return what may change the last bits of a latent: versions (`av` contains FFmpeg), device, threads."""
-    facts: dict[str, Any] = {name: version(name) for name in PACKAGES}
+def put_record(output: Storage, facts: dict[str, Any], failure: str = "", folder: str = layout.RUNS) -> None:
+    """Put the record of a run that ends now. `facts` has its id as "run"."""
+    ended = datetime.now(UTC)
+    facts = facts | {"ended": ended.isoformat(), "host": platform.node(), "latentmill": version("latentmill")}
+    if failure:
+        facts["failure"] = failure
+    output.put(layout.run_path(ended, facts["run"], folder), json.dumps(facts, indent=2).encode())
+
+
+def environment(device: str, threads: int, packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
+    """Return what may change the last bits of a latent: versions (`av` contains FFmpeg), device, threads, engines.
+
+    On CUDA the kernels come from cuDNN and Triton; without Triton the encoder takes its ordinary path.
+    """
+    facts: dict[str, Any] = {name: version(name) for name in packages}
     facts["python"] = platform.python_version()
     facts["machine"] = platform.machine()
     import torch
@@ -74,25 +81,31 @@ def environment(device: str, threads: int) -> dict[str, Any]:
     facts["device"] = torch.cuda.get_device_name() if device == "cuda" and torch.cuda.is_available() else device
     facts["cpu"] = torch.backends.cpu.get_cpu_capability()
     facts["threads_per_encoder"] = threads if device == "cpu" else None
+    if device == "cuda":
+        from vae.engines import cudnn_version, engines
+
+        facts["cudnn"] = cudnn_version()
+        facts["cudnn_engines"] = engines()
+        facts["triton"] = version("triton") if find_spec("triton") else None
     return facts
 
 
-def warn_of_differences(output: Storage, ours: dict[str, Any]) -> None:
-    """Compare this run's environment with the first run's, and warn of each difference."""
-    first = next((environment for _, environment in environments(output)), ours)
+def warn_of_differences(output: Storage, ours: dict[str, Any], folder: str = layout.RUNS) -> None:
+    """Compare this run's environment with that of the first run in the folder, and warn of each difference."""
+    first = next((environment for _, environment in environments(output, folder)), ours)
     for name in sorted(ours.keys() | first.keys()):
         if ours.get(name) != first.get(name):
             log.warning(
-                "%s=%s in this run, %s in the first run of this output: latents may differ in the last bits",
+                "%s=%s in this run, %s in the first run of this output: the last bits may differ",
                 name,
                 ours.get(name),
                 first.get(name),
             )
 
 
-def environments(output: Storage) -> Iterator[tuple[str, dict[str, Any]]]:
+def environments(output: Storage, folder: str = layout.RUNS) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (path, environment) of each recorded run, ordered by time. Runs that had nothing to do are skipped."""
-    for entry in output.list(layout.RUNS):
+    for entry in output.list(folder):
         try:
             environment = json.loads(output.read(entry.path))["environment"]
         except (ValueError, LookupError, TypeError) as error:

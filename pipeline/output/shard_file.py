@@ -40,13 +40,10 @@ def write(sink: IO[bytes], spec: str, shard: CompleteShard, rows: Iterable[dict[
     """Write the data file.
 
     Args:
+        shard: its rejections are read after the rows, so that one who finds them in reading rows can add them.
         rows: rows of `parquet_row` or `NpyArrays.rows`, in source order.
         spec: the Spec as canonical JSON.
     """
-    rejections = [
-        {"video": video, "clip": clip} | asdict(rejection) for (video, clip), rejection in shard.rejections.items()
-    ]
-    footer = {"shard": shard.name, "planned": shard.planned, "rejections": rejections}
     schema = schema_of(json.loads(spec)["format_version"])
     with pq.ParquetWriter(
         sink,
@@ -61,6 +58,10 @@ def write(sink: IO[bytes], spec: str, shard: CompleteShard, rows: Iterable[dict[
         for row in rows:
             columns = [pa.array([row[field.name]], field.type) for field in schema]
             writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+        rejections = [
+            {"video": video, "clip": clip} | asdict(rejection) for (video, clip), rejection in shard.rejections.items()
+        ]
+        footer = {"shard": shard.name, "planned": shard.planned, "rejections": rejections}
         writer.add_key_value_metadata({FOOTER_SPEC: spec, FOOTER_SHARD: canonical_json(footer)})
 
 

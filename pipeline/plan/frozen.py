@@ -136,6 +136,12 @@ def plan_retries(output: Storage, reasons: frozenset[str]) -> Plan:
     return read_plan(output)
 
 
+def plan_more(output: Storage, new_shards: Callable[[Sequence[PlanFile]], Iterator[Shard]]) -> Plan:
+    """Freeze the shards that `new_shards` gives for the existing plan files, and return the plan with them."""
+    _append(output, lambda files: ((0, shard) for shard in new_shards(files)), _list_done(output))
+    return read_plan(output)
+
+
 def read_plan(output: Storage) -> Plan:
     """Return the plan as it stands, without listing the sources."""
     return Plan(_plan_files(output), _list_done(output), list_staged(output), None)

@@ -34,15 +34,15 @@ def resolve(job: Job) -> tuple[Spec, VAEInfo]:
         raise ConfigError(f"--vae {job.vae!r}: {info.name} takes {info.in_channels} channels, a video has {_RGB}")
     info = replace(
         info,
-        scale=info.scale if job.scale is None else _numbers("--scale", job.scale, info),
-        shift=info.shift if job.shift is None else _numbers("--shift", job.shift, info),
+        scale=info.scale if job.scale is None else scaling_numbers("--scale", job.scale, info),
+        shift=info.shift if job.shift is None else scaling_numbers("--shift", job.shift, info),
     )
     for num_frames, height, width in job.clip.shapes:
         _check_shape(num_frames, height, width, info, job.latent)
     return Spec(vae=info.to_json(), clip=job.clip, latent=job.latent), info
 
 
-def _numbers(option: str, text: str, info: VAEInfo) -> Scaling:
+def scaling_numbers(option: str, text: str, info: VAEInfo) -> Scaling:
     """Parse one number, or one for each latent channel. A scale is above 0."""
     try:
         values = tuple(float(value) for value in text.split(","))

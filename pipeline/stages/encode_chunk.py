@@ -11,8 +11,9 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
 
-import numpy as np
 import torch
 
 import vae
@@ -20,10 +21,14 @@ from pipeline.errors import ConfigError, EncoderError, LatentmillError
 from pipeline.guard.alone import DiedAloneError, alone
 from pipeline.guard.deadline import deadline, die
 from pipeline.guard.strikes import MAX_STRIKES, Guard, attempt
-from pipeline.latent_bytes import DTYPES
+from pipeline.output.latent_bytes import DTYPES
 from pipeline.receipts import Receipt, Record, RejectionReceipt
 from pipeline.records import Chunk, Latent, Rejection
 from pipeline.settings.spec import Spec, other_encoder
+from vae.engines import cudnn_version, make_deterministic
+from vae.turns import Compute, Courier, Finish, Turns
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +71,7 @@ class Encoder:
         make_deterministic(threads, float32=spec.latent.dtype == "float32")
         self._spec = spec
         self._device = torch.device(device)
+        self._courier = Courier(self._device)
         dtype: torch.dtype = getattr(torch, spec.latent.dtype)
         loaded = vae.load_vae(where, dtype=dtype, device=device, schedule=spec.latent.schedule)
         if reason := other_encoder(loaded.info.schedule, spec.vae["schedule"]):
@@ -77,7 +83,7 @@ class Encoder:
         if not (error := self._vae.selfcheck(shape)) <= SELFCHECK_BOUND:
             raise ConfigError(
                 f"self-check: {spec.latent.dtype} differs from float32 by {error:.3g} relative at {shape} on {device}, "
-                f"allowed {SELFCHECK_BOUND}: torch {torch.__version__}, cuDNN {_cudnn_version()}"
+                f"allowed {SELFCHECK_BOUND}: torch {torch.__version__}, cuDNN {cudnn_version()}"
             )
 
     def __call__(self, chunk: Chunk) -> Latent:
@@ -86,11 +92,39 @@ class Encoder:
         Raises:
             NonfiniteLatentError: NaN or infinity in the latent.
         """
-        start = time.perf_counter()
-        latent = self._try(chunk)
-        if latent is None:  # a forward holds one clip, so there is nothing to halve
-            torch.cuda.empty_cache()
-            latent = self._encode(chunk)
+        return self.start(chunk)()()
+
+    def start(self, chunk: Chunk) -> Compute[Latent]:
+        """Begin to copy the frames to the device. The result computes; what that returns finishes (`vae.turns`)."""
+        receive = self._courier.send(chunk.frames)
+
+        def compute() -> Finish[Latent]:
+            start = time.perf_counter()
+            moments = self._try(chunk, receive)
+            if moments is None:  # a forward holds one clip, so there is nothing to halve
+                torch.cuda.empty_cache()
+                moments = self._moments(chunk, receive)
+            return partial(self._finish, chunk, moments, time.perf_counter() - start)
+
+        return compute
+
+    def _try(self, chunk: Chunk, receive: Callable[[], torch.Tensor]) -> torch.Tensor | None:
+        """Encode, or return None if memory runs out. The exception, whose traceback holds tensors, is gone by then."""
+        try:
+            return self._moments(chunk, receive)
+        except torch.OutOfMemoryError:
+            return None
+
+    @torch.inference_mode()
+    def _moments(self, chunk: Chunk, receive: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Return float32 moments [1, 2C, T', H', W'] on the CPU."""
+        pixels_BCTHW = receive().permute(3, 0, 1, 2).unsqueeze(0)
+        return self._courier.fetch(self._vae.encode_windows(pixels_BCTHW, chunk.windows, chunk.num_context).float())
+
+    @torch.inference_mode()
+    def _finish(self, chunk: Chunk, moments: torch.Tensor, encode_seconds: float) -> Latent:
+        """Return the latent: scaled, unless moments are stored."""
+        latent = self._latent(chunk, moments)
         if not torch.isfinite(latent).all():
             raise NonfiniteLatentError(f"NaN or infinity in the latent, computed in {self._spec.latent.dtype}")
         return Latent(
@@ -100,22 +134,11 @@ class Encoder:
             dtype=self._spec.latent.store_dtype,
             facts=chunk.facts,
             decode_seconds=chunk.decode_seconds,
-            encode_seconds=time.perf_counter() - start,
+            encode_seconds=encode_seconds,
         )
 
-    def _try(self, chunk: Chunk) -> torch.Tensor | None:
-        """Encode, or return None if memory runs out. The exception, whose traceback holds tensors, is gone by then."""
-        try:
-            return self._encode(chunk)
-        except torch.OutOfMemoryError:
-            return None
-
-    @torch.inference_mode()
-    def _encode(self, chunk: Chunk) -> torch.Tensor:
-        """Return float32 [C, T', H', W'] on the CPU, scaled unless moments are stored."""
-        frames = torch.from_numpy(np.require(chunk.frames, requirements="W")).to(self._device)
-        pixels_BCTHW = frames.permute(3, 0, 1, 2).unsqueeze(0)
-        moments = self._vae.encode_windows(pixels_BCTHW, chunk.windows, chunk.num_context).float().cpu()
+    def _latent(self, chunk: Chunk, moments: torch.Tensor) -> torch.Tensor:
+        """Return float32 [C, T', H', W']."""
         if self._spec.latent.posterior == "moments":
             return moments[0]
         posterior = vae.DiagonalGaussianDistribution(moments)
@@ -141,11 +164,18 @@ class EncodeStage:
     """Encode chunks under the guard; receipts pass through."""
 
     def __init__(
-        self, make_encoder: Callable[[], Callable[[Chunk], Latent]], guard: Guard, deadline: float, pool: int = 1
+        self,
+        make_encoder: Callable[[], Callable[[Chunk], Latent]],
+        guard: Guard,
+        deadline: float,
+        pool: int = 1,
+        *,
+        threads: int = 1,
     ) -> None:
         """Start the encoder of a pool of `pool` encoders.
 
-        `make_encoder` must pickle: a suspect chunk is encoded by a separate encoder in a child process.
+        `make_encoder` must pickle: a suspect chunk is encoded by a separate encoder in a child process. With more than
+        one thread, chunks overlap: one computes while others are copied to the device or finish (`vae.turns`).
 
         Raises:
             EncoderError: MAX_STRIKES encoders in a row died while they started. Ray would restart them for ever.
@@ -153,7 +183,8 @@ class EncodeStage:
         if (deaths := guard.starting() - pool) >= MAX_STRIKES:
             raise EncoderError(f"{deaths} encoders in a row died while they started: is there memory for the model?")
         self._make_encoder = make_encoder
-        self._encoder = make_encoder()
+        encoder = make_encoder()
+        self._turns = Turns(encoder.start if threads > 1 and isinstance(encoder, Encoder) else _in_one_step(encoder))
         guard.started()
         self._guard = guard
         self._deadline = deadline
@@ -163,34 +194,56 @@ class EncodeStage:
         if not isinstance(record, Chunk):
             assert isinstance(record, Receipt)
             return record
-        key = f"{record.id.shard}/{record.id.video}/{record.id.clip}/{record.id.chunk}/encode"
         try:
-            with attempt(self._guard, key) as strikes:
-                if strikes >= MAX_STRIKES:
-                    return alone(self._deadline, _encode_alone, self._make_encoder, record)
-                with deadline(self._deadline):
-                    return encode_or_die(self._encoder, record)
+            return self._turns(record, partial(self._guarded, record))
         except NonfiniteLatentError as error:
             return _refuse(record, "nonfinite", str(error))
         except DiedAloneError as error:
             return _refuse(record, "encode_timeout" if error.timed_out else "encode_crashed", str(error), verdict=True)
 
+    def _guarded(self, chunk: Chunk, compute: Compute[Latent]) -> Finish[Latent]:
+        """Compute as one attempt at this chunk, within its deadline; a suspect is encoded alone.
 
-def encode_or_die(encoder: Callable[[Chunk], Latent], chunk: Chunk) -> Latent:
-    """Encode, or end this process if the device cannot continue: out of memory twice, or a broken CUDA context.
+        Both begin with the chunk's turn: no chunk that waits for the device is blamed for the one that has it.
+        """
+        key = f"{chunk.id.shard}/{chunk.id.video}/{chunk.id.clip}/{chunk.id.chunk}/encode"
+        with attempt(self._guard, key) as strikes:
+            if strikes >= MAX_STRIKES:
+                latent = alone(self._deadline, _encode_alone, self._make_encoder, chunk)
+                return lambda: latent
+            with deadline(self._deadline):
+                finish = or_die(compute, chunk)
+        return partial(or_die, finish, chunk)
+
+
+def _in_one_step(encode: Callable[[Chunk], Latent]) -> Callable[[Chunk], Compute[Latent]]:
+    """Return a function as steps of `vae.turns` of which only the second does anything."""
+
+    def start(chunk: Chunk) -> Compute[Latent]:
+        def compute() -> Finish[Latent]:
+            latent = encode(chunk)
+            return lambda: latent
+
+        return compute
+
+    return start
+
+
+def or_die(step: Callable[[], T], chunk: Chunk) -> T:
+    """Call a step, or end this process if the device cannot continue: out of memory twice, or a broken CUDA context.
 
     The death counts as a strike. Ray restarts the actor and gives it the chunk again.
     """
     try:
-        return encoder(chunk)
+        return step()
     except (RuntimeError, MemoryError) as error:
-        if not _is_of_the_device(error):
+        if not is_of_the_device(error):
             raise
         log.error("shard=%s video=%d clip=%d encoder dies: %s", chunk.id.shard, chunk.id.video, chunk.id.clip, error)
         die()
 
 
-def _is_of_the_device(error: Exception) -> bool:
+def is_of_the_device(error: Exception) -> bool:
     """Return whether memory or the device failed, and not the code. torch raises a plain RuntimeError for host memory,
     cuDNN and cuBLAS, and Triton does so for every error of the driver."""
     if isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError | MemoryError):
@@ -199,7 +252,7 @@ def _is_of_the_device(error: Exception) -> bool:
 
 
 def _encode_alone(make_encoder: Callable[[], Callable[[Chunk], Latent]], chunk: Chunk) -> Latent:
-    return encode_or_die(make_encoder(), chunk)
+    return or_die(partial(make_encoder(), chunk), chunk)
 
 
 def _refuse(chunk: Chunk, reason: str, message: str, *, verdict: bool = False) -> Receipt:
@@ -215,17 +268,3 @@ def to_bytes(latent: torch.Tensor, store_dtype: str) -> bytes:
     cast = latent.to(getattr(torch, store_dtype)).contiguous()
     array = cast.view(torch.uint16).numpy() if cast.dtype == torch.bfloat16 else cast.numpy()
     return bytes(array.astype(DTYPES[store_dtype], copy=False).tobytes())
-
-
-def _cudnn_version() -> int | None:
-    version: int | None = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
-    return version
-
-
-def make_deterministic(threads: int, *, float32: bool) -> None:
-    """Set what makes the same clip give the same bits in every process (docs/architecture.md, Encoding)."""
-    torch.set_num_threads(threads)
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
-    torch.backends.cuda.matmul.allow_tf32 = not float32
-    torch.backends.cudnn.allow_tf32 = not float32

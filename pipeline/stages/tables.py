@@ -133,14 +133,14 @@ def _yield_to_others() -> None:
 
 
 class EncodeActor:
-    """The encode actor: it holds one encoder."""
+    """The encode actor: it holds one encoder. Ray Data calls it from `threads` threads at a time."""
 
-    def __init__(self, stages: Stages, shared: Shared, device: str, pool: int) -> None:
+    def __init__(self, stages: Stages, shared: Shared, device: str, pool: int, threads: int) -> None:
         """Start the encoder of a pool of `pool` encoders."""
         from pipeline.stages.encode_chunk import EncodeStage
 
         make = partial(stages.make_encoder, device=device)
-        self._stage = EncodeStage(make, shared.guard, stages.encode_deadline, pool)
+        self._stage = EncodeStage(make, shared.guard, stages.encode_deadline, pool, threads=threads)
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
         yield from map(to_table, map(self._stage, from_table(table)))

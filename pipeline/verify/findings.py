@@ -31,6 +31,8 @@ class Checked:
     rows: int = 0
     rejections: int = 0
     latent_bytes: int = 0
+    texts: int = 0
+    """Rows of text files."""
     remaining: int = 0
     """Number of planned shards without a data file."""
     problems: list[Problem] = field(default_factory=list)

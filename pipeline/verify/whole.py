@@ -3,6 +3,7 @@
     the whole     every planned shard is done or listed as remaining; no unknown files in data/, index/, rejected/
     each shard    see verify/shard.py: footer, rows, latents, index, rejections
     the seal      index.parquet equals the index files that it was made from; it may be older
+    each text     see verify/text.py: its spec, and each of its files against the rows of the shard
 
 It also proves, without a table of all ids, that no id is used twice: the id of each row must equal the sha256 over its
 shard, video and clip, and each of these triples must occur once.
@@ -28,10 +29,11 @@ from pipeline.storage.parallel import in_parallel
 from pipeline.storage.range_file import open_parquet
 from pipeline.verify.findings import Checked
 from pipeline.verify.shard import Planned, check_shard
+from pipeline.verify.text import check_texts
 
 
 def verify(output: Storage) -> Iterator[Checked]:
-    """Check an output: first as a whole, then shard by shard in the order of their names, then index.parquet.
+    """Check an output: first as a whole, then shard by shard in the order of their names, then index.parquet and texts.
 
     Memory: the names of the shards, and one clip for each of parallel.READERS threads.
 
@@ -58,6 +60,7 @@ def verify(output: Storage) -> Iterator[Checked]:
         rows[checked.shard] = checked.rows
         yield checked
     yield _seal(output, rows)
+    yield from check_texts(output, done)
 
 
 def _whole(output: Storage, done: set[str], paths: list[str]) -> tuple[Checked, dict[str, Planned]]:

@@ -87,11 +87,11 @@ def norm_silu(x: Tensor, norm: Norm, out: Tensor | None = None) -> Tensor:
     if isinstance(norm, nn.RMSNorm):
         return _rms_silu(x, norm, out)
     if out is None:
-        return F.silu(group_norm(x, norm), inplace=is_fast())
-    if x.device.type == "cpu" and _can_norm(x, norm, out):
+        return F.silu(group_norm(x, norm), inplace=not torch.is_grad_enabled())
+    if x.device.type == "cpu" and x.dtype in cpu.DTYPES and _can_norm(x, norm, out):
         cpu.norm_silu(x, norm, out)
         return out
-    if x.device.type == "cuda" and _has_triton() and _can_norm(x, norm, out):
+    if has_passes(x) and _can_norm(x, norm, out):
         from vae.kernels import cuda
 
         cuda.norm_silu(x, norm, out)
@@ -130,7 +130,7 @@ def conv3d(x: Tensor, conv: nn.Conv3d, residual: Tensor | None = None, *, by_fra
     if not is_fast():
         y: Tensor = conv(x)
         return y if residual is None else residual + y
-    if cpu.can_convolve(x, conv, residual) and _is_ordinary(conv, _CONV):
+    if cpu.can_convolve(x, conv, residual) and is_ordinary(conv, _CONV):
         in_parts = by_frames and x.dtype == torch.float32 and conv.kernel_size[0] > 1 and conv.stride[0] == 1
         return (cpu.conv3d_by_frames if in_parts else cpu.conv3d)(x, conv, residual)
     y = conv(x)
@@ -155,6 +155,11 @@ def pool_time(x: Tensor, rule: PoolRule, edge: int) -> Tensor:
     if not is_fast():
         return F.pad(torch.cat([x[:, :, :alone], (left + right) * 0.5], dim=2), (0, edge, 0, edge))
     pooled = buffer("padded", (batch, channels, alone + num_pairs, height + edge, width + edge), x)
+    if has_passes(x) and _is_dense(x):
+        from vae.kernels import cuda
+
+        cuda.pool_time(x, alone, pooled)
+        return pooled
     pooled[..., height:, :] = 0
     pooled[..., width:] = 0
     pooled[:, :, :alone, :height, :width] = x[:, :, :alone]
@@ -164,9 +169,15 @@ def pool_time(x: Tensor, rule: PoolRule, edge: int) -> Tensor:
     return pooled
 
 
+def has_passes(x: Tensor) -> bool:
+    """Return whether the Triton kernels take x: on CUDA, in a known dtype. On `meta` they are counted and not run."""
+    known = (torch.float32, torch.bfloat16, torch.float16)
+    return x.device.type in ("cuda", "meta") and x.dtype in known and _has_triton()
+
+
 def _rms_silu(x: Tensor, norm: nn.RMSNorm, out: Tensor | None) -> Tensor:
     if out is None:
-        return F.silu(rms.rms_norm(x, norm), inplace=is_fast())
+        return F.silu(rms.rms_norm(x, norm), inplace=not torch.is_grad_enabled())
     if not (_is_dense(x) and _is_dense(out)):
         return out.copy_(F.silu(rms.rms_norm(x, norm)))
     if x.device.type == "cuda" and _has_triton():
@@ -178,24 +189,18 @@ def _rms_silu(x: Tensor, norm: nn.RMSNorm, out: Tensor | None) -> Tensor:
     return out
 
 
+def _can_norm(x: Tensor, norm: nn.GroupNorm, out: Tensor) -> bool:
+    """Return whether the fast kernels apply: one dtype, samples dense in channels-last order, an ordinary norm."""
+    return x.dtype == out.dtype and _is_dense(x) and _is_dense(out) and is_ordinary(norm, _GROUP_NORM)
+
+
 def _is_dense(x: Tensor) -> bool:
     """Return whether each sample is dense in channels-last order."""
-    return all(s.is_contiguous(memory_format=torch.channels_last_3d) for s in x.unsqueeze(1).unbind(0))
+    return all(sample.is_contiguous(memory_format=torch.channels_last_3d) for sample in x.unsqueeze(1).unbind(0))
 
 
-def _can_norm(x: Tensor, norm: nn.GroupNorm, out: Tensor) -> bool:
-    """Return whether the fast kernels apply: a known dtype, samples dense in channels-last order, an ordinary norm."""
-    return (
-        x.dtype in (torch.float32, torch.bfloat16)
-        and x.dtype == out.dtype
-        and _is_dense(x)
-        and _is_dense(out)
-        and _is_ordinary(norm, _GROUP_NORM)
-    )
-
-
-def _is_ordinary(module: nn.Module, forward: object) -> bool:
-    """Return whether the module computes what its class does.
+def is_ordinary(module: nn.Module, forward: object) -> bool:
+    """Return whether the module computes what its class does, `forward`.
 
     A module with its own computation (frozen statistics, an adapter) is called, never replaced by a kernel.
     """

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from vae.kernels.statistics import join_blocks
 
+DTYPES = (torch.float32, torch.bfloat16)
+"""What these operations take. On a CPU float16 is slower than either, and no checkpoint needs it there."""
+
 _BLOCK_ROWS = 16384
 """Pixels whose statistics ATen sums in float32 at once. The rounding error of a running sum grows with the square root
 of its length: 3e-6 of a variance with this number, 4e-5 over a whole 9x480x720 window. Blocks are joined in float64."""
@@ -48,7 +51,7 @@ def can_convolve(x: Tensor, conv: nn.Conv3d, residual: Tensor | None) -> bool:
     """Return whether `conv3d` applies: on a CPU with oneDNN, a known dtype, channels last."""
     return bool(
         x.device.type == "cpu"
-        and x.dtype in (torch.float32, torch.bfloat16)
+        and x.dtype in DTYPES
         and conv.bias is not None
         and torch._C._has_mkldnn
         and torch._C._get_mkldnn_enabled()

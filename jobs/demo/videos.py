@@ -18,7 +18,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from jobs.scenes import Scene
+from jobs.demo.scenes import Scene
 
 _TIME_BASE = Fraction(1, 90_000)
 

@@ -17,8 +17,7 @@ from pathlib import Path
 import tyro
 
 from jobs import encode, report, status, verify
-from jobs.demo_videos import write_sources
-from jobs.process import run_command
+from jobs.demo.videos import write_sources
 from pipeline.output.wording import size
 
 DEMO = Path("demo")
@@ -109,7 +108,3 @@ def _tree(root: Path, indent: str = "") -> None:
             print(f"{indent}  {path.name}  {size(path.stat().st_size)}")
         elif path.is_dir() and any(inside.is_file() for inside in path.rglob("*")):
             _tree(path, indent + "  ")
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -1,0 +1,85 @@
+"""python -m jobs.bench forecast: compare the clips/s that `latentmill plan` predicts with those of the next run.
+
+The loads are those of `bench stream`, on 2 cores, with as many encoders as the plan says. The run is timed after
+start-up: from the first quarter of its latents to the last one. A ratio of 1.0 means that the plan was right; above it,
+the run was slower than planned.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Literal
+
+import tyro
+
+from jobs.bench.stream import CASES, CORES, Case, job, make_tars, spec_of
+from pipeline.estimate.forecast import estimate, on_this_machine
+from pipeline.estimate.sample import amount_of, measure
+from pipeline.sources.listing import list_source
+
+SHARDS = 16
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Args:
+    """Options of the benchmark."""
+
+    rounds: int = 3
+    """Number of rounds, each of a plan and a run; medians are printed."""
+    clips: int = 240
+    """Clips of a run."""
+    measured: int = 32
+    """Clips that the plan decodes and encodes."""
+    loads: tuple[Literal["encode-bound", "balanced", "decode-bound"], ...] = (
+        "encode-bound",
+        "balanced",
+        "decode-bound",
+    )
+    """The loads, in this order."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the loads and print one line for each."""
+    args = tyro.cli(Args, args=argv, prog="python -m jobs.bench forecast", description=__doc__)
+    for name in args.loads:
+        with tempfile.TemporaryDirectory(prefix="lm") as folder:
+            print(_ratio(Path(folder), name, replace(CASES[name], num_clips=args.clips), args), flush=True)
+    return 0
+
+
+def _ratio(folder: Path, name: str, case: Case, args: Args) -> str:
+    source = make_tars(folder, case, shards=SHARDS)
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, set(sorted(cores)[:CORES]))  # all workers inherit it
+    planned, seen = [], []
+    try:
+        for round_ in range(args.rounds):
+            rate, encoders = _plan(source, case, args.measured)
+            planned.append(rate)
+            done = job(
+                source, replace(case, encoders=str(encoders)), folder / f"job{round_}", folder / f"stamps{round_}"
+            )
+            seen.append(done.encodes / done.seconds)
+    finally:
+        os.sched_setaffinity(0, cores)
+    ratios = [one / other for one, other in zip(planned, seen, strict=True)]
+    return (
+        f"{name:<14}{median(ratios):.2f}  ({', '.join(f'{ratio:.2f}' for ratio in ratios)})  "
+        f"planned {median(planned):.2f} clips/s, run {median(seen):.2f} clips/s"
+    )
+
+
+def _plan(source: str, case: Case, clips: int) -> tuple[float, int]:
+    shards = list(list_source(source, shard_size=64))
+    samples = measure(shards, "tiny", spec_of(case)[0], clips=clips, processes=CORES, device="cpu")
+    found = estimate(samples, sum(map(amount_of, shards)), len(shards), sum(shard.size for shard in shards))
+    return on_this_machine(found, CORES)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

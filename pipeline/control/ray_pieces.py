@@ -1,0 +1,52 @@
+"""Run a function on many items, each as a task of Ray, with a bounded number under way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import ray
+
+from pipeline.control.ray_cluster import ray_for_tasks
+from pipeline.control.ray_objects import answer
+from pipeline.control.stop import Stop
+
+T = TypeVar("T")
+
+TASK_RETRIES = 3
+"""How often a task is tried again whose worker died."""
+LOOK_SECONDS = 1.0
+"""How often the driver looks whether a signal asked for a stop."""
+
+
+def on_ray(
+    function: Callable[..., Any], shared: tuple[Any, ...], items: Sequence[T], stop: Stop, *, address: str, workers: int
+) -> Iterator[tuple[T, Any]]:
+    """Call `function(*shared, item)` for each item, and yield (item, result) as it is done.
+
+    If the call raised an exception, this is the result.
+
+    After a signal no task is started any more, and those under way are waited for.
+
+    Args:
+        shared: what every call gets, small enough to travel with each.
+        address: of a cluster; `local` starts a Ray on this machine.
+        workers: tasks at a time; 0: one for each CPU.
+
+    Raises:
+        ConfigError: no cluster answers.
+    """
+    with ray_for_tasks(address, stop) as cpus:
+        call = ray.remote(num_cpus=1, max_retries=TASK_RETRIES)(function).remote
+        waiting, running = iter(items), dict[Any, T]()
+        while True:
+            while len(running) < (workers or cpus) and not stop.asked and (item := next(waiting, None)) is not None:
+                running[call(*shared, item)] = item
+            if not running:
+                return
+            for reference in ray.wait(list(running), timeout=LOOK_SECONDS)[0]:
+                item = running.pop(reference)
+                try:
+                    yield item, answer(reference)
+                except Exception as error:
+                    yield item, error

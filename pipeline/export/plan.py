@@ -1,0 +1,227 @@
+"""Say which rows are exported, and in which pieces. What can be refused is refused here, before anything is written.
+
+A piece is what an export takes of one shard of the output. The rows of all pieces are pinned: the driver puts their
+index beside the export, and every worker opens the output with it, whatever is committed meanwhile.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import operator
+from dataclasses import dataclass
+from functools import reduce
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+import latentmill
+from latentmill.dataset import LatentDataset
+from latentmill.errors import ReadError
+from latentmill.format import shard_of
+from pipeline.errors import ConfigError
+from pipeline.export.families import described, foreign_scaling
+from pipeline.export.text import check_text
+from pipeline.export.trainer import RECORDS, Piece, Target, Trainer, trainer_of
+from pipeline.export.where import expression_of
+from pipeline.records import canonical_json
+
+MOST_SHOWN = 5
+"""Shapes that a message lists."""
+
+ROWS_PATH = f"{RECORDS}rows.index"
+"""The index of the exported rows: Parquet, under a name that no trainer takes for a file of its own."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportJob:
+    """What is exported, and where to."""
+
+    output: str
+    """The output of `latentmill encode`: a path or URL."""
+    to: Target
+    """The trainer that will read the files; `webdataset` and `pt` are for any."""
+    into: str
+    """Where the files go: a folder, or any URL that can be written. Run the same command again to resume."""
+    text: str | None = None
+    """The embeddings that `latentmill text --name` made. Every trainer needs some; `webdataset` and `pt` do not."""
+    where: str | None = None
+    """Export only the rows for which this is true, such as "height >= 480 and caption != None": an expression over the
+    columns of the index."""
+    bucket: str | None = None
+    """Export only the latents of this shape, such as 16x13x60x90."""
+    model: str = ""
+    """The model's name in the paths of `cogvideo`, such as cogvideox1.5-5b-t2v: the trainer's --model_name."""
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What decides the files of an export, as JSON."""
+        return {"to": self.to, "text": self.text, "where": self.where, "bucket": self.bucket, "model": self.model}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What an export does."""
+
+    latents: LatentDataset
+    """The rows, with their text."""
+    pieces: list[Piece]
+    record: dict[str, Any]
+    """What decides the files, as JSON."""
+
+
+def plan_export(job: ExportJob) -> Plan:
+    """Return what an export does.
+
+    Raises:
+        ConfigError: the output, or what was asked, does not suit the trainer. The message says what it takes.
+    """
+    trainer = trainer_of(job.to)
+    latents = _selected(job, trainer)
+    _check_shapes(latents, trainer)
+    _check_flags(latents, trainer, job)
+    record = job.record | {"spec_sha256": _sha256(latents.spec)}
+    if job.text:
+        num_rows, latents = len(latents), _selected(job, trainer, job.text)
+        assert latents.text
+        check_text(latents, trainer, num_rows)
+        record["text_spec_sha256"] = _sha256(latents.text.spec)
+    index = latents.to_arrow().select(["id", "latent_crc32", "file"]).combine_chunks()
+    rows = {name: index.slice(start, stop - start) for name, start, stop in _shards(index)}
+    pieces = [
+        Piece(
+            name=name,
+            start=start,
+            stop=stop,
+            digest=_digest(rows[name]),
+            text_room=latents.text.spec["max_length"] if latents.text else 0,
+            model=job.model,
+        )
+        for name, start, stop in _shards(index)
+    ]
+    return Plan(latents=latents, pieces=pieces, record=record)
+
+
+def opened(output: str, text: str | None, index: str | None = None) -> LatentDataset:
+    """Open an output with the columns that an export needs."""
+    latents = latentmill.open(output, text=text, index=index)
+    if latents.spec["clip"]["fps"] == "native":  # the rows have no rate, so it follows from the frames' times
+        names = [name for name in latents.index.columns.schema.names if not name.startswith("_")]
+        latents = latentmill.open(output, text=text, index=index, columns=[*names, "timestamps_sec"])
+    return latents
+
+
+def _selected(job: ExportJob, trainer: Trainer, text: str | None = None) -> LatentDataset:
+    try:
+        latents = opened(job.output, text)
+        _check_vae(latents.spec, trainer)
+        if job.where:
+            latents = latents.where(expression_of(job.where))
+        return _in_bucket(latents, job.bucket)
+    except latentmill.StorageError:
+        raise
+    except ReadError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _check_vae(spec: dict[str, Any], trainer: Trainer) -> None:
+    if not trainer.takes:
+        return
+    vae = spec["vae"]
+    family = next((family for family in trainer.takes if family.has_made(vae)), None)
+    if family is None:
+        raise ConfigError(
+            f"{trainer.title} takes latents of {' or '.join(map(str, trainer.takes))}; this output has those of "
+            f"{described(vae)}. Its models cannot train on them; --to pt or webdataset export them for other models"
+        )
+    if not trainer.conversion.is_raw and (difference := foreign_scaling(vae, family)):
+        raise ConfigError(
+            f"{trainer.title} takes latents scaled as {family.title} scales them, and this output is not: {difference}"
+        )
+
+
+def _in_bucket(latents: LatentDataset, bucket: str | None) -> LatentDataset:
+    if bucket is None:
+        return latents
+    shape = next((shape for shape in latents.shapes if _name(shape) == bucket), None)
+    if shape is None:
+        raise ConfigError(f"--bucket {bucket!r} is no shape of these rows; there are {_shapes(latents)}")
+    same = [pc.list_element(pc.field("latent_shape"), i) == length for i, length in enumerate(shape)]
+    return latents.where(reduce(operator.and_, same))
+
+
+def _check_shapes(latents: LatentDataset, trainer: Trainer) -> None:
+    shapes = list(latents.shapes)
+    if trainer.one == "shape" and len(shapes) > 1:
+        raise ConfigError(
+            f"{trainer.title} takes one latent shape in a data set, because its batches mix all rows; choose one with "
+            f"--bucket: {_shapes(latents)}"
+        )
+    if trainer.one == "length" and len({shape[1] for shape in shapes}) > 1:
+        raise ConfigError(
+            f"{trainer.title} takes one number of latent frames in a data set, because its buckets differ in height "
+            f"and width only; choose a shape with --bucket, or a length with --where 'num_frames == ...': "
+            f"{_shapes(latents)}"
+        )
+    space = latents.spec["vae"]["space_compression"]
+    odd = [shape for shape in shapes if shape[2] * space % trainer.step or shape[3] * space % trainer.step]
+    if odd:
+        raise ConfigError(
+            f"{trainer.title} takes heights and widths that are multiples of {trainer.step}; a latent of "
+            f"{_name(odd[0])} has {odd[0][2] * space}x{odd[0][3] * space} pixels. Leave it out with --bucket or --where"
+        )
+
+
+def _check_flags(latents: LatentDataset, trainer: Trainer, job: ExportJob) -> None:
+    if trainer.takes and job.text is None:
+        raise ConfigError(
+            f"{trainer.title} trains on text embeddings, and none are named: make them with `latentmill text`, and "
+            "give their name with --text"
+        )
+    if trainer.needs_caption:
+        captions = latents.to_arrow()["caption"]
+        lacking = pc.sum(pc.equal(pc.utf8_trim_whitespace(captions.fill_null("")), "")).as_py()
+        if lacking:
+            raise ConfigError(
+                f"{trainer.title} finds the embedding of a clip by its caption, and {lacking} of {len(latents)} rows "
+                "have none: leave them out with --where 'caption != None'"
+            )
+    if trainer.needs_model != bool(job.model):
+        raise ConfigError(
+            f"{trainer.title} has the name of the model in its paths: give its --model_name with --model"
+            if trainer.needs_model
+            else f"--model is for cogvideo, got {job.model!r} for {trainer.title}"
+        )
+
+
+def _shards(index: pa.Table) -> list[tuple[str, int, int]]:
+    """Return (shard, first row, row after the last) of each shard in an index."""
+    files = index["file"].combine_chunks()
+    shards = [shard_of(name) for name in files.dictionary.to_pylist()]
+    names = sorted(set(shards))
+    place = {name: number for number, name in enumerate(names)}
+    numbers = np.array([place[name] for name in shards])[files.indices.to_numpy()]
+    edges = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
+    return [(names[numbers[start]], start, stop) for start, stop in pairwise(edges)]
+
+
+def _digest(rows: pa.Table) -> str:
+    digest = hashlib.sha256(rows["latent_crc32"].to_numpy().astype("<u4").tobytes())
+    digest.update("".join(rows["id"].to_pylist()).encode())
+    return digest.hexdigest()
+
+
+def _sha256(value: Any) -> str:
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def _shapes(latents: LatentDataset) -> str:
+    counts = sorted(latents.shapes.items(), key=lambda item: -item[1])
+    shown = ", ".join(f"{_name(shape)} ({count} rows)" for shape, count in counts[:MOST_SHOWN])
+    return shown + (f" and {len(counts) - MOST_SHOWN} more" if len(counts) > MOST_SHOWN else "")
+
+
+def _name(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))

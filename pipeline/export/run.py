@@ -1,0 +1,73 @@
+"""Export an output: refuse, plan the pieces, write them in parallel, and add what the trainer needs at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from latentmill.errors import ReadError
+from pipeline.control.spread import SpreadRule, spread
+from pipeline.control.stop import GraceOverError, Stop
+from pipeline.errors import LatentmillError
+from pipeline.export.pieces import check_place, claim_place, finished, write_piece
+from pipeline.export.plan import ExportJob, plan_export
+from pipeline.export.trainer import Counts, trainer_of
+from pipeline.storage import Storage
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True, slots=True)
+class ExportSummary:
+    """What an export holds at the end of a run."""
+
+    rows: int
+    """Rows that were asked for."""
+    counts: Counts = field(default_factory=Counts)
+    """Clips of the finished pieces, by the trainer's bucket."""
+    pieces: int
+    finished: int
+    written: int = 0
+    """Pieces that this run wrote."""
+    failures: dict[str, str] = field(default_factory=dict)
+    """Why a piece was not written, by its name."""
+    stopped: str = ""
+    """The signal that stopped the run, or ""."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every piece is finished."""
+        return self.finished == self.pieces
+
+
+def export(job: ExportJob, rule: SpreadRule, echo: Callable[[str], None] = log.info) -> ExportSummary:
+    """Export an output, or what is left of it. Running it again continues.
+
+    Raises:
+        ConfigError: the output, or what was asked, does not suit the trainer, or the place is taken. Nothing was
+            written.
+        StorageError: the output cannot be read, or the place not be written.
+    """
+    plan, into = plan_export(job), Storage(job.into)
+    there = finished(into, plan.pieces) if check_place(into, plan.record) else {}
+    todo = [piece for piece in plan.pieces if piece.name not in there]
+    summary = ExportSummary(rows=len(plan.latents), pieces=len(plan.pieces), finished=len(there))
+    summary.counts = sum(there.values(), Counts())
+    if todo:
+        claim_place(into, plan.record, plan.latents)
+    with Stop(rule.grace) as stop, contextlib.suppress(GraceOverError), stop.limited():
+        for piece, outcome in spread(write_piece, (job, plan.latents.digest), todo, stop, rule):
+            if isinstance(outcome, LatentmillError | ReadError):
+                summary.failures[piece.name] = str(outcome)
+            elif isinstance(outcome, Exception):
+                raise outcome
+            else:
+                summary.counts += outcome
+                summary.finished, summary.written = summary.finished + 1, summary.written + 1
+            echo(f"pieces {summary.finished}/{summary.pieces}  clips {summary.counts.total()}/{summary.rows}")
+    summary.stopped = stop.by
+    if summary.is_whole and (finish := trainer_of(job.to).finish):
+        finish([piece.name for piece in plan.pieces], summary.counts, into)
+    return summary

@@ -1,0 +1,90 @@
+"""FastVideo's Parquet files (pyarrow_schema_t2v of its dataloader/schema.py) as a source of latents.
+
+Its own writer and reader use float32 whatever the dtype column says; a value of half the bytes has the dtype it names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from math import prod
+from pathlib import PurePosixPath
+from typing import Any
+
+from pipeline.records import Rejection
+from pipeline.shards import Shard, TableRange, shard_name
+from pipeline.sources.latents import ForeignLatent, ForeignSource
+from pipeline.sources.latents.values import as_float32
+from pipeline.sources.samples import plain
+from pipeline.storage import Storage
+from pipeline.storage.range_file import open_parquet
+
+NEEDED = ("vae_latent_bytes", "vae_latent_shape", "vae_latent_dtype")
+EXTRA = ("id", "media_type", "num_frames", "height", "width", "duration_sec")
+"""Columns that go to `extra_json`, as they stand there."""
+
+
+def list_shards(place: Storage, shard_size: int, planned: frozenset[str]) -> Iterator[Shard]:
+    """Yield the row ranges of each Parquet file."""
+    for entry in place.list():
+        uri = place.address(entry.path)
+        if not entry.path.endswith(".parquet") or uri in planned:
+            continue
+        num_rows = open_parquet(uri, entry.size, entry.etag).metadata.num_rows
+        for start in range(0, num_rows, shard_size):
+            stop = min(start + shard_size, num_rows)
+            yield Shard(
+                name=shard_name(uri, PurePosixPath(entry.path).stem, f"{start}-{stop}"),
+                kind="table",
+                uri=uri,
+                size=entry.size * (stop - start) // num_rows,
+                etag=entry.etag,
+                members=TableRange(start=start, stop=stop, rows=stop - start, table_size=entry.size),
+            )
+
+
+def read_shard(shard: Shard, key: str) -> Iterator[ForeignLatent | Rejection]:
+    """Yield the rows of a range, with one row group in memory.
+
+    Raises:
+        ChangedError: the file is not the one that was planned.
+    """
+    del key
+    rows = shard.members
+    assert isinstance(rows, TableRange)
+    assert rows.table_size is not None
+    file = open_parquet(shard.uri, rows.table_size, shard.etag)
+    names = file.schema_arrow.names
+    number = 0
+    for group in range(file.num_row_groups):
+        length = file.metadata.row_group(group).num_rows
+        if number < rows.stop and number + length > rows.start:
+            for i, row in enumerate(file.read_row_group(group).to_pylist()):
+                if rows.start <= number + i < rows.stop:
+                    yield _latent(f"{shard.uri}#{number + i}", row, [name for name in NEEDED if name not in names])
+        number += length
+
+
+def _latent(uri: str, row: dict[str, Any], lacking: list[str]) -> ForeignLatent | Rejection:
+    key = str(row.get("file_name") or row.get("id") or uri.rpartition("/")[2])
+    if lacking:
+        return Rejection(reason="bad_row", stage="read", message=f"no column {lacking[0]!r}", key=key, uri=uri)
+    content, shape = row["vae_latent_bytes"] or b"", row["vae_latent_shape"] or []
+    stated = "float32" if len(content) == 4 * prod(shape) else str(row["vae_latent_dtype"])
+    try:
+        values = as_float32(content, stated, shape)
+    except ValueError as error:
+        return Rejection(reason="bad_row", stage="read", message=str(error), key=key, uri=uri)
+    fps = row.get("fps")
+    return ForeignLatent(
+        key=key,
+        uri=uri,
+        values=values,
+        dtype=stated,
+        caption=row.get("caption") or None,
+        fps=str(Fraction(fps).limit_denominator(1001)) if fps else None,
+        extra=plain({name: row.get(name) for name in EXTRA}),
+    )
+
+
+SOURCE = ForeignSource(list=list_shards, read=read_shard)

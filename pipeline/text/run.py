@@ -1,0 +1,120 @@
+"""Run `latentmill text`: the committed shards of an output that lack a text get one.
+
+    committed shards without a text
+      -> read     CPU task: claim the shard, read its captions
+      -> encode   actors (GPU or CPU): captions in, the embedding of each distinct caption out
+      -> store    CPU task: text/NAME/<shard>.parquet, create-only; it exists = the shard's text is done
+    driver: receipts -> counts
+
+The empty prompt is one more shard, EMPTY. Ray, which takes seconds to import, is imported where the stream begins.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from datetime import UTC, datetime
+from functools import partial
+
+from pipeline.control.encoder_pool import check_encoder_pool, encoder_pool
+from pipeline.control.pools import IO_BLOCK_BYTES
+from pipeline.control.stop import GraceOverError, Stop
+from pipeline.errors import EncoderError, StorageError
+from pipeline.output import layout, run_records
+from pipeline.output.spec_file import load_spec
+from pipeline.storage import Storage
+from pipeline.storage.addresses import redacted
+from pipeline.text import spec as specs
+from pipeline.text import stages
+from pipeline.text.captions import check_column, open_shards
+from pipeline.text.checkpoint import TextCheckpoint, resolve
+from pipeline.text.driver import Driver, Plan
+from pipeline.text.job import TextJob
+from pipeline.text.receipts import TextSummary
+
+log = logging.getLogger(__name__)
+
+PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "ray")
+"""What may change the last bits of an embedding."""
+
+
+def make_plan(job: TextJob) -> Plan:
+    """Resolve the settings and list what is left. Writes nothing.
+
+    Raises:
+        ConfigError: there is no such output, the checkpoint or a setting is wrong, or the text has another spec.
+    """
+    output = Storage(job.output)
+    load_spec(output)
+    checkpoint = TextCheckpoint.of(job)
+    spec = resolve(job, checkpoint)
+    name = job.name or str(spec.encoder["model_type"])
+    specs.check(output, name, spec)
+    todo, num_done = open_shards(output, name)
+    check_column(output, todo, job.caption_column)
+    return Plan(output=output, name=name, spec=spec, checkpoint=checkpoint, todo=todo, num_done=num_done)
+
+
+def run(
+    job: TextJob,
+    *,
+    encode: Callable[..., stages.Encode] = stages.load_encoder,
+    echo: Callable[[str], None] = log.info,
+    echo_seconds: float = 30.0,
+) -> TextSummary:
+    """Encode the captions of every committed shard that has no text yet. Running it again continues with what is left.
+
+    `echo` gets a progress line every `echo_seconds`. Tests replace `encode`.
+
+    Raises:
+        ConfigError: a setting is wrong; nothing was started.
+        EncoderError: no encoder can start.
+        StorageError: the output failed permanently. What is stored stays.
+    """
+    began = datetime.now(UTC)
+    plan = make_plan(job)
+    workers = job.workers.of_a_job()
+    weights_bytes = plan.checkpoint.weights_bytes
+    check_encoder_pool(workers, job.output, weights_bytes)
+    driver = Driver(plan, echo, echo_seconds)
+    with Stop(job.grace) as stop:
+        if plan.todo:
+            log.info("starting Ray: the text of %d of %d shards is left", len(plan.todo), driver.progress.num_shards)
+            from pipeline.control.ray_cluster import cluster_of, set_up_data
+
+            with contextlib.suppress(GraceOverError), cluster_of(workers, stop) as cluster, stop.limited():
+                set_up_data(IO_BLOCK_BYTES)
+                encoders = encoder_pool(workers, cluster, weights_bytes, len(plan.todo))
+                specs.write(plan.output, plan.name, plan.spec)  # now that nothing is left to refuse
+                with _recorded(plan, job, encoders.device, began, lambda: driver.summary(stop.by)):
+                    make = partial(encode, plan.checkpoint, plan.spec, threads=workers.threads_per_encoder)
+                    driver.drive(make, encoders, stop)
+    return driver.summary(stop.by)
+
+
+@contextlib.contextmanager
+def _recorded(
+    plan: Plan, job: TextJob, device: str, began: datetime, summary: Callable[[], TextSummary]
+) -> Iterator[None]:
+    """Put text/NAME/runs/<time>-<run>.json when the body ends, also if it fails."""
+    folder = layout.text_runs(plan.name)
+    environment = run_records.environment(device, job.workers.threads_per_encoder, PACKAGES)
+    run_records.warn_of_differences(plan.output, environment, folder)
+    facts = {
+        "run": plan.run_id,
+        "began": began.isoformat(),
+        "job": asdict(job) | {"output": redacted(job.output)},
+        "spec_sha256": plan.spec.digest,
+        "environment": environment,
+    }
+    failure = ""
+    try:
+        yield
+    except (EncoderError, StorageError) as error:
+        failure = str(error)
+        raise
+    finally:
+        with contextlib.suppress(StorageError) if failure else contextlib.nullcontext():
+            run_records.put_record(plan.output, facts | {"summary": asdict(summary())}, failure, folder)

@@ -1,0 +1,85 @@
+"""TextSpec: all that determines the bytes of a text for given captions. It is frozen in text/NAME/spec.json."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from latentmill.format import TEXT_VERSION
+from pipeline.errors import ConfigError, NotFoundError
+from pipeline.output.layout import text_spec_path
+from pipeline.records import canonical_json
+from pipeline.settings.spec import diff
+from pipeline.storage import Storage
+from pipeline.storage.addresses import redacted
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextSpec:
+    """The settings of a text, with every value resolved. No path, no workers."""
+
+    encoder: dict[str, Any]
+    """Class, model type, number of layers, width, and the sha256 of its config and of its weights."""
+    tokenizer_sha256: str
+    max_length: int
+    dtype: str
+    layer: int | str
+    """`last`, or the place in `hidden_states`, from 0."""
+    caption_column: str
+    drop_empty: bool
+    batch_size: int
+    text_version: int = TEXT_VERSION
+
+    def to_json(self) -> str:
+        """Return the canonical JSON: equal specs give equal text."""
+        return canonical_json(asdict(self))
+
+    @staticmethod
+    def from_json(text: str | bytes) -> TextSpec:
+        """Parse the text of `to_json`. Raises ConfigError for a version that this code does not read."""
+        fields = json.loads(text)
+        if fields["text_version"] != TEXT_VERSION:
+            raise ConfigError(f"text_version must be {TEXT_VERSION}, got {fields['text_version']} in spec.json")
+        return TextSpec(**fields)
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of the canonical JSON."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+
+def load(output: Storage, name: str) -> TextSpec | None:
+    """Return the spec of a text, or None if there is no such text. Raises ConfigError if the spec is damaged."""
+    path = text_spec_path(name)
+    try:
+        return TextSpec.from_json(output.read(path))
+    except NotFoundError:
+        return None
+    except ConfigError as error:
+        raise ConfigError(f"{redacted(output.uri)}: {path}: {error}") from None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ConfigError(f"{redacted(output.uri)}: {path} is not the spec of a text: {error!r}") from error
+
+
+def check(output: Storage, name: str, spec: TextSpec) -> None:
+    """Compare the spec with the one of this text, if there is one. Writes nothing.
+
+    Raises:
+        ConfigError: they differ. The message names every field that does, with both values.
+    """
+    stored = load(output, name)
+    if stored and (differences := diff(spec.to_json(), stored.to_json())):
+        fields = "; ".join(f"{one.field}: {one.ours} in this run, {one.theirs} in the output" for one in differences)
+        raise ConfigError(
+            f"text {name!r} of {redacted(output.uri)} was made with another spec ({fields}): "
+            "use another --name, or the same settings"
+        )
+
+
+def write(output: Storage, name: str, spec: TextSpec) -> None:
+    """Write the spec of a text if it has none. Raises ConfigError if another run has written a different one."""
+    text = json.dumps(json.loads(spec.to_json()), indent=2, sort_keys=True).encode() + b"\n"
+    if not output.create(text_spec_path(name), text):
+        check(output, name, spec)

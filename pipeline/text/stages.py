@@ -1,0 +1,232 @@
+"""The three stages of a text as Ray Data calls them: a table of shards in, tables out. The module does not use Ray.
+
+    read     claims a shard, and reads its captions
+    encode   an actor: captions in, an embedding of each distinct caption out
+    store    writes the text file of the shard, create-only; hands on a receipt
+
+The file is built beside the encoder (1 ms a row of 0.8 MB), so that a GPU does not wait for it. A fault becomes a
+receipt that leaves the shard open; it never ends the stream.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from latentmill.format import EMPTY
+from pipeline.errors import ConfigError, EncoderError, StorageError
+from pipeline.guard.deadline import die
+from pipeline.guard.strikes import MAX_STRIKES, attempt
+from pipeline.output.layout import text_path
+from pipeline.stages.tables import Shared
+from pipeline.storage import Storage
+from pipeline.text import shard_file
+from pipeline.text.captions import read_captions
+from pipeline.text.receipts import TextReceipt
+from pipeline.text.records import Caption, Embedding, NonfiniteTextError
+from pipeline.text.spec import TextSpec
+
+log = logging.getLogger(__name__)
+
+ROW_SCHEMA = pa.schema(
+    [
+        ("shard", pa.string()),
+        ("captions", pa.string()),
+        ("facts", pa.string()),
+        ("payload", pa.large_binary()),
+        ("receipt", pa.string()),
+    ]
+)
+"""What travels: a shard; then its captions as JSON; then also the facts of its embeddings as JSON, and their bytes one
+after the other; at last, or if something failed, a receipt alone."""
+
+
+class Encode(Protocol):
+    """Return the embedding of each distinct caption."""
+
+    def __call__(self, captions: Iterable[str]) -> dict[str, Embedding]: ...
+
+
+class MakeEncoder(Protocol):
+    """Start an encoder on a device, "cpu" or "cuda"."""
+
+    def __call__(self, *, device: str) -> Encode: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextStages:
+    """What the stages need. It pickles, because every worker gets it."""
+
+    output: Storage
+    name: str
+    spec: TextSpec
+    make_encoder: MakeEncoder
+
+
+def load_encoder(*args: Any, **kwargs: Any) -> Encode:
+    """Make the TextEncoder. It is imported late, because torch and transformers cost every worker seconds."""
+    from pipeline.text.encoder import TextEncoder
+
+    return TextEncoder(*args, **kwargs)
+
+
+def read(table: pa.Table, stages: TextStages, shared: Shared) -> Iterator[pa.Table]:
+    """Claim each shard and read its captions, unless another run holds it."""
+    for shard in table["shard"].to_pylist():
+        try:
+            if not shared.claims.take(shard):
+                yield _row(shard, receipt=TextReceipt(shard=shard, state="elsewhere").to_json())
+                continue
+            captions = read_captions(stages.output, shard, stages.spec.caption_column)
+        except (StorageError, ConfigError) as error:
+            yield _row(shard, receipt=TextReceipt(shard=shard, state="open", message=str(error)).to_json())
+            continue
+        yield _row(shard, captions=json.dumps([(caption.id, caption.text) for caption in captions]))
+
+
+class EncodeActor:
+    """The encode actor: it holds one encoder."""
+
+    def __init__(self, stages: TextStages, shared: Shared, device: str, pool: int) -> None:
+        """Start the encoder of a pool of `pool` encoders.
+
+        Raises:
+            EncoderError: MAX_STRIKES encoders in a row died while they started. Ray would restart them for ever.
+        """
+        if (deaths := shared.guard.starting() - pool) >= MAX_STRIKES:
+            raise EncoderError(f"{deaths} encoders in a row died while they started: is there memory for the model?")
+        self._stages, self._guard = stages, shared.guard
+        self._encode = stages.make_encoder(device=device)
+        shared.guard.started()
+
+    def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
+        """Encode the captions of each shard; receipts pass through."""
+        for row in table.to_pylist():
+            if row["receipt"]:
+                yield _row(**row)
+                continue
+            shard, started = row["shard"], time.perf_counter()
+            try:
+                with attempt(self._guard, f"{shard}/text") as strikes:
+                    if strikes >= MAX_STRIKES:
+                        raise EncoderError(f"{strikes} encoders died while they encoded it")
+                    wanted = wanted_of(self._stages.spec, shard, captions_of(row))
+                    made = encode_or_die(self._encode, shard, wanted)
+            except (EncoderError, NonfiniteTextError) as error:
+                yield _row(shard, receipt=TextReceipt(shard=shard, state="open", message=str(error)).to_json())
+                continue
+            seconds = time.perf_counter() - started
+            facts = json.dumps([seconds, [[text, *facts_of(embedding)] for text, embedding in made.items()]])
+            payload = b"".join(embedding.payload for embedding in made.values())
+            yield _row(shard, row["captions"], facts, payload)
+
+
+def wanted_of(spec: TextSpec, shard: str, captions: Iterable[Caption]) -> set[str]:
+    """Return the texts to encode: each distinct caption once. A missing caption is the empty prompt."""
+    return {caption.text or "" for caption in captions if not is_dropped(spec, shard, caption.text)}
+
+
+def is_dropped(spec: TextSpec, shard: str, text: str | None) -> bool:
+    """Return whether a row gets no text: if the spec says so, those whose caption is missing, empty or white space."""
+    return spec.drop_empty and shard != EMPTY and not (text or "").strip()
+
+
+def encode_or_die(encode: Encode, shard: str, texts: set[str]) -> dict[str, Embedding]:
+    """Encode, or end this process if the device cannot continue: Ray restarts the actor, which tries again."""
+    from pipeline.stages.encode_chunk import is_of_the_device
+
+    try:
+        return encode(texts)
+    except (RuntimeError, MemoryError) as error:
+        if not is_of_the_device(error):
+            raise
+        log.error("shard=%s encoder dies: %s", shard, error)
+        die()
+
+
+def text_file(
+    spec: TextSpec, shard: str, captions: list[Caption], made: Mapping[str, Embedding]
+) -> tuple[bytes, TextReceipt]:
+    """Return the text file of a shard, and its receipt, from the embedding of each text that is wanted."""
+
+    def embedding_of(text: str | None) -> Embedding | None:
+        return None if is_dropped(spec, shard, text) else made[text or ""]
+
+    sink = io.BytesIO()
+    shard_file.write(sink, spec.to_json(), shard, captions, embedding_of)
+    embeddings = [embedding_of(caption.text) for caption in captions]
+    receipt = TextReceipt(
+        shard=shard,
+        state="done",
+        rows=len(captions),
+        captions=len(made),
+        tokens=sum(embedding.length for embedding in made.values()),
+        truncated=sum(embedding is not None and embedding.truncated for embedding in embeddings),
+        dropped=embeddings.count(None),
+        num_bytes=sink.tell(),
+    )
+    return sink.getvalue(), receipt
+
+
+def store(table: pa.Table, stages: TextStages, shared: Shared) -> Iterator[pa.Table]:
+    """Write the file of each shard, give up the claim, and yield the receipts."""
+    for row in table.to_pylist():
+        shard = row["shard"]
+        try:
+            receipt = TextReceipt.from_json(row["receipt"]) if row["receipt"] else _stored(row, stages)
+            if receipt.state != "elsewhere":
+                shared.claims.release(shard)
+        except StorageError as error:
+            receipt = TextReceipt(shard=shard, state="open", message=str(error), is_write=True)
+        yield _row(shard, receipt=receipt.to_json())
+
+
+def _stored(row: dict[str, Any], stages: TextStages) -> TextReceipt:
+    shard, payload = row["shard"], memoryview(row["payload"])
+    seconds, facts = json.loads(row["facts"])
+    made: dict[str, Embedding] = {}
+    for text, num_bytes, shape, dtype, length, truncated in facts:
+        made[text] = Embedding(
+            payload=bytes(payload[:num_bytes]), shape=tuple(shape), dtype=dtype, length=length, truncated=truncated
+        )
+        payload = payload[num_bytes:]
+    file, receipt = text_file(stages.spec, shard, captions_of(row), made)
+    path = text_path(stages.name, shard)
+    if not stages.output.create(path, file):
+        log.warning("path=%s was committed by another run with other bytes; that file is kept", path)
+    return replace(receipt, encode_seconds=seconds)
+
+
+def facts_of(embedding: Embedding) -> tuple[int, tuple[int, int], str, int, bool]:
+    """Return what an embedding is beside its bytes, their number first."""
+    return len(embedding.payload), embedding.shape, embedding.dtype, embedding.length, embedding.truncated
+
+
+def captions_of(row: Mapping[str, Any]) -> list[Caption]:
+    """Return the captions of a row that travels."""
+    return [Caption(id=id_, text=text) for id_, text in json.loads(row["captions"])]
+
+
+def receipts(tables: Iterable[pa.Table]) -> Iterator[TextReceipt]:
+    """Yield the receipts of the tables that come out of `store`."""
+    for table in tables:
+        yield from map(TextReceipt.from_json, table["receipt"].to_pylist())
+
+
+def _row(
+    shard: str,
+    captions: str | None = None,
+    facts: str | None = None,
+    payload: bytes | None = None,
+    receipt: str | None = None,
+) -> pa.Table:
+    values = (shard, captions, facts, payload, receipt)
+    columns = [pa.array([value], type_) for value, type_ in zip(values, ROW_SCHEMA.types, strict=True)]
+    return pa.Table.from_arrays(columns, schema=ROW_SCHEMA)

@@ -1,0 +1,1 @@
+from tests.text.checkpoints import encoders as encoders

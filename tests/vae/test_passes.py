@@ -1,0 +1,158 @@
+"""The CUDA path without a GPU: its kernels in Triton's interpreter and through Triton's compiler, and when it is taken.
+
+What they take in time, and what a GPU makes of a convolution without its bias, only a GPU shows.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.vae.test_cost import real_encoder
+from vae import kernels
+from vae.encoder import Encoder3D, EncoderCache
+
+if find_spec("triton") is None:
+    pytest.skip("triton is not installed", allow_module_level=True)
+
+from vae import fused
+from vae.kernels import cuda
+
+ROOT = Path(__file__).parents[2]
+
+
+def interpret(amount: str) -> None:
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    subprocess.run([sys.executable, "-m", "tests.vae.interpreted", amount], check=True, env=environment, cwd=ROOT)
+
+
+def test_the_kernels_and_the_walk_are_exact() -> None:
+    interpret("quick")
+
+
+@pytest.mark.slow
+def test_the_kernels_and_the_walk_are_exact_in_every_dtype() -> None:
+    interpret("full")
+
+
+def launches(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> dict[object, tuple[Any, dict[str, object]]]:
+    """Every launch of two windows of 480x720, by name and constants: the kernel and all of its arguments."""
+    found: dict[object, tuple[Any, dict[str, object]]] = {}
+    inner: Callable[..., None] = cuda._launch
+
+    def spy(kind: str, kernel: Any, grid: object, arguments: Any, constants: Any, **tensors: Any) -> None:
+        named = dict(zip(kernel.arg_names, arguments, strict=False)) | constants
+        found.setdefault((kernel.__name__, *constants.items()), (kernel, named))
+        inner(kind, kernel, grid, arguments, constants, **tensors)
+
+    monkeypatch.setattr(cuda, "_launch", spy)
+    encoder, cache = real_encoder().to(dtype), EncoderCache()
+    with torch.no_grad(), kernels.workspace():
+        for length in (9, 8):
+            encoder.step(torch.empty(1, 3, length, 480, 720, dtype=dtype, device="meta"), cache)
+    return found
+
+
+def compile_for(kernel: Any, named: dict[str, object], architecture: int) -> dict[str, Any]:
+    """Compile a launch as Triton's runtime would, and return the code of each step."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    types = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+    signature, constants, divisible = {}, {}, {}
+    for i, name in enumerate(kernel.arg_names):
+        value = named[name]
+        if isinstance(value, Tensor):
+            signature[name], divisible[i,] = types[value.dtype], [["tt.divisibility", 16]]
+        elif isinstance(value, float):
+            signature[name] = "fp32"
+        elif name.isupper() or value == 1:
+            signature[name], constants[name] = "constexpr", value
+        else:
+            assert isinstance(value, int)
+            signature[name] = "i64" if value >= 2**31 else "i32"
+            if value % 16 == 0:
+                divisible[i,] = [["tt.divisibility", 16]]
+    source = triton.compiler.ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=divisible)
+    options = {"enable_fp_fusion": True}
+    return dict(triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options).asm)
+
+
+def check_compiled(asm: dict[str, Any], kernel: Any) -> None:
+    assert asm["cubin"]
+    reads_wide = kernel.__name__ == "finalise" or "ld.global.v4" in asm["ptx"] or ".v4.b32" in asm["ptx"]
+    assert reads_wide, f"{kernel.__name__} does not load 16 bytes at a time"
+    atomics = [word for word in ("atom.", "red.global") if word in asm["ptx"]]
+    assert atomics == [], f"{kernel.__name__} depends on the order of its programs"
+
+
+@pytest.mark.parametrize("architecture", [80, 90])
+def test_each_kernel_compiles(architecture: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    first = {kernel.__name__: (kernel, named) for kernel, named in launches(monkeypatch, torch.bfloat16).values()}
+    assert set(first) == {"statistics", "add", "finalise", "scale_shift_silu", "pool_time"}
+    for kernel, named in first.values():
+        check_compiled(compile_for(kernel, named, architecture), kernel)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", [80, 90])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_every_launch_of_a_real_clip_compiles(
+    dtype: torch.dtype, architecture: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    every = launches(monkeypatch, dtype)
+    assert len(every) > 10
+    for kernel, named in every.values():
+        check_compiled(compile_for(kernel, named, architecture), kernel)
+
+
+def test_blocks_fill_the_card_and_depend_on_the_shape_alone() -> None:
+    level_0, level_3 = 8 * 480 * 720, 2 * 60 * 90
+    assert cuda.block_rows(level_0, 128) == cuda.MOST_BLOCK_ROWS
+    assert level_3 / cuda.block_rows(level_3, 512) >= cuda.ENOUGH_BLOCKS
+    for rows, channels in ((1, 32), (1000, 96), (level_3, 512), (level_0, 128), (2**32, 1024)):
+        block = cuda.block_rows(rows, channels)
+        assert block & (block - 1) == 0
+        assert cuda.TILE_ELEMENTS // 1024 <= block <= cuda.MOST_BLOCK_ROWS
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_fused_walk_is_taken_by_every_dtype(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = launches(monkeypatch, dtype)
+    assert any(name == "add" for name, *_ in found)  # type: ignore[misc]
+
+
+def disturb_hook(encoder: Encoder3D) -> None:
+    encoder.mid.block_1.conv1.conv.register_forward_hook(lambda module, inputs, output: output)
+
+
+def disturb_forward(encoder: Encoder3D) -> None:
+    encoder.norm_out.forward = lambda x: x  # type: ignore[method-assign]
+
+
+def disturb_kind(encoder: Encoder3D) -> None:
+    encoder.conv_in.conv = nn.Sequential(encoder.conv_in.conv)  # type: ignore[assignment]
+
+
+def disturb_dropout(encoder: Encoder3D) -> None:
+    encoder.mid.block_2.dropout.p = 0.1
+    encoder.train()
+
+
+@pytest.mark.parametrize("disturb", [disturb_hook, disturb_forward, disturb_kind, disturb_dropout])
+def test_a_module_of_somebody_elses_is_never_walked_around(disturb: Callable[[Encoder3D], None]) -> None:
+    encoder = real_encoder()
+    assert fused.applies(encoder)
+    disturb(encoder)
+    assert not fused.applies(encoder)
