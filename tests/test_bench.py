@@ -54,6 +54,16 @@ def test_runs_at_its_smallest(name: str) -> None:
     assert re.search(FIGURES[name], done.stdout), done.stderr
 
 
+@pytest.mark.slow
+def test_the_encoder_of_wan() -> None:
+    pytest.importorskip("diffusers")
+    command = [sys.executable, "-m", "jobs.bench", "encoder", "--vae", "wan", *SMALLEST["encoder"]]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert re.search(r"float32 1x32x32(.|\n)*by CPU time(.|\n)*peak memory(.|\n)*% in convolutions", done.stdout), (
+        done.stderr
+    )
+
+
 @pytest.mark.parametrize("name", jobs.bench.BENCHES)
 def test_tells_its_options(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:

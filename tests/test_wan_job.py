@@ -10,6 +10,7 @@ import pytest
 
 import vae
 from pipeline.errors import ConfigError
+from pipeline.export.families import WAN_21, foreign_scaling
 from pipeline.guard.strikes import Strikes
 from pipeline.output.spec_file import check, write_spec
 from pipeline.records import Chunk, Latent
@@ -100,3 +101,11 @@ def test_a_clip_of_any_length_is_accepted(wan: str) -> None:
     """Where the adapter refused clips that do not fit into one chunk."""
     job = Job(source=("x",), output="out", vae=wan, clip=replace(CLIP, num_frames=2001))
     assert resolve(job)[1].schedule == "causal4"
+
+
+def test_an_export_sees_a_normalisation_that_is_not_the_vaes(wan: str) -> None:
+    """A trainer expects that of the checkpoint; `encode --scale --shift` may have replaced it."""
+    rule = spec(CLIP, LatentRule(), wan)
+    assert WAN_21.has_made(rule.vae)
+    assert foreign_scaling(rule.vae, WAN_21) is None
+    assert "scale 2" in str(foreign_scaling(rule.vae | {"scale": 2.0}, WAN_21))

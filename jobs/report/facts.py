@@ -90,7 +90,11 @@ def words(spec: Spec) -> list[tuple[str, str]]:
         "sample": f"one sample of the posterior (seed {latent.seed}), scaled",
         "moments": "mean and log-variance of the posterior, unscaled",
     }
-    windows = {"batched8": "in windows of 8 frames with caches", "whole": "in one pass"}
+    windows = {
+        "batched8": "in windows of 8 frames with caches",
+        "whole": "in one pass",
+        "causal4": "in windows of 4 frames with caches, after frame 0",
+    }
     bits = 8 * DTYPES[latent.store_dtype].itemsize
     return [
         ("VAE", f"{vae['name']}: {vae['space_compression']}x in space, {vae['time_compression']}x in time, "
@@ -99,7 +103,7 @@ def words(spec: Spec) -> list[tuple[str, str]]:
         ("Scaling", f"(z - {_numbers(vae['shift'])}) * {_numbers(vae['scale'])}"),
         ("Clips", f"{shapes}; {rate}; {cut[clip.clips]}"),
         ("Resizing", f"{fit[clip.fit]}; {clip.filter}"),
-        ("Encoding", f"{windows[latent.schedule]}, computed in {latent.dtype}"),
+        ("Encoding", f"{windows[vae['schedule']]}, computed in {latent.dtype}"),
         ("Stored", f"{stored[latent.posterior]}, as {latent.store_dtype} ({bits} bits) in {latent.format}"),
         ("Format", f"version {spec.format_version}; Spec sha256 {spec.digest}"),
     ]  # fmt: skip

@@ -51,13 +51,16 @@ def test_both_formats_give_the_same_vae(model: Any, folder: Path, tmp_path: Path
     from_folder = vae.load_vae(str(folder))
     expected = from_folder.info.to_json()
     scale, shift = expected.pop("scale"), expected.pop("shift")
+    assert expected["config"].pop("latents_mean") == shift
+    assert expected["config"].pop("latents_std") == pytest.approx([1 / value for value in scale])
     assert shift == [0.01 * i for i in range(len(shift))]
     assert scale == [1 / (1 + 0.01 * i) for i in range(len(scale))]
     mean, std = LATENTS[len(scale)]
     for where in (path, converted):
         other = vae.load_vae(str(where))
         info = other.info.to_json()
-        assert info.pop("shift") == list(mean)
+        assert info.pop("shift") == info["config"].pop("latents_mean") == list(mean)
+        assert info["config"].pop("latents_std") == pytest.approx(list(std))
         assert info.pop("scale") == [1 / value for value in std]
         assert info == expected
         x = pixels(other.info)

@@ -34,6 +34,9 @@ log = logging.getLogger(__name__)
 
 _CHOICES = ("batched8", "whole")
 
+_STATED = ("latents_mean", "latents_std")
+"""What Wan's config says beside the arguments of the network: exports compare a Spec's scaling with it."""
+
 
 def load_vae(
     where: str, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu", schedule: Schedule = "batched8"
@@ -79,9 +82,10 @@ def save_vae(vae: VideoVAE, path: str | Path) -> None:
     if not isinstance(vae.encoder, Encoder3D | WanEncoder):
         raise ValueError(f"only an Encoder3D or a WanEncoder can be saved in our format, got {info.name}")
     tensors = vae.encoder.state_dict()
+    config = {name: value for name, value in info.config.items() if name not in _STATED}
     write_encoder(
         Path(path),
-        EncoderCheckpoint(name=info.name, config=info.config, scale=info.scale, shift=info.shift, tensors=tensors),
+        EncoderCheckpoint(name=info.name, config=config, scale=info.scale, shift=info.shift, tensors=tensors),
     )
 
 
@@ -131,9 +135,13 @@ def _info(encoder: Encoder3D, checkpoint: EncoderCheckpoint, where: str, schedul
 def _info_of_wan(encoder: WanEncoder, checkpoint: EncoderCheckpoint) -> VAEInfo:
     # The first latent of a chunk is that of the chunk's first 4 frames, and depends on `reach` frames before the last.
     frames_before = encoder.reach - (CAUSAL_WINDOW - 1)
+    config = dict(checkpoint.config)
+    if isinstance(checkpoint.scale, tuple) and isinstance(checkpoint.shift, tuple):
+        std = [1.0 / float(value) for value in checkpoint.scale]  # type: ignore[arg-type]
+        config |= {"latents_mean": list(checkpoint.shift), "latents_std": std}
     return VAEInfo(
         name=checkpoint.name,
-        config=checkpoint.config,
+        config=config,
         weights_sha256=weights_sha256(checkpoint.tensors),
         in_channels=encoder.in_channels,
         latent_channels=encoder.z_channels,
