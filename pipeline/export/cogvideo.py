@@ -6,8 +6,8 @@
     videos.txt, prompts.txt  one line a clip
 
 The latents are samples, scaled (encode_video of lora_trainer.py at the head of 2026). The trainer reads one resolution,
-its --train_resolution. A prompt is one line: line breaks in captions become spaces. Embeddings are padded with zeros to
-the text's --max-length; the trainer's own cache has there what T5 makes of padding tokens.
+its --train_resolution. A prompt is one line: line breaks in captions become spaces. T5 has read padding tokens as text
+(--pad-tokens --max-length 226), as in the trainer's own cache (encode_text of the same file).
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def write(piece: Piece, rows: Iterator[ExportRow], into: Storage) -> Counts:
             counts[resolution] += 1
             prompts.append(prompt)
             videos.append(f"videos/{row.id}.mp4")
-            text, _ = row.padded_text()
+            assert row.text is not None
             name = hashlib.sha256(prompt.encode()).hexdigest()
-            yield f"cache/prompt_embeddings/{name}.safetensors", partial(save, {"prompt_embedding": text})
+            yield f"cache/prompt_embeddings/{name}.safetensors", partial(save, {"prompt_embedding": row.text})
             latent = {"encoded_video": row.latent}
             yield f"cache/video_latent/{piece.model}/{resolution}/{row.id}.safetensors", partial(save, latent)
             yield videos[-1], bytes
@@ -60,6 +60,7 @@ TRAINER = Trainer(
     takes=(COGVIDEOX,),
     conversion=Conversion(draw="sample"),
     one="shape",
+    pad_tokens=True,
     needs_caption=True,
     needs_model=True,
     write=write,

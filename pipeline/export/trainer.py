@@ -49,6 +49,8 @@ class Trainer:
     """What the user must set where clips differ in shape."""
     text_step: int = 1
     """The room of an embedding, --max-length of `latentmill text`, is a multiple of this."""
+    pad_tokens: bool = False
+    """Whether its model learned from embeddings whose encoder read padding tokens as text."""
     needs_caption: bool = False
     """Whether it finds an embedding by its caption."""
     needs_model: bool = False

@@ -132,6 +132,8 @@ def resolve(job: TextJob, checkpoint: TextCheckpoint) -> TextSpec:
     config, tokenizer, digests = checkpoint.config(), checkpoint.load_tokenizer(), checkpoint.digests()
     text_config = config.get_text_config()
     num_layers = int(text_config.num_hidden_layers)
+    if job.pad_tokens and tokenizer.pad_token_id is None:
+        raise ConfigError(f"--pad-tokens: the tokenizer of {checkpoint.tokenizer} has no padding token")
     return TextSpec(
         encoder={
             "model_type": config.model_type,
@@ -147,6 +149,7 @@ def resolve(job: TextJob, checkpoint: TextCheckpoint) -> TextSpec:
         caption_column=job.caption_column,
         drop_empty=job.drop_empty,
         batch_size=job.batch_size,
+        pad_tokens=job.pad_tokens,
     )
 
 

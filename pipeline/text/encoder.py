@@ -1,9 +1,10 @@
 """TextEncoder: captions in, embeddings out. It does not use Ray.
 
 A forward pass holds captions of one number of tokens, so none is padded: padding, even if it is masked, changes which
-kernels run and how they round. With batches of one, the default, the bytes of an embedding are a function of the
-caption and the TextSpec alone, in every shard and for every order of the work. Larger batches are formed of the
-distinct captions of one shard, sorted by (number of tokens, text): their bytes are a function of the shard.
+kernels run and how they round. (`pad_tokens` gives all captions the same number, and the encoder reads them all.) With
+batches of one, the default, the bytes of an embedding are a function of the caption and the TextSpec alone, in every
+shard and for every order of the work. Larger batches are formed of the distinct captions of one shard, sorted by
+(number of tokens, text): their bytes are a function of the shard.
 """
 
 from __future__ import annotations
@@ -59,11 +60,11 @@ class TextEncoder:
             EncoderError: a token that the encoder does not know.
         """
         tokens = self.tokens(sorted(set(captions)))
-        ordered = sorted(tokens.items(), key=lambda item: len(item[1][0]))
+        ordered = sorted(tokens.items(), key=lambda item: len(self._filled(item[1][0])))
         made: dict[str, Embedding] = {}
-        for _, group in groupby(ordered, key=lambda item: len(item[1][0])):
+        for _, group in groupby(ordered, key=lambda item: len(self._filled(item[1][0]))):
             for batch in _batches(list(group), self._spec.batch_size):
-                values = self._forward([ids for _, (ids, _) in batch])
+                values = self._forward([self._filled(ids) for _, (ids, _) in batch])
                 for (text, (ids, is_truncated)), value in zip(batch, values, strict=True):
                     if not torch.isfinite(value).all():
                         raise NonfiniteTextError(
@@ -98,6 +99,13 @@ class TextEncoder:
                 )
             found[text] = (ids or [self._filler()], is_long)
         return found
+
+    def _filled(self, ids: list[int]) -> list[int]:
+        """Return the tokens that the encoder reads: with `pad_tokens`, `max_length` of them."""
+        if not self._spec.pad_tokens:
+            return ids
+        filled = self._tokenizer.pad({"input_ids": ids}, padding="max_length", max_length=self._spec.max_length)
+        return list(filled["input_ids"])
 
     def _filler(self) -> int:
         ids = (self._tokenizer.pad_token_id, self._tokenizer.eos_token_id, 0)

@@ -53,6 +53,9 @@ class TextJob:
     max_length: int | None = None
     """Most tokens of a caption, special tokens included; what is longer is cut, and its row says so.
     Default: 512, or less where the encoder or its tokenizer takes less."""
+    pad_tokens: bool = False
+    """Fill up every caption to --max-length with padding tokens, which the encoder reads as if they were text.
+    CogVideoX learned from such embeddings (--max-length 226); other models want none."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """Type in which the encoder computes, and of the stored embeddings."""
     layer: str = "last"

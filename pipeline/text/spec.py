@@ -30,6 +30,7 @@ class TextSpec:
     caption_column: str
     drop_empty: bool
     batch_size: int
+    pad_tokens: bool = False
     text_version: int = TEXT_VERSION
 
     def to_json(self) -> str:

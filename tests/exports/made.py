@@ -140,9 +140,10 @@ def _embedding(text: str | None, spec: TextSpec) -> Embedding | None:
         return None
     length = min(spec.max_length, 1 + int((text or "0").rpartition(" ")[2]))
     rng = np.random.default_rng(len(text or "") + length)
-    values = torch.from_numpy(rng.normal(size=(length, WIDTH)).astype(np.float32))
-    payload = to_bytes(values, spec.dtype)
-    return Embedding(payload=bytes(payload), shape=(length, WIDTH), dtype=spec.dtype, length=length, truncated=False)
+    values = torch.zeros(spec.max_length if spec.pad_tokens else length, WIDTH)
+    values[:length] = torch.from_numpy(rng.normal(size=(length, WIDTH)).astype(np.float32))
+    payload, shape = bytes(to_bytes(values, spec.dtype)), (values.shape[0], WIDTH)
+    return Embedding(payload=payload, shape=shape, dtype=spec.dtype, length=length, truncated=False)
 
 
 def embedding_of(caption: str | None, max_length: int = 6, dtype: str = "bfloat16") -> torch.Tensor:

@@ -39,7 +39,7 @@ LENGTHS = ((2, 2, 4), (3, 2, 4))
 def exported(folder: Path, to: Any, shapes: Any = SAME, vae: Any = None, **changes: Any) -> tuple[Path, ExportSummary]:
     """Export an output of the trainer's VAE in `folder`, with text."""
     write_family(folder / "out", vae or vae_of(FAMILIES[to]), shapes, **changes)
-    write_text(folder / "out", max_length=ROOM if to == "ltx" else 6)
+    write_text(folder / "out", max_length=ROOM if to == "ltx" else 6, pad_tokens=to == "cogvideo")
     model = "cogvideox1.5-t2v" if to == "cogvideo" else ""
     job = ExportJob(output=str(folder / "out"), to=to, into=str(folder / "to"), text="t5", model=model)
     return folder / "to", export(job, SpreadRule(workers=1))
@@ -270,7 +270,7 @@ def test_missing_text_is_refused(tmp_path: Path, to: Any) -> None:
         export(job, SpreadRule(workers=1))
     with pytest.raises(ConfigError, match="has no text 't5': run `latentmill text"):
         export(replace(job, text="t5"), SpreadRule(workers=1))
-    write_text(tmp_path / "out", max_length=128)
+    write_text(tmp_path / "out", max_length=128, pad_tokens=to == "cogvideo")
     next((tmp_path / "out/text/t5").glob("0*.parquet")).unlink()
     with pytest.raises(ConfigError, match=r"1 of 3 files are missing, such as text/t5/00000"):
         export(replace(job, text="t5"), SpreadRule(workers=1))
@@ -310,10 +310,12 @@ def test_the_general_formats_take_text_too(tmp_path: Path, to: Any) -> None:
 @pytest.mark.parametrize(
     ("to", "changes", "says"),
     [
+        ("automodel", {"pad_tokens": True}, "made without --pad-tokens, and --text 't5' was made with"),
+        ("cogvideo", {}, "made with --pad-tokens, and --text 't5' was made without"),
         ("ltx", {"max_length": 100}, "multiple of 128 tokens, and --text 't5' has --max-length 100"),
         (
             "cogvideo",
-            {"caption_column": "title"},
+            {"caption_column": "title", "pad_tokens": True},
             "by the caption, and --text 't5' was made of 'title'",
         ),
     ],
@@ -329,7 +331,7 @@ def test_text_that_does_not_suit_is_refused(tmp_path: Path, to: Any, changes: An
 
 def test_a_model_is_named_where_paths_have_one_and_nowhere_else(tmp_path: Path) -> None:
     write_family(tmp_path / "out", vae_of(COGVIDEOX))
-    write_text(tmp_path / "out")
+    write_text(tmp_path / "out", pad_tokens=True)
     job = ExportJob(output=str(tmp_path / "out"), to="cogvideo", into=str(tmp_path / "to"), text="t5")
     with pytest.raises(ConfigError, match="give its --model_name with --model"):
         export(job, SpreadRule(workers=1))

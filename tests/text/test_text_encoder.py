@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -95,6 +97,31 @@ def test_a_batch_holds_captions_of_one_length_and_its_bytes_follow_from_the_shar
     assert made_of[0] == made_of[1] == made_of[2]
     assert [(len(batch), len(batch[0])) for batch in seen[:4]] == [(1, 2), (3, 3), (1, 3), (1, 4)]
     assert seen[:4] == seen[4:8] == seen[8:]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_padding_tokens_are_read_as_text_where_the_model_learned_so(encoders: Encoders, batch_size: int) -> None:
+    from transformers import AutoTokenizer, T5EncoderModel
+
+    encoder, _ = made(encoders("t5"), max_length=9, pad_tokens=True, batch_size=batch_size)
+    found = encoder(TEXTS)
+    model = T5EncoderModel.from_pretrained(encoders("t5"), dtype=torch.float32).eval()
+    loaded = AutoTokenizer.from_pretrained(encoders("t5"))
+    for text in TEXTS:
+        ids = loaded(text, padding="max_length", truncation=True, max_length=9, return_tensors="pt").input_ids
+        with torch.inference_mode():
+            expected = model(ids)[0][0].numpy()  # as diffusers calls it for CogVideoX: without a mask
+        assert found[text].shape == (9, 32)
+        assert found[text].length == len(loaded(text).input_ids)
+        np.testing.assert_allclose(array(found[text]), expected, rtol=1e-5, atol=1e-6 * max(1, np.abs(expected).max()))
+
+
+def test_padding_needs_a_padding_token(encoders: Encoders, tmp_path: Path) -> None:
+    shutil.copytree(encoders("t5"), tmp_path / "t5")
+    settings = tmp_path / "t5/tokenizer_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"pad_token": None}))
+    with pytest.raises(ConfigError, match=r"--pad-tokens: the tokenizer of .* has no padding token"):
+        made(tmp_path / "t5", pad_tokens=True)
 
 
 def test_a_long_caption_is_cut_as_transformers_cuts_it(encoders: Encoders) -> None:
