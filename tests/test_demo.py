@@ -80,8 +80,9 @@ def test_the_demo_runs_through(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     assert "not for real latents" in lines[0]
-    assert sum(line.startswith("$ latentmill ") for line in lines) == 7
+    assert sum(line.startswith("$ latentmill ") for line in lines) == 8
     assert sum("this run" in line and ", 0 chunks encoded" in line for line in lines) == 1
     assert sum(line.startswith("encoded again: ") and line.endswith("equal bytes") for line in lines) == 4
     assert sum(line.startswith("ok: 0 problems") for line in lines) == 2
     assert any(line.startswith("7 drift 'things drift") for line in lines)
+    assert (tmp_path / "demo/report.html").stat().st_size > 50_000

@@ -14,7 +14,15 @@ import pytest
 
 from jobs import plan
 from pipeline.errors import ConfigError
-from pipeline.estimate.forecast import OVERLAP, Estimate, bottleneck, estimate, on_gpus, on_this_machine
+from pipeline.estimate.forecast import (
+    OVERHEAD_SECONDS,
+    OVERLAP,
+    Estimate,
+    bottleneck,
+    estimate,
+    on_gpus,
+    on_this_machine,
+)
 from pipeline.estimate.sample import ShardSample
 from pipeline.output.tally import tally
 from pipeline.plan.frozen import read_plan
@@ -86,11 +94,11 @@ def test_a_forecast_follows_from_the_estimate() -> None:
     assert one.clips_per_second == OVERLAP / 0.25
     assert one.hours == 2 * two.hours
     assert one.price == two.price == pytest.approx(2.0 * one.gpu_hours)
-    assert one.cores_per_gpu == 0.5 / 0.25
-    assert "the GPUs" in bottleneck(one, 2)
-    assert "decoding: 1 cores for each GPU keep it busy 50% of the time" in bottleneck(one, 1)
+    assert one.cores_per_gpu == pytest.approx((0.5 + OVERLAP * OVERHEAD_SECONDS) / 0.25)
+    assert "the GPUs" in bottleneck(one, 2.2)
+    assert "decoding: 1 cores for each GPU keep it busy 47% of the time" in bottleneck(one, 1)
     rate, encoders = on_this_machine(found, 2)
-    assert (rate, encoders) == (pytest.approx(OVERLAP * 2 / 2.5), 2)
+    assert (rate, encoders) == (pytest.approx(2 / (2.5 / OVERLAP + OVERHEAD_SECONDS)), 2)
 
 
 def test_nothing_to_encode_is_an_error_with_the_reasons() -> None:

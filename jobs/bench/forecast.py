@@ -1,8 +1,8 @@
 """python -m jobs.bench forecast: compare the clips/s that `latentmill plan` predicts with those of the next run.
 
-The loads are those of `bench stream`, on 2 cores, with as many encoders as the plan says. The run is timed after
-start-up: from the first quarter of its latents to the last one. A ratio of 1.0 means that the plan was right; above it,
-the run was slower than planned.
+The loads are those of `bench stream` and two others, on 2 cores, with as many encoders as the plan says. The run is
+timed after start-up: from the first quarter of its latents to the last one. A ratio of 1.0 means that the plan was
+right; above it, the run was slower than planned.
 """
 
 from __future__ import annotations
@@ -17,12 +17,20 @@ from typing import Literal
 
 import tyro
 
-from jobs.bench.stream import CASES, CORES, Case, job, make_tars, spec_of
+from jobs.bench.stream import CASES, CORES, LARGE, Case, job, make_tars, spec_of
 from pipeline.estimate.forecast import estimate, on_this_machine
 from pipeline.estimate.sample import amount_of, measure
+from pipeline.settings.clip_rule import ClipRule
 from pipeline.sources.listing import list_source
 
 SHARDS = 16
+
+LOADS = CASES | {
+    "long": Case(
+        size=(640, 360), clip=ClipRule(num_frames=49, fps="native", height=64, width=96), num_clips=120, encoders=""
+    ),
+    "large": Case(size=LARGE, clip=ClipRule(num_frames=17, height=256, width=384), num_clips=80, encoders=""),
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,14 +39,16 @@ class Args:
 
     rounds: int = 3
     """Number of rounds, each of a plan and a run; medians are printed."""
-    clips: int = 240
-    """Clips of a run."""
+    clips: int | None = None
+    """Clips of a run. Default: each load has its number."""
     measured: int = 32
     """Clips that the plan decodes and encodes."""
-    loads: tuple[Literal["encode-bound", "balanced", "decode-bound"], ...] = (
+    loads: tuple[Literal["encode-bound", "balanced", "decode-bound", "long", "large"], ...] = (
         "encode-bound",
         "balanced",
         "decode-bound",
+        "long",
+        "large",
     )
     """The loads, in this order."""
 
@@ -48,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = tyro.cli(Args, args=argv, prog="python -m jobs.bench forecast", description=__doc__)
     for name in args.loads:
         with tempfile.TemporaryDirectory(prefix="lm") as folder:
-            print(_ratio(Path(folder), name, replace(CASES[name], num_clips=args.clips), args), flush=True)
+            case = replace(LOADS[name], num_clips=args.clips or LOADS[name].num_clips)
+            print(_ratio(Path(folder), name, case, args), flush=True)
     return 0
 
 

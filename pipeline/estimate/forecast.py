@@ -18,6 +18,10 @@ OVERLAP = 0.9
 """Share of the ideal throughput that a run reaches, where read, decode and encode overlap perfectly: `bench stream` on
 two cores gives 0.86 to 0.93 (docs/speed.md)."""
 
+OVERHEAD_SECONDS = 0.03
+"""Seconds of a core for each clip that Ray, staging and committing take: 25 to 38 ms on three loads whose clips take 0.1
+to 0.3 s (`bench forecast`). It matters for small clips only."""
+
 RESAMPLES = 1000
 """Of the shards that were looked at, for an interval."""
 
@@ -121,7 +125,8 @@ def on_this_machine(found: Estimate, cores: int) -> tuple[float, int]:
     The rate is that after the start. Decoding takes what the encoders leave (docs/cluster.md).
     """
     both = found.decode_seconds + found.encode_seconds
-    return OVERLAP * cores / both, math.ceil(cores * found.encode_seconds / both)
+    seconds = both / OVERLAP + OVERHEAD_SECONDS
+    return cores / seconds, math.ceil(cores * found.encode_seconds / both)
 
 
 def on_gpus(found: Estimate, gpus: int, *, gpu_seconds: float, price: float | None, chunk_bytes: int) -> Forecast:
@@ -135,7 +140,7 @@ def on_gpus(found: Estimate, gpus: int, *, gpu_seconds: float, price: float | No
     per_gpu = OVERLAP / gpu_seconds
     latents = found.clips.value * (1 - found.rejected_share.value)
     hours = latents / (gpus * per_gpu) / 3600
-    cores = per_gpu * found.decode_seconds / OVERLAP
+    cores = per_gpu * (found.decode_seconds / OVERLAP + OVERHEAD_SECONDS)
     return Forecast(
         gpus=gpus,
         clips_per_second=gpus * per_gpu,
