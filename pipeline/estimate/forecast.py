@@ -19,8 +19,8 @@ OVERLAP = 0.9
 two cores gives 0.86 to 0.93 (docs/speed.md)."""
 
 OVERHEAD_SECONDS = 0.03
-"""Seconds of a core for each clip that Ray, staging and committing take: 25 to 38 ms on three loads whose clips take 0.1
-to 0.3 s (`bench forecast`). It matters for small clips only."""
+"""Seconds of a core for each clip that Ray, staging and committing take: 25 to 38 ms on three loads whose clips take
+0.1 to 0.3 s (`bench forecast`). It matters for small clips only."""
 
 RESAMPLES = 1000
 """Of the shards that were looked at, for an interval."""
