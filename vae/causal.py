@@ -64,7 +64,7 @@ class CausalConv3d(nn.Module):
         if stride < 1 or dilation < 1:
             raise ValueError(f"stride and dilation must be at least 1, got {stride} and {dilation}")
         self.pad_mode = pad_mode
-        self.by_frames = False  # see kernels.conv3d
+        self.in_parts = False  # see kernels.conv3d
         self.stride = stride
         self.reach = dilation * (kernel[0] - 1)
         # A temporal kernel of 1 with a stride would give a negative pad, which crops instead of padding.
@@ -88,7 +88,7 @@ class CausalConv3d(nn.Module):
         """
         if (length := self.frames_at_a_time(x)) < x.shape[2]:
             return self._step_in_pieces(x, None, norm, residual, length)[0]
-        return kernels.conv3d(self._padded(x, None, norm), self.conv, residual, by_frames=self.by_frames)
+        return kernels.conv3d(self._padded(x, None, norm), self.conv, residual, in_parts=self.in_parts)
 
     def step(
         self,
@@ -117,7 +117,7 @@ class CausalConv3d(nn.Module):
             return self._step_in_pieces(x, cache, norm, residual, length)
         padded = self._padded(x, cache, norm)
         kept = self.tail(padded)
-        return kernels.conv3d(padded, self.conv, residual, by_frames=self.by_frames), kept
+        return kernels.conv3d(padded, self.conv, residual, in_parts=self.in_parts), kept
 
     def through(
         self,

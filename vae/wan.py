@@ -153,7 +153,7 @@ class WanEncoder(nn.Module):
         self.quant_conv = nn.Conv3d(2 * z_channels, 2 * z_channels, kernel_size=1)
         for module in self.modules():
             if isinstance(module, CausalConv3d):
-                module.by_frames = True
+                module.in_parts = True
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode a whole clip in one pass.

@@ -70,7 +70,7 @@ def test_a_position_does_not_see_another() -> None:
         assert torch.equal(kernels.norm_silu(part, norm, torch.empty_like(part)), whole[:, :, 1:2])
 
 
-def test_a_convolution_by_frames_is_the_convolution() -> None:
+def test_a_convolution_in_parts_is_the_convolution() -> None:
     """And its float32 error is smaller."""
     torch.manual_seed(0)
     conv = torch.nn.Conv3d(64, 32, 3, padding=(0, 1, 1))
@@ -80,7 +80,7 @@ def test_a_convolution_by_frames_is_the_convolution() -> None:
     with torch.no_grad():
         for added in (None, residual):
             exactly = expected if added is None else expected + residual.double()
-            apart = kernels.conv3d(x, conv, None if added is None else added.clone(), by_frames=True)
+            apart = kernels.conv3d(x, conv, None if added is None else added.clone(), in_parts=True)
             together = kernels.conv3d(x, conv, None if added is None else added.clone())
             assert relative(apart, exactly) < 1e-6
             assert relative(apart, exactly) <= 1.2 * relative(together, exactly)

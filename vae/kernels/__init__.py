@@ -122,17 +122,17 @@ def group_norm(x: Tensor, norm: nn.GroupNorm) -> Tensor:
     return norm(x.contiguous())  # type: ignore[no-any-return]
 
 
-def conv3d(x: Tensor, conv: nn.Conv3d, residual: Tensor | None = None, *, by_frames: bool = False) -> Tensor:
+def conv3d(x: Tensor, conv: nn.Conv3d, residual: Tensor | None = None, *, in_parts: bool = False) -> Tensor:
     """Return conv(x), plus `residual` if given; on the fast path the sum may be written into residual's memory.
 
-    With `by_frames`, float32 on a CPU sums in shorter chains, for a smaller rounding error.
+    With `in_parts`, float32 on a CPU sums in shorter chains, for a smaller rounding error.
     """
     if not is_fast():
         y: Tensor = conv(x)
         return y if residual is None else residual + y
     if cpu.can_convolve(x, conv, residual) and is_ordinary(conv, _CONV):
-        in_parts = by_frames and x.dtype == torch.float32 and conv.kernel_size[0] > 1 and conv.stride[0] == 1
-        return (cpu.conv3d_by_frames if in_parts else cpu.conv3d)(x, conv, residual)
+        short = in_parts and x.dtype == torch.float32 and conv.kernel_size[0] > 1 and conv.stride[0] == 1
+        return (cpu.conv3d_in_parts if short else cpu.conv3d)(x, conv, residual)
     y = conv(x)
     return y if residual is None else y.add_(residual)
 
