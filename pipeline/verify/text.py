@@ -125,7 +125,8 @@ class _FileCheck:
         if row["embedding_row"] != number:
             return
         payload, shape, dtype = row["embedding"] or b"", row["embedding_shape"] or [], row["embedding_dtype"]
-        wanted = [row["length"], self._spec.encoder["width"]]
+        num_tokens = self._spec.max_length if self._spec.pad_tokens else row["length"]
+        wanted = [num_tokens, self._spec.encoder["width"]]
         if shape != wanted or not 1 <= row["length"] <= self._spec.max_length:
             self.wrong("embedding_shape", shape, f"{wanted}, at most {self._spec.max_length} tokens", number)
         if dtype != self._spec.dtype:

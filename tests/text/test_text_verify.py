@@ -50,6 +50,11 @@ def test_a_text_with_dropped_rows_is_sound(encoders: Encoders, out: Path) -> Non
     assert problems(out) == []
 
 
+def test_a_text_with_padding_tokens_is_sound(encoders: Encoders, out: Path) -> None:
+    write_text(out, encoders("t5"), name="padded", max_length=9, pad_tokens=True)
+    assert problems(out) == []
+
+
 def test_an_unfinished_text_is_noted(out: Path) -> None:
     (out / format.text_path("t5", SHARD)).unlink()
     notes = [note for one in check_texts(Storage(str(out)), set(shard_names(2))) for note in one.notes]
