@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import tyro
 
-from jobs.process import run_command
+from jobs.process import log_to_stderr, run_command
 from pipeline.control.json_log import log_as_json
 from pipeline.control.stop import STATUS
 from pipeline.errors import ChangedError, ConfigError, EncoderError, StorageError
@@ -27,9 +27,7 @@ FLAGS = (tyro.conf.OmitArgPrefixes, tyro.conf.UseAppendAction)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run an encode job and print its summary. The module docstring lists the exit codes."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    for library in ("botocore", "aiobotocore"):  # at INFO they log where they found credentials
-        logging.getLogger(library).setLevel(logging.WARNING)
+    log_to_stderr(logging.INFO)
     try:
         job = parse(argv)
         if job.log_json:

@@ -18,15 +18,14 @@ from typing import Annotated
 import tyro
 
 import latentmill
-from jobs.process import run_command
+from jobs.encode import CONFIG, LEFT, OK
+from jobs.process import log_to_stderr, run_command
 from pipeline.control.spread import SpreadRule
 from pipeline.control.stop import STATUS
 from pipeline.errors import ChangedError, ConfigError, EncoderError, StorageError
 from pipeline.export.plan import ExportJob
 from pipeline.export.run import ExportSummary
 from pipeline.export.trainer import trainer_of
-
-OK, LEFT, CONFIG = 0, 1, 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +38,7 @@ class Export:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Export an output. The module docstring lists the exit codes."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    log_to_stderr(logging.WARNING)
     args = tyro.cli(
         Export, args=argv, prog="latentmill export", description=__doc__, config=(tyro.conf.OmitArgPrefixes,)
     )

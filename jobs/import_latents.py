@@ -17,8 +17,8 @@ from typing import Annotated
 
 import tyro
 
-from jobs.export import CONFIG, LEFT, OK
-from jobs.process import run_command
+from jobs.encode import CONFIG, LEFT, OK
+from jobs.process import log_to_stderr, run_command
 from pipeline.control.spread import SpreadRule
 from pipeline.control.stop import STATUS
 from pipeline.errors import ChangedError, ConfigError, EncoderError, StorageError
@@ -37,7 +37,7 @@ class Import:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Import latents. The module docstring lists the exit codes."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    log_to_stderr(logging.WARNING)
     try:
         flags = (tyro.conf.OmitArgPrefixes,)
         args = tyro.cli(Import, args=argv, prog="latentmill import", description=__doc__, config=flags)

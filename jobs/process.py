@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
+import sys
 import traceback
 from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
 from pipeline.control.stop import STATUS, leave
+
+QUIET = ("botocore", "aiobotocore")
+"""Libraries that log at INFO where they found credentials."""
 
 READER_GONE = 141
 """Exit code of a command whose output pipe was closed early: the code that a shell shows for SIGPIPE."""
@@ -29,6 +34,13 @@ def run_command(main: Callable[[], int]) -> NoReturn:
         traceback.print_exc()
         status = 1
     leave(status)
+
+
+def log_to_stderr(level: int) -> None:
+    """Log to stderr, one line a record."""
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    for library in QUIET:
+        logging.getLogger(library).setLevel(logging.WARNING)
 
 
 def _end(number: int, _frame: FrameType | None) -> None:

@@ -17,7 +17,7 @@ from dataclasses import asdict
 import tyro
 
 from jobs.encode import CONFIG, FLAGS, LEFT, OK
-from jobs.process import run_command
+from jobs.process import log_to_stderr, run_command
 from pipeline.control.stop import STATUS
 from pipeline.errors import ConfigError, EncoderError, StorageError
 from pipeline.text.job import TextJob
@@ -26,9 +26,7 @@ from pipeline.text.receipts import TextSummary
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Encode the captions and print a summary. The module docstring lists the exit codes."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    for library in ("botocore", "aiobotocore"):  # at INFO they log where they found credentials
-        logging.getLogger(library).setLevel(logging.WARNING)
+    log_to_stderr(logging.INFO)
     try:
         job = tyro.cli(TextJob, args=argv, prog="latentmill text", description=__doc__, config=FLAGS)
         from pipeline.text.run import make_plan, run

@@ -87,6 +87,22 @@ SCHEMA = pa.schema([*_ROW, *STATISTICS])
 """The rows of a data file of FORMAT_VERSION."""
 
 
+def to_float32(payload: bytes | memoryview, dtype: str) -> np.ndarray:
+    """Return stored values as float32, flat. bfloat16 is the upper half of a float32's bits."""
+    array = np.frombuffer(payload, DTYPES[dtype])
+    if dtype == "bfloat16":
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    return array.astype(np.float32)
+
+
+def is_finite(payload: bytes, dtype: str) -> bool:
+    """Return whether stored values have no NaN and no infinity. bfloat16 is read by its bits: the exponent all ones."""
+    array = np.frombuffer(payload, DTYPES[dtype])
+    if dtype == "bfloat16":
+        return not bool(((array & 0x7F80) == 0x7F80).any())
+    return bool(np.isfinite(array).all())
+
+
 def schema_of(version: int) -> pa.Schema:
     """Return the schema of the rows of a data file of one of READABLE_VERSIONS."""
     return SCHEMA if version >= 2 else _ROW

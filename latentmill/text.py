@@ -1,8 +1,8 @@
 """The text of an output: the embeddings that `latentmill text` wrote, read with the latents.
 
     latents = latentmill.open(uri, text="t5")
-    latents[7]["text"]             # Tensor[S, E], no padding
-    latents[7]["text_length"]      # S
+    latents[7]["text"]             # Tensor[S, E], no padding, unless the text was made with --pad-tokens
+    latents[7]["text_length"]      # tokens of the caption: S without --pad-tokens
     latents.text.empty()           # Tensor[S, E] of the empty prompt, for classifier-free guidance
 
 Opening reads the footer of each text file, which names the place of every embedding, and keeps the places in the cache,

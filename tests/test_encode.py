@@ -12,10 +12,10 @@ import pytest
 import torch
 
 import vae
+from latentmill.format import DTYPES
 from pipeline.control.pools import Pools
 from pipeline.errors import ConfigError, EncoderError
 from pipeline.guard.strikes import MAX_STRIKES, Strikes
-from pipeline.output.latent_bytes import DTYPES
 from pipeline.output.parts import join
 from pipeline.receipts import ClipsReceipt, RejectionReceipt
 from pipeline.records import Chunk, Latent

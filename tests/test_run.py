@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import tarfile
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -42,17 +41,7 @@ from pipeline.storage import Storage
 from tests.small import CLIP
 from tests.videos import cut, make_video
 
-
-@pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    """One Ray for the tests of this file; `run` joins a Ray that is there."""
-    folder = tempfile.mkdtemp(prefix="lm")  # sockets in it: paths are limited to 107 bytes
-    os.environ["RAY_TMPDIR"] = folder
-    ray.init(address="local", num_cpus=3, object_store_memory=200_000_000, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-    del os.environ["RAY_TMPDIR"]
-    shutil.rmtree(folder, ignore_errors=True)
+pytest_plugins = ["tests.local_ray"]
 
 
 def make_tar(path: Path, videos: dict[str, bytes]) -> None:

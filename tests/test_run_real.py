@@ -16,9 +16,9 @@ from pipeline.settings.job import Job
 from pipeline.storage import Storage
 from pipeline.verify.whole import verify
 from tests.decode.fuzz import mutated
-from tests.test_run import local_ray, make_tar
+from tests.test_run import make_tar
 
-__all__ = ["local_ray"]
+pytest_plugins = ["tests.local_ray"]
 
 
 @pytest.mark.slow

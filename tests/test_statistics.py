@@ -16,9 +16,8 @@ from hypothesis import strategies as st
 
 import latentmill
 from jobs.stats import main
-from latentmill.format import DTYPES, STATISTICS, schema_of
+from latentmill.format import DTYPES, STATISTICS, schema_of, to_float32
 from latentmill.statistics.pool import Pool
-from pipeline.output.latent_bytes import to_float32
 from pipeline.output.spec_file import load_spec
 from pipeline.output.statistics import statistics
 from pipeline.records import clip_id

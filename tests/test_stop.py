@@ -17,10 +17,10 @@ from pipeline.records import Video
 from pipeline.run import run
 from pipeline.shards import Shard
 from pipeline.stages.read_shard import read_shard
-from tests.test_run import job, local_ray, make_tar, staged
+from tests.test_run import job, make_tar, staged
 from tests.videos import make_video
 
-__all__ = ["local_ray"]
+pytest_plugins = ["tests.local_ray"]
 
 NUM_SHARDS, READERS = 6, 2
 

@@ -19,17 +19,15 @@ import tyro
 
 from jobs.bench.stream import CASES, CORES, LARGE, Case, job, make_tars, spec_of
 from pipeline.estimate.forecast import estimate, on_this_machine
-from pipeline.estimate.sample import amount_of, measure
+from pipeline.estimate.sample import SHARDS, amount_of, measure
 from pipeline.settings.clip_rule import ClipRule
 from pipeline.sources.listing import list_source
 
-SHARDS = 16
-
 LOADS = CASES | {
     "long": Case(
-        size=(640, 360), clip=ClipRule(num_frames=49, fps="native", height=64, width=96), num_clips=120, encoders=""
+        size=(640, 360), clip=ClipRule(num_frames=49, fps="native", height=64, width=96), num_clips=120, encoders="auto"
     ),
-    "large": Case(size=LARGE, clip=ClipRule(num_frames=17, height=256, width=384), num_clips=80, encoders=""),
+    "large": Case(size=LARGE, clip=ClipRule(num_frames=17, height=256, width=384), num_clips=80, encoders="auto"),
 }
 
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from functools import partial
 
-from pipeline.control.pools import SPARE_CPUS, Cluster
+from pipeline.control.pools import SPARE_CPUS, Cluster, needs_of_encoder
 from pipeline.errors import ConfigError
 from pipeline.settings.job import Workers, local_cpus
 
@@ -58,8 +58,7 @@ def encoder_pool(workers: Workers, cluster: Cluster, weights_bytes: int, most_us
     Raises:
         ConfigError: the encoders do not fit.
     """
-    gpus = workers.gpus_per_encoder if workers.gpus_per_encoder is not None else float(cluster.gpus > 0)
-    cpus = 0.0 if gpus else float(workers.threads_per_encoder)
+    gpus, cpus = needs_of_encoder(workers, cluster.gpus)
     fitting = int(cluster.gpus / gpus) if gpus else int(cluster.cpus / cpus)
     if workers.encoders == "auto":
         fit = fitting if gpus else int((cluster.cpus - cluster.spare_cpus) / cpus)

@@ -28,10 +28,6 @@ BLOCKS_IN_FLIGHT = 8
 at the input of encode, and in transfer (measured: 597 MB peak at 50 MB a chunk; 8 blocks are 400)."""
 
 
-CHUNKS_AT_A_TIME = 3
-"""Threads of an encoder on a GPU: one chunk is copied there, one computes, one becomes bytes (`vae.turns`)."""
-
-
 def largest_chunk_bytes(clip: ClipRule, latent: LatentRule, info: VAEInfo) -> int:
     """Return the bytes of the largest chunk of frames of a run, context included."""
     return max(
@@ -68,7 +64,11 @@ class Pools:
     @property
     def encoder_threads(self) -> int:
         """How many chunks an encoder works on at a time: on a GPU, one computes while others are copied."""
-        return CHUNKS_AT_A_TIME if self.encoder_gpus else 1
+        if not self.encoder_gpus:
+            return 1
+        from vae.turns import THREADS  # imported late: torch costs seconds
+
+        return THREADS
 
     @property
     def encoder_calls(self) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def check_encoders(workers: Workers, *, cpus: float, gpus: float, spare_cpus: fl
     Raises:
         ConfigError: they leave no CPU for a decode task, or need more GPUs than there are.
     """
-    per_encoder, encoder_cpus = _per_encoder(workers, gpus)
+    per_encoder, encoder_cpus = needs_of_encoder(workers, gpus)
     least, most = workers.pool_size(cpus - spare_cpus, gpus if per_encoder else 0)
     if least * encoder_cpus + workers.decode_cpus > cpus:
         fitting = int((cpus - workers.decode_cpus) / encoder_cpus) if encoder_cpus else 0
@@ -142,7 +142,7 @@ def check_encoders(workers: Workers, *, cpus: float, gpus: float, spare_cpus: fl
     return least, most
 
 
-def _per_encoder(workers: Workers, gpus: float) -> tuple[float, float]:
+def needs_of_encoder(workers: Workers, gpus: float) -> tuple[float, float]:
     """Return the GPUs and CPUs that an encode actor reserves."""
     on_gpus = workers.gpus_per_encoder if workers.gpus_per_encoder is not None else float(gpus > 0)
     return on_gpus, 0.0 if on_gpus else float(workers.threads_per_encoder)
@@ -170,7 +170,7 @@ def pools(
         ConfigError: the encoders leave no CPU for a decode task, need more GPUs than there are, the object store cannot
             hold the chunks in flight, or memory the clips that overlap.
     """
-    per_encoder, encoder_cpus = _per_encoder(workers, cluster.gpus)
+    per_encoder, encoder_cpus = needs_of_encoder(workers, cluster.gpus)
     least, most = check_encoders(workers, cpus=cluster.cpus, gpus=cluster.gpus, spare_cpus=cluster.spare_cpus)
     if BLOCKS_IN_FLIGHT * chunk_bytes > cluster.object_store / 2:
         raise ConfigError(

@@ -58,7 +58,7 @@ def write(piece: Piece, rows: Iterator[ExportRow], into: Storage) -> Counts:
         pq.ParquetWriter(file, SCHEMA, **options) as writer,
     ):
         for row in rows:
-            counts[shape_name(row)] += 1
+            counts[shape_name(row.latent.shape)] += 1
             writer.write_table(pa.Table.from_pylist([_row(row)], SCHEMA))
     return counts
 

@@ -23,12 +23,12 @@ from typing import Any
 import torch
 
 import vae
+from latentmill.format import is_finite
 from latentmill.tensors import factors
 from pipeline.errors import ConfigError
 from pipeline.export.import_job import ImportJob
 from pipeline.output import shard_file
 from pipeline.output.derived import derive
-from pipeline.output.latent_bytes import is_finite
 from pipeline.output.layout import data_path
 from pipeline.plan.plan_file import PlanFile, load_members
 from pipeline.records import ChunkId, ClipFacts, ClipKey, CompleteShard, Latent, Rejection, clip_id

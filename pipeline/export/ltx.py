@@ -29,7 +29,7 @@ def write(piece: Piece, rows: Iterator[ExportRow], into: Storage) -> Counts:
 
     def files() -> Iterator[tuple[str, Callable[[], bytes]]]:
         for row in rows:
-            counts[shape_name(row)] += 1
+            counts[shape_name(row.latent.shape)] += 1
             text, mask = row.padded_text(left=True)
             conditions = {"video_prompt_embeds": text, "prompt_attention_mask": mask}
             _, num_frames, height, width = row.latent.shape

@@ -24,7 +24,7 @@ from latentmill.format import shard_of
 from pipeline.errors import ConfigError
 from pipeline.export.families import described, foreign_scaling
 from pipeline.export.text import check_text
-from pipeline.export.trainer import RECORDS, Piece, Target, Trainer, trainer_of
+from pipeline.export.trainer import RECORDS, Piece, Target, Trainer, shape_name, trainer_of
 from pipeline.export.where import expression_of
 from pipeline.records import canonical_json
 
@@ -89,13 +89,12 @@ def plan_export(job: ExportJob) -> Plan:
         check_text(latents, trainer, num_rows)
         record["text_spec_sha256"] = _sha256(latents.text.spec)
     index = latents.to_arrow().select(["id", "latent_crc32", "file"]).combine_chunks()
-    rows = {name: index.slice(start, stop - start) for name, start, stop in _shards(index)}
     pieces = [
         Piece(
             name=name,
             start=start,
             stop=stop,
-            digest=_digest(rows[name]),
+            digest=_digest(index.slice(start, stop - start)),
             text_room=latents.text.spec["max_length"] if latents.text else 0,
             model=job.model,
         )
@@ -145,7 +144,7 @@ def _check_vae(spec: dict[str, Any], trainer: Trainer) -> None:
 def _in_bucket(latents: LatentDataset, bucket: str | None) -> LatentDataset:
     if bucket is None:
         return latents
-    shape = next((shape for shape in latents.shapes if _name(shape) == bucket), None)
+    shape = next((shape for shape in latents.shapes if shape_name(shape) == bucket), None)
     if shape is None:
         raise ConfigError(f"--bucket {bucket!r} is no shape of these rows; there are {_shapes(latents)}")
     same = [pc.list_element(pc.field("latent_shape"), i) == length for i, length in enumerate(shape)]
@@ -168,9 +167,10 @@ def _check_shapes(latents: LatentDataset, trainer: Trainer) -> None:
     space = latents.spec["vae"]["space_compression"]
     odd = [shape for shape in shapes if shape[2] * space % trainer.step or shape[3] * space % trainer.step]
     if odd:
+        name, height, width = shape_name(odd[0]), odd[0][2] * space, odd[0][3] * space
         raise ConfigError(
-            f"{trainer.title} takes heights and widths that are multiples of {trainer.step}; a latent of "
-            f"{_name(odd[0])} has {odd[0][2] * space}x{odd[0][3] * space} pixels. Leave it out with --bucket or --where"
+            f"{trainer.title} takes heights and widths that are multiples of {trainer.step}; a latent of {name} has "
+            f"{height}x{width} pixels. Leave it out with --bucket or --where"
         )
 
 
@@ -219,9 +219,5 @@ def _sha256(value: Any) -> str:
 
 def _shapes(latents: LatentDataset) -> str:
     counts = sorted(latents.shapes.items(), key=lambda item: -item[1])
-    shown = ", ".join(f"{_name(shape)} ({count} rows)" for shape, count in counts[:MOST_SHOWN])
+    shown = ", ".join(f"{shape_name(shape)} ({count} rows)" for shape, count in counts[:MOST_SHOWN])
     return shown + (f" and {len(counts) - MOST_SHOWN} more" if len(counts) > MOST_SHOWN else "")
-
-
-def _name(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape))

@@ -22,7 +22,7 @@ def write(piece: Piece, rows: Iterator[ExportRow], into: Storage) -> Counts:
 
     def files() -> Iterator[tuple[str, Callable[[], bytes]]]:
         for row in rows:
-            counts[shape_name(row)] += 1
+            counts[shape_name(row.latent.shape)] += 1
             content = {"latent": row.latent, **row.facts}
             if row.text is not None:
                 content["text"] = row.text

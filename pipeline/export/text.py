@@ -29,11 +29,10 @@ def check_text(latents: LatentDataset, trainer: Trainer, num_rows: int) -> None:
             f"{trainer.title} takes prompts of a multiple of {trainer.text_step} tokens, and --text {text.name!r} has "
             f"--max-length {text.spec['max_length']}"
         )
-    if trainer.takes and (has := text.spec["pad_tokens"]) != trainer.pad_tokens:
-        made = "with" if has else "without"
+    if trainer.takes and text.spec["pad_tokens"] != trainer.pad_tokens:
+        takes, has = ("with", "without") if trainer.pad_tokens else ("without", "with")
         raise ConfigError(
-            f"{trainer.title} takes embeddings made {'with' if trainer.pad_tokens else 'without'} --pad-tokens, and "
-            f"--text {text.name!r} was made {made}"
+            f"{trainer.title} takes embeddings made {takes} --pad-tokens, and --text {text.name!r} was made {has}"
         )
     if trainer.needs_caption and text.spec["caption_column"] != "caption":
         raise ConfigError(

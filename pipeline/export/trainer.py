@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
@@ -113,9 +113,9 @@ def local_path(into: Storage, path: str) -> str:
     return path if scheme_of(into.uri) else into.address(path)
 
 
-def shape_name(row: ExportRow) -> str:
+def shape_name(shape: Sequence[int]) -> str:
     """Return the shape of a latent as text, "16x13x60x90": the bucket of formats that have no buckets."""
-    return "x".join(map(str, row.latent.shape))
+    return "x".join(map(str, shape))
 
 
 def saved(content: Any) -> bytes:

@@ -47,7 +47,7 @@ def _members(row: ExportRow) -> tuple[str, list[tuple[str, bytes]]]:
     if row.caption is not None:
         members.append(("txt", row.caption.encode()))
     members.append(("json", json.dumps(row.facts).encode()))
-    return shape_name(row), [(f"{row.id}.{extension}", content) for extension, content in members]
+    return shape_name(row.latent.shape), [(f"{row.id}.{extension}", content) for extension, content in members]
 
 
 TRAINER = Trainer(title="WebDataset tars", write=write)

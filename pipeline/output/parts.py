@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from latentmill.format import DTYPES
 from pipeline.decode import merge_facts
 from pipeline.errors import NotFoundError
-from pipeline.output.latent_bytes import DTYPES
 from pipeline.output.layout import part_path, verdict_path
 from pipeline.receipts import PartReceipt, Receipt, Record, RejectionReceipt
 from pipeline.records import ChunkId, ClipFacts, Latent, Rejection, canonical_json

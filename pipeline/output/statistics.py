@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.output.latent_bytes import to_float32
+from latentmill.format import to_float32
 
 Moments = tuple[int, npt.NDArray[np.float64], npt.NDArray[np.float64]]
 """(positions per channel, mean of each channel, variance of each channel)"""

@@ -17,11 +17,11 @@ from typing import TypeVar
 import torch
 
 import vae
+from latentmill.format import DTYPES
 from pipeline.errors import ConfigError, EncoderError, LatentmillError
 from pipeline.guard.alone import DiedAloneError, alone
 from pipeline.guard.deadline import deadline, die
 from pipeline.guard.strikes import MAX_STRIKES, Guard, attempt
-from pipeline.output.latent_bytes import DTYPES
 from pipeline.receipts import Receipt, Record, RejectionReceipt
 from pipeline.records import Chunk, Latent, Rejection
 from pipeline.settings.spec import Spec, other_encoder

@@ -60,12 +60,13 @@ class TextEncoder:
             EncoderError: a token that the encoder does not know.
         """
         tokens = self.tokens(sorted(set(captions)))
-        ordered = sorted(tokens.items(), key=lambda item: len(self._filled(item[1][0])))
+        read = {text: self._filled(ids) for text, (ids, _) in tokens.items()}
         made: dict[str, Embedding] = {}
-        for _, group in groupby(ordered, key=lambda item: len(self._filled(item[1][0]))):
+        for _, group in groupby(sorted(read, key=lambda text: len(read[text])), key=lambda text: len(read[text])):
             for batch in _batches(list(group), self._spec.batch_size):
-                values = self._forward([self._filled(ids) for _, (ids, _) in batch])
-                for (text, (ids, is_truncated)), value in zip(batch, values, strict=True):
+                values = self._forward([read[text] for text in batch])
+                for text, value in zip(batch, values, strict=True):
+                    ids, is_truncated = tokens[text]
                     if not torch.isfinite(value).all():
                         raise NonfiniteTextError(
                             f"NaN or infinity in the embedding of {text[:60]!r}, computed in {self._spec.dtype}"

@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from latentmill.format import STATISTICS
-from pipeline.output.latent_bytes import to_float32
+from latentmill.format import STATISTICS, to_float32
 from pipeline.output.layout import data_path
 from pipeline.output.parts import join
 from pipeline.output.read_latent import Row, payload_of

@@ -24,9 +24,8 @@ from math import prod
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from latentmill.format import FOOTER_SHARD, FOOTER_SPEC, STATISTICS, schema_of
+from latentmill.format import DTYPES, FOOTER_SHARD, FOOTER_SPEC, STATISTICS, is_finite, schema_of
 from pipeline.errors import ConfigError, NotFoundError, StorageError
-from pipeline.output.latent_bytes import DTYPES, is_finite
 from pipeline.output.layout import data_path, index_path, rejected_path
 from pipeline.output.read_latent import Row, npy_header, payload_of
 from pipeline.output.statistics import same_statistics, statistics

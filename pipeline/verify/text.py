@@ -19,10 +19,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from latentmill.format import EMPTY, FOOTER_SHARD, TEXT_SCHEMA, text_places_of, text_spec_of
+from latentmill.format import DTYPES, EMPTY, FOOTER_SHARD, TEXT_SCHEMA, is_finite, text_places_of, text_spec_of
 from pipeline.errors import ConfigError, NotFoundError
 from pipeline.output import layout
-from pipeline.output.latent_bytes import DTYPES, is_finite
 from pipeline.storage import Storage
 from pipeline.storage.parallel import in_parallel
 from pipeline.text import spec as specs

@@ -22,6 +22,7 @@ import torch
 
 import latentmill
 from tests.exports.made import MEAN, ROOM, STD, embedding_of, rows_of
+from tests.exports.own_classes.script import NOT_HERE
 from tests.exports.test_trainers import SIZES, exported, padded
 from tests.small import LATENT
 
@@ -35,7 +36,6 @@ CHECKOUTS = {
     "musubi": ("musubi-tuner", "musubi_tuner"),
     "cogvideo": ("CogVideo", "finetune"),
 }
-NOT_HERE = 77
 
 
 def read_by(trainer: str, into: Path, tmp_path: Path) -> tuple[dict[str, int], dict[str, dict[str, Any]]]:

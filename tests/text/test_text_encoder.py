@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from latentmill.format import to_float32
 from pipeline.errors import ConfigError, EncoderError
-from pipeline.output.latent_bytes import to_float32
 from pipeline.text.checkpoint import TextCheckpoint, resolve
 from pipeline.text.encoder import TextEncoder
 from pipeline.text.job import TextJob

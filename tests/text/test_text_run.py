@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,21 +29,11 @@ from tests.text.made import write_text
 if TYPE_CHECKING:
     from tests.s3 import S3
 
-pytest_plugins = ["tests.s3"]
+pytest_plugins = ["tests.s3", "tests.local_ray"]
+
+pytestmark = pytest.mark.usefixtures("local_ray")
 
 Encoders = Callable[[str], Path]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def local_ray() -> Iterator[None]:
-    """One Ray for the tests of this file; `run` joins a Ray that is there."""
-    folder = tempfile.mkdtemp(prefix="lm")  # sockets in it: paths are limited to 107 bytes
-    os.environ["RAY_TMPDIR"] = folder
-    ray.init(address="local", num_cpus=3, object_store_memory=200_000_000, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-    del os.environ["RAY_TMPDIR"]
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def files(out: Path, name: str = "t5") -> dict[str, bytes]:

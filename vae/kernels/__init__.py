@@ -180,10 +180,10 @@ def _rms_silu(x: Tensor, norm: nn.RMSNorm, out: Tensor | None) -> Tensor:
         return F.silu(rms.rms_norm(x, norm), inplace=not torch.is_grad_enabled())
     if not (_is_dense(x) and _is_dense(out)):
         return out.copy_(F.silu(rms.rms_norm(x, norm)))
-    if x.device.type == "cuda" and _has_triton():
-        from vae.kernels import rms_cuda
+    if has_passes(x):
+        from vae.kernels import cuda
 
-        rms_cuda.rms_silu(x, norm, out, rms.LEAST)
+        cuda.rms_silu(x, norm, out)
     else:
         rms.rms_silu(x, norm, out)
     return out

@@ -18,7 +18,7 @@ import torch
 import triton
 from torch import Tensor, nn
 
-from vae.kernels import passes, traffic
+from vae.kernels import passes, rms, traffic
 
 TILE_ELEMENTS = 8192
 """Elements that a program holds at a time: 64 per thread with 4 warps."""
@@ -138,6 +138,21 @@ def measured(x: Tensor, norm: nn.GroupNorm, bias: Tensor | None = None, known: S
 def norm_silu(x: Tensor, norm: nn.GroupNorm, out: Tensor) -> None:
     """Write silu(norm(x)) into `out`; each sample of both is dense in channels-last order."""
     measured(x, norm).apply(x, out)
+
+
+def rms_silu(x: Tensor, norm: nn.RMSNorm, out: Tensor) -> None:
+    """Write silu(norm(x)) into `out`, as `vae.kernels.rms.rms_silu`, in one pass: no position needs another one."""
+    batch, channels = x.shape[:2]
+    weight = rms.gain(norm, torch.float32)
+    _launch(
+        "norm",
+        passes.rms_silu,
+        (triton.cdiv(_num_rows(x), _tile(channels)), batch),
+        (x, out, weight, _num_rows(x), channels, rms.LEAST, x.stride(0), out.stride(0)),
+        {"COLS": _cols(channels), "TILE": _tile(channels)},
+        reads=[x, weight],
+        writes=[out],
+    )
 
 
 def add(

@@ -196,6 +196,21 @@ def scale_shift_silu(
 
 
 @triton.jit
+def rms_silu(x, out, weight, num_rows, channels, least, x_stride, out_stride, COLS: tl.constexpr, TILE: tl.constexpr):
+    """Compute silu(x / max(|x|, least) * weight) of TILE rows, |x| over the channels, in float32, rounded once."""
+    rows = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
+    sample = tl.program_id(1).to(tl.int64)
+    cols = tl.arange(0, COLS)
+    inside = (rows < num_rows)[:, None] & (cols < channels)[None, :]
+    where = rows[:, None] * channels + cols[None, :]
+    y = tl.load(x + sample * x_stride + where, mask=inside, other=0.0).to(tl.float32)
+    length = tl.maximum(tl.sqrt(tl.sum(y * y, axis=1)), least)
+    y = y / length[:, None] * tl.load(weight + cols, mask=cols < channels, other=0.0)[None, :]
+    y = y / (1.0 + tl.exp(-y))
+    tl.store(out + sample * out_stride + where, y.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
 def pool_time(
     x,
     out,

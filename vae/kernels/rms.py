@@ -19,17 +19,22 @@ LEAST = 1e-12
 """Smallest length to divide by, as in `torch.nn.functional.normalize`."""
 
 
+def gain(norm: nn.RMSNorm, dtype: torch.dtype) -> Tensor:
+    """Return sqrt(C) * weight, (C,)."""
+    return norm.weight.to(dtype) * math.sqrt(norm.weight.numel())
+
+
 def rms_norm(x: Tensor, norm: nn.RMSNorm) -> Tensor:
     """Return norm(x) over axis 1, computed in float32 or better and rounded once."""
     wide = torch.promote_types(x.dtype, torch.float32)
-    weight = (norm.weight.to(wide) * math.sqrt(x.shape[1])).view(-1, *(1,) * (x.ndim - 2))
+    weight = gain(norm, wide).view(-1, *(1,) * (x.ndim - 2))
     return (F.normalize(x.to(wide), dim=1, eps=LEAST) * weight).to(x.dtype)
 
 
 def rms_silu(x: Tensor, norm: nn.RMSNorm, out: Tensor) -> None:
     """Write silu(norm(x)) into `out`, in float32 and rounded once; both are channels last in memory."""
     channels = x.shape[1]
-    weight = norm.weight.float() * math.sqrt(channels)
+    weight = gain(norm, torch.float32)
     rows_per_block = max(_BLOCK_ELEMENTS // channels, 1) if x.device.type == "cpu" else x[0].numel() // channels
     for sample, target in zip(x, out, strict=True):
         for rows, into in zip(_rows(sample, rows_per_block), _rows(target, rows_per_block), strict=True):

@@ -11,10 +11,10 @@ from math import prod
 from pathlib import PurePosixPath
 from typing import Any
 
+from latentmill.format import DTYPES, to_float32
 from pipeline.records import Rejection
 from pipeline.shards import Shard, TableRange, shard_name
 from pipeline.sources.latents import ForeignLatent, ForeignSource
-from pipeline.sources.latents.values import as_float32
 from pipeline.sources.samples import plain
 from pipeline.storage import Storage
 from pipeline.storage.range_file import open_parquet
@@ -71,20 +71,27 @@ def _latent(uri: str, row: dict[str, Any], lacking: list[str]) -> ForeignLatent 
         return Rejection(reason="bad_row", stage="read", message=f"no column {lacking[0]!r}", key=key, uri=uri)
     content, shape = row["vae_latent_bytes"] or b"", row["vae_latent_shape"] or []
     stated = "float32" if len(content) == 4 * prod(shape) else str(row["vae_latent_dtype"])
-    try:
-        values = as_float32(content, stated, shape)
-    except ValueError as error:
-        return Rejection(reason="bad_row", stage="read", message=str(error), key=key, uri=uri)
+    if wrong := _what_is_wrong(content, stated, shape):
+        return Rejection(reason="bad_row", stage="read", message=wrong, key=key, uri=uri)
     fps = row.get("fps")
     return ForeignLatent(
         key=key,
         uri=uri,
-        values=values,
+        values=to_float32(content, stated).reshape(shape),
         dtype=stated,
         caption=row.get("caption") or None,
         fps=str(Fraction(fps).limit_denominator(1001)) if fps else None,
         extra=plain({name: row.get(name) for name in EXTRA}),
     )
+
+
+def _what_is_wrong(content: bytes, dtype: str, shape: list[int]) -> str:
+    """Return why the bytes are no tensor of an output's dtypes, or ""."""
+    if dtype not in DTYPES:
+        return f"dtype must be {', '.join(DTYPES)}, got {dtype!r}"
+    if not shape or len(content) != prod(shape) * DTYPES[dtype].itemsize:
+        return f"{len(content)} bytes are no {dtype} of shape {shape}"
+    return ""
 
 
 SOURCE = ForeignSource(list=list_shards, read=read_shard)

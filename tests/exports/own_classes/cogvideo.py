@@ -8,18 +8,10 @@ from __future__ import annotations
 
 import sys
 import types
-from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
-NOT_HERE = 77
-
-
-def empty_package(name: str, **content: Any) -> None:
-    module: Any = types.ModuleType(name)
-    module.__path__, module.__spec__ = [], ModuleSpec(name, None, is_package=True)
-    module.__dict__.update(content)
-    sys.modules[name] = module
+from script import empty_package, run
 
 
 def encodes(_: Any) -> None:
@@ -52,8 +44,4 @@ def main(checkout: str, export: str, out: str) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(*sys.argv[1:])
-    except ImportError as error:
-        print(error)
-        sys.exit(NOT_HERE)
+    run(main)

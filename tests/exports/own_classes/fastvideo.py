@@ -9,19 +9,9 @@ from __future__ import annotations
 
 import os
 import sys
-import types
-from importlib.machinery import ModuleSpec
 from pathlib import Path
-from typing import Any
 
-NOT_HERE = 77
-
-
-def empty_package(name: str, *paths: str) -> Any:
-    module: Any = types.ModuleType(name)
-    module.__path__, module.__spec__ = list(paths), ModuleSpec(name, None, is_package=True)
-    sys.modules[name] = module
-    return module
+from script import empty_package, run
 
 
 def main(checkout: str, export: str, out: str) -> None:
@@ -32,7 +22,7 @@ def main(checkout: str, export: str, out: str) -> None:
     empty_package("fastvideo", f"{checkout}/fastvideo")
     empty_package("fastvideo.dataset", f"{checkout}/fastvideo/dataset")
     empty_package("torchvision")
-    empty_package("torchvision.utils").make_grid = None
+    empty_package("torchvision.utils", make_grid=None)
     from fastvideo.dataset.dataloader.schema import pyarrow_schema_t2v
     from fastvideo.dataset.ltx2_precomputed_dataset import build_ltx2_precomputed_dataloader
     from fastvideo.dataset.parquet_dataset_map_style import build_parquet_map_style_dataloader
@@ -53,8 +43,4 @@ def main(checkout: str, export: str, out: str) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(*sys.argv[1:])
-    except ImportError as error:
-        print(error)
-        sys.exit(NOT_HERE)
+    run(main)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-NOT_HERE = 77
+from script import run
 
 
 def main(checkout: str, export: str, out: str) -> None:
@@ -22,8 +22,4 @@ def main(checkout: str, export: str, out: str) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(*sys.argv[1:])
-    except ImportError as error:
-        print(error)
-        sys.exit(NOT_HERE)
+    run(main)

@@ -6,7 +6,7 @@ import argparse
 import sys
 from multiprocessing import Value
 
-NOT_HERE = 77
+from script import run
 
 
 def main(checkout: str, export: str, out: str) -> None:
@@ -33,8 +33,4 @@ def main(checkout: str, export: str, out: str) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(*sys.argv[1:])
-    except ImportError as error:
-        print(error)
-        sys.exit(NOT_HERE)
+    run(main)
