@@ -14,7 +14,7 @@ import tyro
 
 from jobs.process import run_command
 from jobs.train_tiny.clips import clips_to_judge, clips_to_train_on, made_clip
-from jobs.train_tiny.evaluate import LinearCode, judge
+from jobs.train_tiny.evaluate import LinearCode, judge, natural
 from jobs.train_tiny.export import draw, standardise, stds, write_weights
 from jobs.train_tiny.train import Training, train
 
@@ -37,7 +37,7 @@ class TrainTiny:
 def main(argv: list[str] | None = None) -> int:
     """Train, judge, and write the result."""
     args = tyro.cli(TrainTiny, args=argv, prog="python -m jobs.train_tiny", description=__doc__)
-    real, made = clips_to_train_on(args.videos, args.per_video), [made_clip(i) for i in range(args.made)]
+    real, made = natural(clips_to_train_on(args.videos, args.per_video)), [made_clip(i) for i in range(args.made)]
     judged = clips_to_judge(args.videos)
     print(f"{len(real)} real and {len(made)} made clips to train on, {len(judged)} videos to judge", flush=True)
     model = train(args.training, real, made, args.work)

@@ -17,6 +17,9 @@ LATENT_CHANNELS = 16
 BLOCK = (4, 8, 8)
 """Frames, rows and columns that one latent cell stands for; the first frame has cells of its own."""
 
+NATURAL = (21.0, 38.0)
+"""dB. Test patterns are worse, black and still pictures better. 347 of 498 clips of real videos are within."""
+
 Blocks = npt.NDArray[np.float64]
 
 
@@ -37,11 +40,17 @@ class LinearCode:
         return _unblocked(parts, clip.shape).round().clip(0, 255).astype(np.uint8)
 
 
+def natural(clips: Sequence[Clip]) -> list[Clip]:
+    """Return the clips that a linear code of all of them restores with a PSNR within NATURAL."""
+    linear = LinearCode(clips) if clips else None
+    return [clip for clip in clips if linear and NATURAL[0] < _psnr(clip, linear(clip)) < NATURAL[1]]
+
+
 def judge(model: TinyVAE, linear: LinearCode, judged: dict[str, list[Clip]]) -> list[tuple[str, float, float]]:
     """Return of each video its name, the mean PSNR in dB of its clips, and that of the linear code."""
 
     def mean(code: Callable[[Clip], Clip], clips: list[Clip]) -> float:
-        return float(np.mean([peak_signal_noise_ratio(clip, code(clip), data_range=255) for clip in clips]))
+        return float(np.mean([_psnr(clip, code(clip)) for clip in clips]))
 
     return [
         (name, mean(lambda clip: restored(model, clip), clips), mean(linear, clips)) for name, clips in judged.items()
@@ -58,6 +67,11 @@ def restored(model: TinyVAE, clip: Clip) -> Clip:
 def as_pixels(clip: Clip) -> Tensor:
     """Return float32 (1, 3, T, H, W) in [-1, 1]."""
     return torch.from_numpy(clip.copy()).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+
+
+def _psnr(clip: Clip, other: Clip) -> float:
+    with np.errstate(divide="ignore"):
+        return float(peak_signal_noise_ratio(clip, other, data_range=255))
 
 
 def _blocks(clip: Clip) -> tuple[Blocks, Blocks]:
