@@ -37,7 +37,9 @@ class Driver:
         self._process.send_signal(signal.SIGKILL)
         self._process.wait()
         for descendant in left:
-            gone, _, _ = select.select([descendant], [], [], 60)
+            end = select.poll()  # select refuses the descriptors over 1023 of a process with many
+            end.register(descendant, select.POLLIN)
+            gone = end.poll(60_000)
             os.close(descendant)
             assert gone, "a worker outlived its driver by a minute"
         shutil.rmtree(self._folder, ignore_errors=True)
