@@ -1,4 +1,6 @@
-"""The format of an output: its names, types and paths. `pipeline` writes it, this package reads it.
+"""The format of an output: its names, types and paths, and stored bytes as numbers.
+
+`pipeline` writes it, this package reads it.
 
 OUTPUT/
   spec.json                                   every setting that decides the bytes of data/

@@ -42,8 +42,10 @@ class LinearCode:
 
 def natural(clips: Sequence[Clip]) -> list[Clip]:
     """Return the clips that a linear code of all of them restores with a PSNR within NATURAL."""
-    linear = LinearCode(clips) if clips else None
-    return [clip for clip in clips if linear and NATURAL[0] < _psnr(clip, linear(clip)) < NATURAL[1]]
+    if not clips:
+        return []
+    linear, (least, most) = LinearCode(clips), NATURAL
+    return [clip for clip in clips if least < _psnr(clip, linear(clip)) < most]
 
 
 def judge(model: TinyVAE, linear: LinearCode, judged: dict[str, list[Clip]]) -> list[tuple[str, float, float]]:

@@ -1,7 +1,7 @@
 """SOAP: Adam in the eigenbasis of Shampoo's statistics (Vyas et al. 2024, arXiv 2409.11321).
 
-`tiny` is 0.77 dB above a linear code after 400 steps of it, and 0.64 dB after 800 of AdamW. A step takes a third
-longer.
+`tiny` is 0.77 dB above a linear code after 400 steps of it, and 0.64 dB after 800 of AdamW, whose step takes 0.7 times
+as long (crops of 64 and of 96, one thread).
 """
 
 from __future__ import annotations

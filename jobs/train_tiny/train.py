@@ -106,9 +106,9 @@ def train(
 def optimizer_of(model: nn.Module, rate: float) -> torch.optim.Optimizer:
     """Return SOAP with a learning rate for each size of layer.
 
-    A step changes each weight by about its learning rate, so the output of a layer by that times the number of
-    its inputs; the rate is divided by this number (Yang et al. 2022, "Tensor Programs V"). The start is already within
-    0.04 of the pixels' range: at a common rate of 1e-3, the first step would change pixels by 0.5.
+    A step changes each weight by about its learning rate, so the output of a layer by that times the number of its
+    inputs; the rate is divided by this number (Yang et al. 2022, "Tensor Programs V"). The start is already within 0.04
+    of the pixels' range: at a common rate of 1e-3, the first step of Adam would change pixels by 0.5.
     """
     by_rate: dict[float, list[nn.Parameter]] = {}
     for parameter in model.parameters():

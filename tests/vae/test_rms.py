@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import subprocess
@@ -84,6 +85,13 @@ def test_a_convolution_in_parts_is_the_convolution() -> None:
             together = kernels.conv3d(x, conv, None if added is None else added.clone())
             assert relative(apart, exactly) < 1e-6
             assert relative(apart, exactly) <= 1.2 * relative(together, exactly)
+
+
+def test_a_dilated_convolution_is_not_taken_apart() -> None:
+    conv = torch.nn.Conv3d(32, 32, 3, padding=(0, 1, 1), dilation=(2, 1, 1))
+    x = channels_last(1, 32, 7, 5, 6)
+    with torch.no_grad():
+        assert relative(kernels.conv3d(x, conv, in_parts=True), copy.deepcopy(conv).double()(x.double())) < 1e-6
 
 
 INTERPRETED = """

@@ -131,7 +131,8 @@ def conv3d(x: Tensor, conv: nn.Conv3d, residual: Tensor | None = None, *, in_par
         y: Tensor = conv(x)
         return y if residual is None else residual + y
     if cpu.can_convolve(x, conv, residual) and is_ordinary(conv, _CONV):
-        short = in_parts and x.dtype == torch.float32 and conv.kernel_size[0] > 1 and conv.stride[0] == 1
+        has_parts = conv.kernel_size[0] > 1 and conv.stride == conv.dilation == (1, 1, 1)
+        short = in_parts and has_parts and x.dtype == torch.float32
         return (cpu.conv3d_in_parts if short else cpu.conv3d)(x, conv, residual)
     y = conv(x)
     return y if residual is None else y.add_(residual)

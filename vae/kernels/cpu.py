@@ -96,7 +96,7 @@ def conv3d(x: Tensor, conv: nn.Conv3d, residual: Tensor | None) -> Tensor:
 
 
 def conv3d_in_parts(x: Tensor, conv: nn.Conv3d, residual: Tensor | None) -> Tensor:
-    """Return conv(x), or residual += conv(x), for a stride of 1: the sum of one row of the kernel after the other.
+    """Return conv(x), or residual += conv(x), for stride and dilation 1: one row of the kernel after another.
 
     oneDNN's channels-last convolution sums all products of an output in one chain, and its float32 rounding error grows
     with the root of the chain's length. Relative to float64, with a kernel of 3x3x3, in one part, by frames of the
