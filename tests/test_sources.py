@@ -76,6 +76,32 @@ def test_a_folder_on_s3_is_the_same_source(tmp_path: Path, s3: S3) -> None:
     assert videos(s3.uri())[0].key == "some/clips/a.d.mp4"
 
 
+def test_keys_with_empty_folder_names_are_read(s3: S3) -> None:
+    names = ["/first.mp4", "d//double.mp4", "d/single.mp4"]
+    for name in names:
+        s3.put(f"vids/{name}", name.encode())
+        s3.put(f"vids/{name[:-4]}.txt", f"caption of {name}".encode())
+    found = videos(s3.uri("vids"))
+    assert [(video.key, video.caption) for video in found] == [(name, f"caption of {name}") for name in names]
+    assert [read_object(video.uri, size=video.size, etag=video.etag) for video in found] == [n.encode() for n in names]
+    table = s3.put("lists//t.csv", b"video\n../vids/d//double.mp4\n" + f"s3://{s3.bucket}/vids//first.mp4\n".encode())
+    assert [read_object(video.uri) for video in videos(table)] == [b"d//double.mp4", b"/first.mp4"]
+
+
+HIDDEN = [".ipynb_checkpoints/a.mp4", ".Trash-1000/x/a.tar", "d/@eaDir/a.mp4/SYNO.mp4", "__MACOSX/._a.mp4", "d/.b.mp4"]
+
+
+def test_what_is_hidden_is_ignored_and_counted(tmp_path: Path, s3: S3, caplog: pytest.LogCaptureFixture) -> None:
+    files = dict.fromkeys([*HIDDEN, "d/a.mp4", "d/a.mp4.json", "d/notes.md", "d/c.md", "LICENSE"], b"")
+    fill(tmp_path / ".data", files)
+    for name, data in files.items():
+        s3.put(f".data/{name}", data)
+    for uri in (tmp_path / ".data", s3.uri(".data")):
+        caplog.clear()
+        assert [video.key for video in videos(uri)] == ["d/a.mp4"]
+        assert "9 files are ignored: 5 hidden, 2 .md, 1 without a suffix, 1 .json of no video" in caplog.text
+
+
 def test_tars_in_a_folder_are_shards_of_their_own(tmp_path: Path) -> None:
     fill(tmp_path, {"x/1.tar": make_tar([("a.mp4", b"")]), "x/0.tar": make_tar([("b.mp4", b"")]), "x/c.mp4": b""})
     assert [shard.kind for shard in list_source(str(tmp_path), shard_size=9)] == ["tar", "tar", "files"]

@@ -127,6 +127,9 @@ def test_odd_names_are_names(storage: Storage) -> None:
 
 @pytest.mark.parametrize("path", ["", "/etc/passwd", "../x", "a/../../x", "a/.."])
 def test_paths_stay_inside_the_root(storage: Storage, path: str) -> None:
+    if path.startswith("/") and not storage.uri.startswith("/"):
+        assert storage.address(path) == f"{storage.uri}/{path}", "in a bucket it is a name below the root"
+        return
     for attempt in (storage.read, storage.exists, storage.delete, lambda path: storage.put(path, b"")):
         with pytest.raises(ValueError, match="path"):
             attempt(path)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.storage.addresses import folder_of, joined, normal_uri, redacted, scheme_of
+from pipeline.storage.addresses import folder_of, joined, normal_uri, parted, redacted, scheme_of
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,8 @@ from pipeline.storage.addresses import folder_of, joined, normal_uri, redacted, 
         ("file:///a/b", "/a/b"),
         ("local:///a", "/a"),
         ("/a//b/../c/", "/a/c"),
+        ("s3://bucket/a//b", "s3://bucket/a//b"),
+        ("https://host/a//b?sig=x/", "https://host/a//b?sig=x/"),
         ("gs://bucket/x", "gs://bucket/x"),
         ("memory://x", "memory://x"),
         ("abfs+x://a/b", "abfs+x://a/b"),
@@ -38,7 +40,9 @@ def test_relative_paths_and_homes_become_absolute() -> None:
     assert scheme_of("a:b/c") == scheme_of("C:/x") == scheme_of("/a/s3://b") == ""
 
 
-@pytest.mark.parametrize("uri", ["", "a\0b", "s3://", "s3:///key", "https://?x=1", "s3://key:secret@bucket/x"])
+@pytest.mark.parametrize(
+    "uri", ["", "a\0b", "s3://", "s3:///key", "https://?x=1", "s3://key:secret@bucket/x", "s3://key:sec/ret@bucket/x"]
+)
 def test_what_is_no_place(uri: str) -> None:
     with pytest.raises(ConfigError) as caught:
         normal_uri(uri)
@@ -57,6 +61,9 @@ def test_what_is_no_place(uri: str) -> None:
         ("s3://bucket/lists", "./a b#c?.mp4", "s3://bucket/lists/a b#c?.mp4"),
         ("s3://bucket/lists", "../a.mp4", "s3://bucket/a.mp4"),
         ("s3://bucket/lists", "s3://other/a.mp4", "s3://other/a.mp4"),
+        ("s3://bucket/lists", "d//a.mp4", "s3://bucket/lists/d//a.mp4"),
+        ("s3://bucket//lists", "../x/./a.mp4", "s3://bucket//x/a.mp4"),
+        ("/data/lists", "d//a.mp4", "/data/lists/d/a.mp4"),
     ],
 )
 def test_a_reference_is_seen_from_its_folder(folder: str, reference: str, uri: str) -> None:
@@ -94,8 +101,28 @@ def test_the_folder_of() -> None:
         ("https://host:8080/@user/a.mp4", "https://host:8080/@user/a.mp4"),
         ("https://user:secret@host/@user/a.mp4", "https://host/@user/a.mp4"),
         ("s3://bucket/what?.mp4", "s3://bucket/what?.mp4"),
+        ("s3://key:secret@bucket/what?@.mp4", "s3://bucket/what?@.mp4"),
+        ("s3://key:sec/ret@bucket/a.mp4", "s3://bucket/a.mp4"),
+        ("s3://bucket/@user/a.mp4", "s3://bucket/@user/a.mp4"),
+        ("s3://arn:aws:s3:eu-west-1:1:accesspoint:x/@a.mp4", "s3://arn:aws:s3:eu-west-1:1:accesspoint:x/@a.mp4"),
+        ("https://host/a;token=secret/b.mp4;v=1?x", "https://host/a/b.mp4"),
+        ("https://host/a;b.mp4", "https://host/a;b.mp4"),
         ("/local/what?.mp4", "/local/what?.mp4"),
     ],
 )
 def test_secrets_are_not_shown(uri: str, shown: str) -> None:
     assert redacted(uri) == shown
+
+
+@pytest.mark.parametrize(
+    "uri", ["s3://b/a.mp4", "s3://b/d//a.mp4", "s3://b//a.mp4", "/a.mp4", "/d/a.mp4", "https://h/a?x=/"]
+)
+def test_folder_and_path_make_the_address_again(uri: str) -> None:
+    folder, path = parted(uri)
+    assert f"{folder.rstrip('/')}/{path}" == uri
+
+
+@pytest.mark.parametrize("uri", ["s3://bucket", "https://host", "/"])
+def test_a_bucket_is_no_object(uri: str) -> None:
+    with pytest.raises(ConfigError, match="not the address of an object"):
+        parted(uri)

@@ -10,7 +10,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from fsspec.implementations.http import HTTPFileSystem
 
 from pipeline.errors import UnsafeAddressError
 from pipeline.guard.strikes import Strikes
@@ -47,7 +46,7 @@ def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     rule = web_store.inside_network
     monkeypatch.setattr(web_store, "inside_network", lambda host: host != PUBLIC and rule(host))
     Web.seen.clear()
-    HTTPFileSystem.clear_instance_cache()
+    web_store._AsWritten.clear_instance_cache()
     with ThreadingHTTPServer((PUBLIC, 0), Web) as one, ThreadingHTTPServer((PRIVATE, one.server_port), Web) as two:
         for server in (one, two):
             threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -112,7 +111,7 @@ def test_a_name_that_answers_differently_later_is_looked_at_again(port: int, nam
     """What is connected to is what was looked at: one question, and no second one in between."""
     names["rebinding.example"] = [PUBLIC, PRIVATE, PRIVATE]
     assert read_object(f"http://rebinding.example:{port}/a.mp4", public_only=True) == b"data"
-    HTTPFileSystem.clear_instance_cache()  # and with it the names that the client remembers
+    web_store._AsWritten.clear_instance_cache()  # and with it the names that the client remembers
     with pytest.raises(UnsafeAddressError):
         read_object(f"http://rebinding.example:{port}/a.mp4", public_only=True)
     assert set(Web.seen) == {PUBLIC}

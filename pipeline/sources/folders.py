@@ -1,13 +1,14 @@
 """Turn folders and globs into shards: one per tar, one per row range of a table, one per `shard_size` loose videos.
 
 Everything streams from one sorted listing, so a folder of ten million files needs only the memory of one page. The
-sidecars of a video are the `.json` and `.txt` with its name; an image with a video's name is its poster; other files
-are ignored.
+sidecars of a video are the `.json` and `.txt` with its name; an image with a video's name is its poster. Other files
+and all that is hidden are ignored, and counted.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import PurePosixPath
 
@@ -27,10 +28,21 @@ from pipeline.sources.samples import (
     suffix_of,
 )
 from pipeline.storage import Entry, Storage
+from pipeline.storage.addresses import scheme_of
 
 TAR_SUFFIXES = frozenset({".tar"})
 TABLE_SUFFIXES = frozenset({".parquet", ".jsonl", ".ndjson", ".csv"})
 _LOOSE_SUFFIXES = VIDEO_SUFFIXES | IMAGE_SUFFIXES | SIDECAR_SUFFIXES
+
+_HIDDEN_FOLDERS = frozenset(
+    {"@eadir", "#recycle", "#snapshot", "$recycle.bin", "system volume information", "lost+found", "__macosx"}
+)
+"""Folders without a dot that systems make beside the user's files: thumbnails, waste, snapshots. In lower case."""
+
+
+def is_hidden(path: str) -> bool:
+    """Return whether a name of `path` begins with a dot (".Trash-1000") or is a folder of the system ("@eaDir")."""
+    return any((name[:1] == "." and name != ".") or name.lower() in _HIDDEN_FOLDERS for name in path.split("/"))
 
 
 def tar_shard(uri: str, entry: Entry) -> Shard:
@@ -38,30 +50,35 @@ def tar_shard(uri: str, entry: Entry) -> Shard:
     return Shard(name=name, kind="tar", uri=uri, size=entry.size, etag=entry.etag)
 
 
-def list_items(entries: Iterable[Entry], containers: frozenset[str]) -> Iterator[ListedVideo | Entry]:
+def list_items(
+    entries: Iterable[Entry], containers: frozenset[str], ignored: Counter[str]
+) -> Iterator[ListedVideo | Entry]:
     """Yield the `containers` (by suffix) of a sorted listing, and its videos with their sidecars, sorted by path.
 
     Files that may belong together have the same folder and the same name up to the first dot, so they are neighbours in
-    a sorted listing.
+    a sorted listing. Add to `ignored` what is passed over, by kind.
     """
     group: list[tuple[str, Entry]] = []
     prefix = ""
     for entry in entries:
         suffix = suffix_of(entry.path)
+        if is_hidden(entry.path):
+            ignored["hidden"] += 1
+            continue
         if suffix in containers:
             yield entry
+            continue
         if suffix not in _LOOSE_SUFFIXES:
+            ignored[suffix or "without a suffix"] += 1
             continue
         folder, slash, base = entry.path.rpartition("/")
-        if base.startswith("."):
-            continue
         if group and not entry.path.startswith(prefix):
-            yield from _pair(group)
+            yield from _pair(group, ignored)
             group.clear()
         if not group:
             prefix = f"{folder}{slash}{base.partition('.')[0]}."
         group.append((suffix, entry))
-    yield from _pair(group)
+    yield from _pair(group, ignored)
 
 
 def files_shard(root: str, group: list[ListedVideo]) -> Shard:
@@ -87,7 +104,7 @@ def read_files(root: str, group: FileGroup, *, max_bytes: int) -> Iterator[Sampl
     for video in group.videos:
         path = video.path
         uri = folder.address(path)
-        if why := name_refusal(path):
+        if why := name_refusal(path.lstrip("/") if scheme_of(root) else path):  # in a bucket "/a" is a name like any
             shown = path.encode("utf-8", "backslashreplace").decode()
             yield refuse("unsafe_member", why, key=shown, uri=uri.encode("utf-8", "backslashreplace").decode())
             continue
@@ -123,11 +140,12 @@ def glob_matcher(pattern: str) -> Callable[[str], bool]:
     return lambda path: compiled.fullmatch(path) is not None
 
 
-def _pair(group: list[tuple[str, Entry]]) -> list[ListedVideo]:
+def _pair(group: list[tuple[str, Entry]], ignored: Counter[str]) -> list[ListedVideo]:
     """The videos among entries that may belong together, sorted, each with the sidecars of its own stem."""
     if len(group) == 1:  # a shortcut for the most common case, which saves 2 us of 5
         suffix, only = group[0]
         if suffix in SIDECAR_SUFFIXES:
+            ignored[f"{suffix} of no video"] += 1
             return []
         return [ListedVideo(only.path, only.size, only.etag, {})]
     stems: dict[str, list[tuple[str, Entry]]] = {}
@@ -142,6 +160,8 @@ def _pair(group: list[tuple[str, Entry]]) -> list[ListedVideo]:
             for suffix, entry in entries
             if suffix in SIDECAR_SUFFIXES and entry.path == stem + suffix  # lower case, as the reader opens it
         }
+        if not videos and not posters:
+            ignored.update(f"{suffix} of no video" for suffix, _ in entries)
         for video in videos or posters:
             found.append(ListedVideo(video.path, video.size, video.etag, sidecars))
     return sorted(found, key=lambda video: video.path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Protocol
@@ -20,6 +22,11 @@ from pipeline.sources.samples import IMAGE_SUFFIXES, SIDECAR_SUFFIXES, VIDEO_SUF
 from pipeline.sources.tables import list_table, table_end
 from pipeline.storage import Entry, Storage, open_uri
 from pipeline.storage.addresses import folder_of, normal_uri, redacted
+
+log = logging.getLogger(__name__)
+
+MOST_KINDS = 8
+"""Kinds of ignored files that the log names."""
 
 NO_MORE = -1
 """Result of `Planned.end_of`: this object gives no more shards."""
@@ -59,7 +66,8 @@ def list_source(uri: str, *, shard_size: int, planned: Planned | None = None) ->
     root, entries, containers = _find(normal_uri(uri))
     group: list[ListedVideo] = []
     found_any = False
-    for item, is_new in _compared(list_items(entries, containers), root, planned):
+    ignored: Counter[str] = Counter()
+    for item, is_new in _compared(list_items(entries, containers, ignored), root, planned):
         found_any = True
         if isinstance(item, Entry):
             yield from _container(f"{root.rstrip('/')}/{item.path}", item, shard_size, planned)
@@ -70,6 +78,9 @@ def list_source(uri: str, *, shard_size: int, planned: Planned | None = None) ->
                 group = []
     if group:
         yield files_shard(root, group)
+    if ignored:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in ignored.most_common(MOST_KINDS))
+        log.warning("source=%s: %d files are ignored: %s", redacted(uri), ignored.total(), kinds)
     if not found_any:
         raise ConfigError(
             f"--source {redacted(uri)} has nothing to read. Expected a .tar, a table "

@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-from pipeline.errors import ConfigError, LimitExceededError, NotFoundError
-from pipeline.storage.addresses import normal_uri, redacted, scheme_of
+from pipeline.errors import LimitExceededError, NotFoundError
+from pipeline.storage.addresses import normal_uri, parted, redacted, scheme_of
 from pipeline.storage.cloud_store import SCHEMES, CloudStore
 from pipeline.storage.local_store import LocalStore
 from pipeline.storage.other_store import OtherStore
@@ -36,8 +36,8 @@ log = logging.getLogger(__name__)
 class Storage:
     """One root: a local folder, `s3://bucket/prefix`, or any fsspec URL.
 
-    Paths are relative, with "/" between folders; ".." and a leading "/" raise ValueError. Methods raise NotFoundError,
-    AccessError, ChangedError, or a plain StorageError after the last retry.
+    Paths are relative, with "/" between folders; ".." and, on a disk, a leading "/" raise ValueError. Methods raise
+    NotFoundError, AccessError, ChangedError, or a plain StorageError after the last retry.
     """
 
     def __init__(self, uri: str, *, public_only: bool = False) -> None:
@@ -48,7 +48,7 @@ class Storage:
 
     def list(self, path: str = "") -> Iterator[Entry]:
         """List the object at `path` and all objects below it, page by page, sorted by code points. May be empty."""
-        return self._store().entries(_checked(path) if path else "")
+        return self._store().entries(self._checked(path) if path else "")
 
     def read(self, path: str, start: int = 0, stop: int | None = None, *, etag: str = "") -> bytes:
         """Read bytes [start, stop) of an object; a negative `start` counts from its end."""
@@ -63,12 +63,12 @@ class Storage:
         self, path: str, *, start: int = 0, stop: int | None = None, size: int | None = None, etag: str = ""
     ) -> Stream:
         """Return a sequential reader of bytes [start, stop). See Stream."""
-        return Stream(self._store(), _checked(path), start=start, stop=stop, size=size, etag=etag)
+        return Stream(self._store(), self._checked(path), start=start, stop=stop, size=size, etag=etag)
 
     def put(self, path: str, data: bytes | Path) -> None:
         """Write `data` (bytes, or the content of a local file) to `path` atomically, replacing any object there."""
         store = self._store()
-        retried(lambda: store.write(_checked(path), data, create=False))
+        retried(lambda: store.write(self._checked(path), data, create=False))
 
     def create(self, path: str, data: bytes | Path) -> bool:
         """Write `data` to `path` only if there is no object at `path`.
@@ -77,7 +77,7 @@ class Storage:
             True if the object has exactly these bytes now, also if the response to the write was lost. False if it has
             other bytes. On a store without `create_only`, this checks for an object and then does a plain put.
         """
-        store, path = self._store(), _checked(path)
+        store, path = self._store(), self._checked(path)
         if not self.create_only and self.exists(path):
             return self._holds(path, data)
         return retried(lambda: store.write(path, data, create=self.create_only)) or self._holds(path, data)
@@ -100,7 +100,7 @@ class Storage:
         if not path.strip("/"):
             raise ValueError("delete needs a path: a whole root is never deleted")
         if not path.endswith("/"):
-            retried(lambda: store.remove([_checked(path)]))
+            retried(lambda: store.remove([self._checked(path)]))
             return
         for batch in _batches(entry.path for entry in self.list(path)):
             retried(lambda batch=batch: store.remove(batch))  # type: ignore[misc]
@@ -119,7 +119,7 @@ class Storage:
 
     def entry(self, path: str) -> Entry:
         store = self._store()
-        return retried(lambda: store.head(_checked(path)))
+        return retried(lambda: store.head(self._checked(path)))
 
     def now(self) -> float:
         """Return the time of the store's clock, in seconds since the epoch. `Entry.mtime` uses the same clock."""
@@ -140,6 +140,12 @@ class Storage:
                     return False
         return True
 
+    def _checked(self, path: str) -> str:
+        # In a bucket "/a" is a name like any other: that of "bucket//a".
+        if not path or ".." in path.split("/") or (path.startswith("/") and not scheme_of(self.uri)):
+            raise ValueError(f"a path must be relative to the storage's root and without '..', got {path!r}")
+        return path
+
     def _store(self) -> Store:
         scheme = scheme_of(self.uri)
         if scheme == "":
@@ -157,11 +163,8 @@ class Storage:
 
 def open_uri(uri: str, *, public_only: bool = False) -> tuple[Storage, str]:
     """Return the Storage that contains the object at `uri`, and the path of the object in it."""
-    uri = normal_uri(uri)
-    head, slash, name = uri.rpartition("/")
-    if not name or not slash or head.endswith(":/"):
-        raise ConfigError(f"{redacted(uri)} is not the address of an object")
-    return Storage(head or "/", public_only=public_only), name
+    folder, path = parted(normal_uri(uri))
+    return Storage(folder, public_only=public_only), path
 
 
 def stream(uri: str, *, size: int | None = None, etag: str | None = None) -> Stream:
@@ -193,12 +196,6 @@ def read_object(
             if max_bytes is not None and len(data) > max_bytes:
                 raise LimitExceededError(f"an object of more than max_bytes={max_bytes}")
     return bytes(data)
-
-
-def _checked(path: str) -> str:
-    if not path or path.startswith("/") or ".." in path.split("/"):
-        raise ValueError(f"a path must be relative to the storage's root and without '..', got {path!r}")
-    return path
 
 
 def _batches(paths: Iterator[str]) -> Iterator[list[str]]:

@@ -20,6 +20,11 @@ _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 _IPV6_HOST = re.compile(r"\[[0-9A-Fa-f:.]*\]")
 
+_OBJECT = re.compile(r"(.*[^/])/(/*[^/]+/*)", re.DOTALL)
+
+_PARAMETER = re.compile(r";[^/;=]*=[^/;]*")
+"""A parameter of a path (RFC 3986, 3.3), such as ";token=..."."""
+
 
 def scheme_of(uri: str) -> str:
     """Return the scheme in lower case, or "" for a path on this machine."""
@@ -29,6 +34,9 @@ def scheme_of(uri: str) -> str:
 
 def normal_uri(uri: str) -> str:
     """Normalize a URI: absolute local paths without a scheme, "s3://" for "s3a://", no trailing slash.
+
+    Everything else of a URL stays byte for byte: an object store and a web server may tell "a//b" from "a/b", and a
+    signature covers its query as it is written.
 
     Raises:
         ConfigError: it is empty, or contains credentials, which may come from the standard chain only.
@@ -40,11 +48,33 @@ def normal_uri(uri: str) -> str:
         path = uri.partition("://")[2] if scheme else uri
         return os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111 (Path: resolve() follows links, which are the user's names; expanduser() raises)
     rest = uri.partition("://")[2]
-    if "@" in rest.partition("/")[0]:
+    if _without_user(rest) != rest:
         raise ConfigError(f"{scheme}:// address with credentials in it: use the environment or a profile instead")
     if not rest.partition("/")[0].partition("?")[0] and scheme != "memory":
         raise ConfigError(f"{uri!r} names no bucket or host")
-    return f"{'s3' if scheme == 's3a' else scheme}://{rest.rstrip('/')}"
+    if scheme not in ("http", "https") or "?" not in rest:
+        rest = rest.rstrip("/")
+    return f"{'s3' if scheme == 's3a' else scheme}://{rest}"
+
+
+def parted(uri: str) -> tuple[str, str]:
+    """Split a normalized URI into the folder and the path of the object in it; joined by "/" they are `uri` again.
+
+    The folder never ends in a slash, so that of "s3://bucket/a//b" is "s3://bucket/a", and the path is "/b".
+
+    Raises:
+        ConfigError: it names no object.
+    """
+    scheme = scheme_of(uri)
+    if not scheme:
+        folder, _, name = uri.rpartition("/")
+        parts: tuple[str, ...] = (folder or "/", name)
+    else:
+        found = _OBJECT.fullmatch(uri.partition("://")[2])
+        parts = (f"{scheme}://{found[1]}", found[2]) if found else ("", "")
+    if not parts[1]:
+        raise ConfigError(f"{redacted(uri)} is not the address of an object")
+    return parts[0], parts[1]
 
 
 def folder_of(uri: str) -> str:
@@ -62,8 +92,7 @@ def joined(folder: str, reference: str) -> str:
         ValueError: ".." leads out of the bucket, it is an fsspec chain ("zip://a::s3://b"), or it names no object.
     """
     uri = _joined(folder, reference)
-    head, _, name = uri.rpartition("/")
-    if not name or name == ".." or head.endswith(":/"):
+    if parted(uri)[1].rpartition("/")[2] == "..":
         raise ValueError(f"{redacted(reference)!r} is not the address of an object")
     return uri
 
@@ -77,34 +106,48 @@ def _joined(folder: str, reference: str) -> str:
     if scheme_of(reference) or reference.startswith("/"):
         return normal_uri(reference)
     scheme = scheme_of(folder)
-    rest = folder.partition("://")[2] if scheme else folder
-    path = posixpath.normpath(posixpath.join(rest, reference))
-    bucket = rest.partition("/")[0]
-    if scheme and not path.startswith(f"{bucket}/"):
-        raise ValueError(f"{reference!r} leads out of {scheme}://{bucket}")
-    return f"{scheme}://{path}" if scheme else path
+    if not scheme:
+        return posixpath.normpath(posixpath.join(folder, reference))
+    bucket, *steps = folder.partition("://")[2].split("/")
+    for step in reference.split("/"):  # not normpath(), which would make one slash of two
+        if step == ".." and not steps:
+            raise ValueError(f"{reference!r} leads out of {scheme}://{bucket}")
+        if step == "..":
+            steps.pop()
+        elif step != ".":
+            steps.append(step)
+    return "/".join((f"{scheme}://{bucket}", *steps))
 
 
 def redacted(uri: str) -> str:
     """Return `uri` without secrets, for display: without the query, often a signature, and the password before "@".
 
     A password may contain a slash: if something other than a port follows the host, everything up to the last "@" is
-    removed. Fragments that assign a value ("#token=...") are removed too; other fragments name a member of a tar.
+    removed. Parameters and fragments that assign a value (";token=...", "#token=...") are removed too; other fragments
+    name a member of a tar. The name of an object in S3 may hold a question mark, so it stays whole.
     """
     scheme = scheme_of(uri)
-    if scheme in ("", "file", "local", "s3"):
+    if scheme in ("", "file", "local"):
         return uri
-    rest = uri.partition("://")[2].partition("?")[0]
+    rest = uri.partition("://")[2]
+    if scheme != "s3":
+        rest = rest.partition("?")[0]
     if scheme in ("http", "https"):
         rest, mark, fragment = rest.partition("#")
+        rest = _PARAMETER.sub("", rest)
         rest += mark + fragment if "=" not in fragment else ""
+    return f"{scheme}://{_without_user(rest)}"
+
+
+def _without_user(rest: str) -> str:
+    """Return what follows "://" without user and password."""
     host, slash, path = rest.partition("/")
     port = host.rpartition("]")[2].partition(":")[2]
     if "@" in host:
-        rest = host.rpartition("@")[2] + slash + path
-    elif port and not port.isdecimal():
-        rest = rest.rpartition("@")[2]
-    return f"{scheme}://{rest}"
+        return host.rpartition("@")[2] + slash + path
+    if port and not port.isdecimal() and not host.startswith("arn:"):  # an access point of S3 is named by an ARN
+        return rest.rpartition("@")[2]
+    return rest
 
 
 def refusal(uri: str, folder: str, *, allow_private: bool, allow_local: bool) -> str | None:

@@ -3,7 +3,8 @@
 fsspec cannot promise a create-only write to them: its `mode="create"` checks for an object and then writes. obstore
 sends the write with a precondition that the service checks, so the second of two creates fails. Credentials come from
 the standard environment of each cloud. obstore's own retries are switched off, because pipeline/storage/retry.py
-retries. obstore does not accept names with control characters; they raise a StorageError.
+retries. obstore does not accept names with control characters or with
+empty folder names (a//b); they raise a StorageError.
 """
 
 from __future__ import annotations
@@ -181,7 +182,8 @@ def _translated(what: str) -> Iterator[None]:
     except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError, PermissionError) as error:
         raise AccessError(f"{redacted(what)}: {type(error).__name__}") from error
     except (exceptions.InvalidPathError, exceptions.NotSupportedError, ValueError) as error:
-        raise StorageError(f"{redacted(what)}: {type(error).__name__}, as of a name with control characters") from error
+        why = f"{type(error).__name__}, as of a name with control characters or an empty folder name (a//b)"
+        raise StorageError(f"{redacted(what)}: {why}") from error
     except exceptions.UnknownConfigurationKeyError as error:
         raise ConfigError(f"{redacted(what)}: {error}") from error
     except (exceptions.BaseError, OSError) as error:

@@ -276,6 +276,8 @@ def _translated(what: str) -> Iterator[None]:
 def _error(code: str, status: int, what: str) -> StorageError:
     """Return the error for an S3 error code and an HTTP status. A HEAD has no body, so its code is "404" or "403"."""
     message = f"{what}: {code or 'error'} ({status})"
+    if code == "InvalidObjectState":
+        message += ": the object lies in an archive (Glacier, Deep Archive); restore it, then run again"
     if status == 412 or code == "PreconditionFailed" or (status == 304 and code in ("304", "NotModified")):
         return ChangedError(message)
     if code in _ACCESS_CODES or status in (401, 403):

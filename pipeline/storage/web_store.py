@@ -3,6 +3,9 @@
 With `public_only`, for addresses from untrusted tables, no connection is made to this machine or the local network: the
 IP addresses of a host name are checked when it is resolved, and again when the socket is created. A redirect makes a
 connection like any other, so the check applies to it too.
+
+An address is sent as it is written, and so is that of a redirect: a signature covers its bytes, and a client that
+writes "%2B" as "+" or "%2f" as "/" makes another address of it.
 """
 
 from __future__ import annotations
@@ -11,8 +14,11 @@ import contextlib
 import socket
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import quote, urljoin
 
 import aiohttp
+from fsspec.implementations.http import HTTPFileSystem
+from yarl import URL
 
 from pipeline.errors import (
     AccessError,
@@ -23,7 +29,7 @@ from pipeline.errors import (
     UnsafeAddressError,
     VideoError,
 )
-from pipeline.storage.addresses import inside_network, redacted
+from pipeline.storage.addresses import inside_network, redacted, scheme_of
 from pipeline.storage.event_loop import fill, finished
 from pipeline.storage.other_store import OtherStore
 from pipeline.storage.store import Body
@@ -33,6 +39,7 @@ HEADER_SECONDS = 60.0
 """Time limit for the headers of the response, redirects included."""
 READ_SECONDS = 60.0
 """Time limit for a read that gets no byte."""
+MAX_REDIRECTS = 10
 
 
 class WebStore(OtherStore):
@@ -70,19 +77,36 @@ class WebStore(OtherStore):
         return Body(size=size, etag=response.headers.get("ETag", "").strip('"'), readinto=readinto, close=close)
 
     def _open_root(self) -> tuple[Any, str]:
-        from fsspec.implementations.http import HTTPFileSystem
-
         client = _public_client if self.public_only else _any_client
-        return HTTPFileSystem(get_client=client, use_listings_cache=False), self.root
+        return _AsWritten(get_client=client, use_listings_cache=False), self.root
+
+
+class _AsWritten(HTTPFileSystem):  # type: ignore[misc]
+    """fsspec's listing and writing, with the addresses of `as_sent`."""
+
+    def encode_url(self, url: str) -> URL:
+        return as_sent(url)
+
+
+def as_sent(address: str) -> URL:
+    """Return the URL of a request: `address` byte for byte, but what no URL may hold (spaces, umlauts) is quoted."""
+    scheme, _, rest = address.partition("#")[0].partition("://")
+    end = min((rest.index(sign) for sign in "/?" if sign in rest), default=len(rest))
+    origin = URL(f"{scheme}://{rest[:end]}").origin()  # yarl writes the name of a host as DNS wants it
+    return URL(str(origin) + quote(rest[end:], safe=_LEGAL, errors="surrogateescape"), encoded=True)
+
+
+_LEGAL = "".join(map(chr, range(0x21, 0x7F))).translate(dict.fromkeys(map(ord, '"<>\\^`{|}')))
+"""The characters that may stand in a URL, "%" with them (RFC 3986, 2)."""
 
 
 async def _any_client(**options: Any) -> aiohttp.ClientSession:
-    return aiohttp.ClientSession(**options)
+    return aiohttp.ClientSession(**options, requote_redirect_url=False)
 
 
 async def _public_client(**options: Any) -> aiohttp.ClientSession:
     connector = aiohttp.TCPConnector(resolver=_PublicResolver(), socket_factory=_public_socket)
-    return aiohttp.ClientSession(**{**options, "connector": connector, "trust_env": False})
+    return await _any_client(**{**options, "connector": connector, "trust_env": False})
 
 
 class _PublicResolver(aiohttp.ThreadedResolver):
@@ -111,10 +135,17 @@ def _check_public(number: str, name: str) -> None:
 async def _get(filesystem: Any, address: str, headers: dict[str, str]) -> aiohttp.ClientResponse:
     session = await filesystem.set_session()
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS)
-    response: aiohttp.ClientResponse = await session.get(
-        filesystem.encode_url(address), headers=headers, timeout=timeout
-    )
-    return response
+    for _ in range(MAX_REDIRECTS):
+        # aiohttp's own redirects would send a space of a "Location" as it is.
+        response: aiohttp.ClientResponse = await session.get(
+            as_sent(address), headers=headers, timeout=timeout, allow_redirects=False
+        )
+        location = response.headers.get("Location")
+        if response.status not in (301, 302, 303, 307, 308) or location is None:
+            return response
+        response.release()
+        address = location if scheme_of(location) else urljoin(address, location)
+    raise StorageError(f"{redacted(address)}: more than {MAX_REDIRECTS} redirects")
 
 
 def _size(response: aiohttp.ClientResponse) -> int | None:
@@ -148,11 +179,9 @@ def _translated(address: str) -> Iterator[None]:
         yield
     except (StorageError, VideoError):
         raise
-    except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError, UnicodeError) as error:
+    except (ValueError, aiohttp.NonHttpUrlClientError) as error:  # InvalidURL and yarl's errors are ValueErrors
         raise UnsafeAddressError(
             f"{redacted(address)} is not a web address, or leads to none: {type(error).__name__}"
         ) from error
-    except aiohttp.TooManyRedirects as error:
-        raise StorageError(f"{redacted(address)}: too many redirects") from error
     except (aiohttp.ClientError, OSError) as error:
         raise TransientError(f"{redacted(address)}: {type(error).__name__}") from error

@@ -266,6 +266,12 @@ def test_a_pickle_with_code_is_refused_and_does_not_run(
     assert not (tmp_path / "pwned").exists()
 
 
+def test_diffusers_weights_alone_ask_for_their_config(tmp_path: Path) -> None:
+    weights = {"encoder.conv_in.conv.weight": torch.zeros(8, 3, 3, 3, 3), "encoder.down_blocks.0.x": torch.zeros(1)}
+    with pytest.raises(vae.CheckpointError, match=r"put the config\.json of the checkpoint's `vae` folder beside them"):
+        vae.load_vae(saved(tmp_path, weights))
+
+
 def test_another_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(vae.CheckpointError, match=r"no causal 3D encoder.*lm_head"):
         vae.load_vae(saved(tmp_path, {"lm_head.weight": torch.zeros(2, 2)}))

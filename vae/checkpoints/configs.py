@@ -102,8 +102,12 @@ def config_from_tensors(tensors: Mapping[str, Tensor], path: Path) -> dict[str, 
         widths = [out_channels[f"down.{i}.block.0.conv1.conv.weight"] for i in range(num_levels)]
         num_moments = out_channels["conv_out.conv.weight"]
     except (KeyError, ValueError, IndexError) as error:
+        bare = any("down_blocks." in name for name in tensors)
         raise CheckpointError(
-            f"{path} has no causal 3D encoder: {error} is missing; "
+            f"{path} holds diffusers' weights without their configuration: put the config.json of the checkpoint's "
+            "`vae` folder beside them, and give that folder"
+            if bare
+            else f"{path} has no causal 3D encoder: {error} is missing; "
             f"it has {', '.join(sorted(tensors)[:5]) or 'no tensors'}"
         ) from error
     if num_moments % 2 or not ch or any(width % ch for width in widths):
