@@ -23,11 +23,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.dataset
 
+from latentmill.cache.shared_array import SharedArray
 from latentmill.errors import EmptySelectionError, OpenError
+from latentmill.index.committed import write_pinned
 from latentmill.index.file import FILE, SHAPE, ColumnFile, IndexFile
 from latentmill.index.selection import Bucket, buckets_of, kept_rows
 from latentmill.ranges import Range, RangeReader
-from latentmill.shared_array import SharedArray
 
 if TYPE_CHECKING:
     from latentmill.join import Join, Table
@@ -225,10 +226,9 @@ class LatentDataset:
 
     def save_index(self, path: str | os.PathLike[str]) -> None:
         """Write the index of these rows to a Parquet file: `open(..., index=path)` gives every rank the same rows."""
-        table = self.to_arrow()
-        names = [name for name in table.column_names if not any(name in join.columns for join in self.joins.values())]
-        fields = [(name, pa.string() if name == "file" else table.schema.field(name).type) for name in names]
-        pa.parquet.write_table(table.select(names).cast(pa.schema(fields)), os.fspath(path), compression="zstd")
+        table, joined = self.to_arrow(), {name for join in self.joins.values() for name in join.columns}
+        names = [name for name in table.column_names if name not in joined]
+        write_pinned(table.select(names), os.fspath(path))
 
     def rows(self, positions: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return the rows of the index at these positions."""

@@ -11,26 +11,28 @@ import os
 import random
 import threading
 import time
-from collections import OrderedDict
+import weakref
 from collections.abc import Callable, Sequence
+from itertools import count
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar
 
 import fsspec
+import pyarrow as pa
 from fsspec.core import url_to_fs
 
-from latentmill.errors import AccessError, NotFoundError, ReadError, StorageError
-from latentmill.s3_ranges import S3Ranges
+from latentmill.access import descriptors
+from latentmill.access.s3_ranges import S3Ranges
+from latentmill.errors import AccessError, NotFoundError, OpenError, ReadError, StorageError
 
 T = TypeVar("T")
+
+_OWNERS = count()
 
 ATTEMPTS = 8
 BASE_SECONDS = 0.2
 CAP_SECONDS = 10.0
 """Eight attempts, with random waits below min(10, 0.2 * 2**i) seconds: 12 s in all on average, 25 s at most."""
-
-OPEN_FILES = 256
-"""Most local files that a process keeps open."""
 
 _S3_OPTIONS: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
 _S3_CONFIG = {"max_pool_connections": 64, "read_timeout": 60}
@@ -71,7 +73,8 @@ class Files:
             path = Path(self.uri.partition("://")[2] if scheme else self.uri).expanduser()
             self.root = Path(os.path.abspath(path))  # noqa: PTH100 (resolve() would follow links)
         self._scheme = scheme
-        self._open: OrderedDict[str, _Descriptor] = OrderedDict()
+        self._owner = next(_OWNERS)
+        weakref.finalize(self, descriptors.forget, self._owner).atexit = False
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -93,7 +96,8 @@ class Files:
 
         def attempt() -> bytes:
             if self.root:
-                with (self.root / path).open("rb") as file:
+                where = self.root / path
+                with descriptors.opening(lambda: where.open("rb")) as file:
                     file.seek(start)
                     return file.read(-1 if stop is None else stop - start)
             data: bytes = self._fs.cat_file(self._key(path), start=start or None, end=stop)
@@ -136,8 +140,27 @@ class Files:
     def open(self, path: str) -> IO[bytes]:
         """Open a file for reading and seeking."""
         if self.root:
-            return (self.root / path).open("rb")
+            where = self.root / path
+            return descriptors.opening(lambda: where.open("rb"))
         return self._fs.open(self._key(path), "rb")  # type: ignore[no-any-return]
+
+    def parsed(self, path: str, parse: Callable[[IO[bytes]], T]) -> T:
+        """Return what a parser makes of an opened data file.
+
+        Raises:
+            OpenError: the file is damaged.
+            StorageError: the storage failed.
+        """
+        try:
+            with self.open(path) as source:
+                return parse(source)
+        except (FileNotFoundError, PermissionError) as error:
+            raise _final(error, self.address(path)) or error from error
+        except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            if isinstance(error, ReadError):
+                raise
+            where = self.address(path)
+            raise OpenError(f"{where} is damaged ({error}): `latentmill verify` says what of it is wrong") from error
 
     def _list(self, folder: str) -> dict[str, Entry]:
         if self.root:
@@ -169,7 +192,8 @@ class Files:
         return dict(sorted(found.items()))
 
     def _preadv(self, path: str, start: int, views: Sequence[memoryview]) -> None:
-        file = self._opened(path)  # this reference keeps it open until all is read
+        assert self.root
+        file = descriptors.kept_open(self._owner, self.root / path)  # this reference keeps it open until all is read
         left = [view for view in views if len(view)]
         while left:
             count = os.preadv(file.number, left[:512], start)
@@ -180,16 +204,6 @@ class Files:
                 count -= len(left.pop(0))
             if count:
                 left[0] = left[0][count:]
-
-    def _opened(self, path: str) -> _Descriptor:
-        assert self.root
-        with self._lock:
-            if (file := self._open.get(path)) is None:
-                file = self._open[path] = _Descriptor(self.root / path)
-            self._open.move_to_end(path)
-            if len(self._open) > OPEN_FILES:
-                self._open.popitem(last=False)
-            return file
 
     @property
     def _fs(self) -> Any:
@@ -217,17 +231,6 @@ class Files:
         self._fs  # noqa: B018 (connects)
         assert self._client
         return f"{self._client[2].rstrip('/')}/{path}"
-
-
-class _Descriptor:
-    """An open local file. It is closed when the table and the last reader have dropped it."""
-
-    def __init__(self, path: Path) -> None:
-        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # `os` may be gone when the interpreter ends
-        if hasattr(self, "number"):
-            close(self.number)
 
 
 def retried(attempt: Callable[[], T], what: str) -> T:

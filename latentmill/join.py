@@ -13,9 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
-import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,6 +24,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from latentmill import format
+from latentmill.cache.kept import Kept, publish
+from latentmill.cache.private_files import building
 from latentmill.errors import EmptySelectionError, OpenError
 from latentmill.files import Files
 from latentmill.index.file import BATCH_ROWS, ColumnFile, write_columns
@@ -43,29 +42,33 @@ Kind = tuple[str, tuple[int, ...]]
 VALUE_BYTES = 64 << 10
 """A column with larger values on average must be a tensor, so that it can stay in the table."""
 
+LAYOUT = 2
+"""Version of the files in the cache."""
+
 _PARTS = ("file", "start", "length", "shape", "dtype", "crc32")
 
 
 class Join:
     """A joined table: the values, and the byte ranges of the tensors, of each row of the index. Pickles by path."""
 
-    def __init__(self, folder: Path, reader: RangeReader | None) -> None:
-        self.folder = folder
+    def __init__(self, kept: Kept, reader: RangeReader | None) -> None:
+        self.folder = kept.folder
         self._reader = reader
-        facts = json.loads((folder / "facts.json").read_text())
+        facts = kept.facts
         self.columns: list[str] = facts["columns"]
         """Columns of values."""
         self.tensors: list[str] = facts["tensors"]
         self.varying: list[str] = facts["varying"]
         """Tensors that become a list in a batch: rows differ in shape, or some rows have none."""
         self.nulls: dict[str, int] = facts["nulls"]
-        self.file = ColumnFile(folder / "rows.arrow")
+        self.file = ColumnFile(kept.files["rows.arrow"])
 
     def __getstate__(self) -> tuple[Path, RangeReader | None]:
         return self.folder, self._reader
 
     def __setstate__(self, state: tuple[Path, RangeReader | None]) -> None:
-        self.__init__(*state)  # type: ignore[misc]
+        folder, reader = state
+        self.__init__(Kept(folder), reader)  # type: ignore[misc]
 
     @property
     def reader(self) -> RangeReader:
@@ -249,8 +252,8 @@ def _partners(dataset: LatentDataset, theirs: pa.Table, on: str) -> npt.NDArray[
 
 def _write(
     dataset: LatentDataset, name: str, theirs: pa.Table, places: npt.NDArray[np.int64], on: str, source: _Source
-) -> Path:
-    """Write the values in the order of the index, and return the folder."""
+) -> Kept:
+    """Write the values in the order of the index, and return the folder, which is named by its content."""
     fields = {column: column for column in theirs.column_names if column != on and not column.startswith("_")}
     tensors = [column[1:] for column in theirs.column_names if column.startswith("_")]
     renamed = {f"{name}_{column}": column for column in fields}
@@ -269,29 +272,21 @@ def _write(
                 nulls[column] += table[column].null_count
             yield table
 
-    folder = Path(tempfile.mkdtemp(prefix=f"building-{uuid.uuid4().hex}-", dir=dataset.cache))
-    try:
+    with building(dataset.cache) as folder:
         write_columns(folder / "rows.arrow", schema, tables())
         varying = [f"{name}_{t}" for t in tensors if nulls[f"_{name}_{t}"] or _num_shapes(theirs[f"_{t}"]) > 1]
         columns, names = [f"{name}_{column}" for column in fields], [f"{name}_{tensor}" for tensor in tensors]
         facts = {"columns": columns, "tensors": names, "varying": varying, "nulls": nulls}
-        (folder / "facts.json").write_text(json.dumps(facts))
-        final = dataset.cache / f"index-join-{_digest(folder)}"
-        if not final.exists():
-            folder.rename(final)
-        return final
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        return publish(folder, dataset.cache / f"index-join-{_digest(folder, facts)}", facts)
 
 
 def _num_shapes(places: pa.ChunkedArray) -> int:
     return len({(tuple(place["shape"]), place["dtype"]) for place in places.to_pylist() if place})
 
 
-def _digest(folder: Path) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for name in ("rows.arrow", "facts.json"):
-        with (folder / name).open("rb") as file:
-            while piece := file.read(1 << 20):
-                digest.update(piece)
+def _digest(folder: Path, facts: dict[str, Any]) -> str:
+    digest = hashlib.blake2b(json.dumps([LAYOUT, facts]).encode(), digest_size=16)
+    with (folder / "rows.arrow").open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
     return digest.hexdigest()

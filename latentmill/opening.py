@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
-import pyarrow as pa
+import pyarrow.parquet as pq
 
 from latentmill import format
+from latentmill.cache.private_files import own_folder
+from latentmill.cache.range_cache import RangeCache
 from latentmill.dataset import ROW_COLUMNS, LatentDataset
 from latentmill.errors import NotFoundError, OpenError
 from latentmill.files import Files
-from latentmill.index.build import default_cache, open_index
-from latentmill.range_cache import RangeCache
+from latentmill.index.build import open_index
 from latentmill.ranges import RangeReader
 from latentmill.text import Text
 
@@ -47,7 +47,7 @@ def open(
         pad_text: what a batch has of the embeddings. False: a list. True: [B, S, E], filled up with zeros to the
             longest of the batch. A number: to that many tokens.
         cache: a folder on a local disk for the index and for cached latents. None: $LATENTMILL_CACHE, or else a folder
-            of this user in the folder for temporary files.
+            of this user in the folder for temporary files. If others may write it, a folder of this user in it.
         cache_bytes: most bytes of latents in the cache; the least recently used go first. Remote outputs only.
         concurrency: requests that each process sends at once. None: 4 for a local disk, 32 otherwise.
         verify: compare each latent with its checksum.
@@ -64,7 +64,7 @@ def open(
         raise ValueError(f"damaged must be 'raise' or 'skip', got {damaged!r}")
     files = Files(uri, storage_options)
     spec = _spec(files)
-    folder = Path(cache) if cache else default_cache()
+    folder = own_folder(cache)
     opened = open_index(files, columns, folder, os.fspath(index) if index else None)
     if concurrency is None:
         concurrency = 4 if files.root else 32
@@ -80,15 +80,14 @@ def open(
 def _spec(files: Files) -> dict[str, Any]:
     """Return the Spec of an output from spec.json; where that is missing, from the footer of a data file."""
     try:
-        text: bytes | str = files.read(format.SPEC_PATH)
+        text: bytes = files.read(format.SPEC_PATH)
     except NotFoundError:
         names = [path for path in files.list(format.DATA) if path.endswith(".parquet")]
         if not names:
             raise OpenError(f"{files.uri} is not an output of latentmill: it has no {format.SPEC_PATH}") from None
-        try:
-            with files.open(names[0]) as source:
-                text = format.footer_of(source)[0]
-        except (pa.ArrowException, KeyError):
+        footer = files.parsed(names[0], lambda source: pq.read_metadata(source).metadata or {})
+        text = footer.get(format.FOOTER_SPEC.encode(), b"")
+        if not text:
             raise OpenError(f"{files.uri} is not an output of latentmill: {names[0]} has no Spec") from None
     try:
         spec: dict[str, Any] = json.loads(text)

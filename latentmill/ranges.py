@@ -12,9 +12,9 @@ from itertools import pairwise
 
 from isal.isal_zlib import crc32  # the checksum of zlib, ten times as fast
 
+from latentmill.cache.range_cache import RangeCache
 from latentmill.errors import DamagedRowError, NotFoundError
 from latentmill.files import Files
-from latentmill.range_cache import RangeCache
 
 GAP_BYTES = 64 << 10
 """Ranges of one file with a smaller gap than this are read in one request."""

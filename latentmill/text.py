@@ -14,12 +14,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import shutil
-import tempfile
-import uuid
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,9 +25,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from latentmill import format
+from latentmill.cache.kept import Kept
 from latentmill.errors import EmptySelectionError, NotFoundError, OpenError
 from latentmill.files import Entry, Files
-from latentmill.index.build import one_at_a_time
 from latentmill.index.file import FILE, IndexFile, write_columns
 from latentmill.join import PLACE, Join
 from latentmill.ranges import Range, RangeReader
@@ -40,7 +37,7 @@ if TYPE_CHECKING:
 
     from latentmill.dataset import LatentDataset
 
-LAYOUT = 1
+LAYOUT = 2
 """Version of the files in the cache."""
 
 FOOTER_BYTES = 256 << 10
@@ -97,12 +94,8 @@ class Text:
         """
         listed = self._listed(dataset.index)
         key = json.dumps([LAYOUT, self._files.uri, self.name, dataset.index.digest, sorted(listed.items())])
-        folder = dataset.cache / f"index-text-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
-        if not folder.exists():
-            with one_at_a_time(folder.with_suffix(".lock")):
-                if not folder.exists():
-                    self._build(dataset.index, listed, dataset.cache, folder)
-        join = Join(folder, self._reader)
+        name = f"index-text-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
+        join = Join(Kept.of(dataset.cache, name, partial(self._build, dataset.index, listed)), self._reader)
         joined = dataset._with(text=self, joins=dataset.joins | {NAME: join}, columns=(*dataset.columns, LENGTH))
         places = [join.file.batch(i).column(f"_{NAME}") for i in range(dataset.index.columns.num_batches)]
         kept = np.flatnonzero(np.concatenate([place.is_valid().to_numpy(zero_copy_only=False) for place in places]))
@@ -139,16 +132,10 @@ class Text:
     def _remedy(self) -> str:
         return f"run `latentmill text --output {self._files.uri} --name {self.name} --encoder FOLDER`"
 
-    def _build(self, index: IndexFile, listed: dict[str, Entry], cache: Path, folder: Path) -> None:
-        building = Path(tempfile.mkdtemp(prefix=f"building-{uuid.uuid4().hex}-", dir=cache))
-        try:
-            schema = pa.schema([(LENGTH, pa.int32()), (f"_{NAME}", PLACE)])
-            write_columns(building / "rows.arrow", schema, self._tables(index, listed))
-            facts = {"columns": [LENGTH], "tensors": [NAME], "varying": [NAME], "nulls": {}}
-            (building / "facts.json").write_text(json.dumps(facts))
-            building.rename(folder)
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
+    def _build(self, index: IndexFile, listed: dict[str, Entry], folder: Path) -> dict[str, Any]:
+        schema = pa.schema([(LENGTH, pa.int32()), (f"_{NAME}", PLACE)])
+        write_columns(folder / "rows.arrow", schema, self._tables(index, listed))
+        return {"columns": [LENGTH], "tensors": [NAME], "varying": [NAME], "nulls": {}}
 
     def _tables(self, index: IndexFile, listed: dict[str, Entry]) -> Iterator[pa.Table]:
         """Yield the length and the place of each row, batch by batch of the index. A batch holds few shards."""

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from latentmill import checksum
 from latentmill.format import footer_of
 from pipeline.output.commit import clips_ahead, commit, derive, seal, tidy
 from pipeline.output.layout import part_path, verdict_path
@@ -20,7 +21,7 @@ from pipeline.output.tally import tally
 from pipeline.receipts import ClipsReceipt, PartReceipt, RejectionReceipt
 from pipeline.records import ChunkId, CompleteShard, Latent, Rejection
 from pipeline.settings.spec import LatentRule
-from pipeline.storage import Storage, checksum
+from pipeline.storage import Storage
 from pipeline.storage.parallel import read_ahead
 from tests.outputs import make_output
 from tests.small import latent, spec

@@ -19,12 +19,13 @@ import pytest
 import latentmill
 from jobs import report
 from jobs.report.samples import COLUMNS, samples
+from latentmill import checksum
 from pipeline.decode import DecodeSpec, decode_clip
 from pipeline.output.layout import SEAL_PATH, data_path, index_path
 from pipeline.output.spec_file import load_spec
 from pipeline.plan.frozen import make_plan, read_plan
 from pipeline.records import clip_id
-from pipeline.storage import Storage, checksum
+from pipeline.storage import Storage
 from tests.browser import look
 from tests.outputs import CLIPS, make_output
 from tests.small import CLIP, LATENT

@@ -14,6 +14,14 @@ from latentmill.errors import OpenError
 from latentmill.files import Entry, Files
 from latentmill.index.file import FILE, SHAPE
 
+TYPES = {
+    "id": pa.string(),
+    "latent_shape": format.SCHEMA.field("latent_shape").type,
+    "latent_dtype": pa.string(),
+    "latent_crc32": pa.uint32(),
+} | {field.name: field.type for field in format.INDEX_COLUMNS}
+"""The columns that every index has."""
+
 
 class Coder:
     """Turns tables of an index into tables of an IndexFile. Checks each row and hashes them all."""
@@ -35,8 +43,8 @@ class Coder:
         ).hexdigest()
 
     def coded(self, table: pa.Table) -> pa.Table:
-        """Return the same rows with codes in place of file, shape and dtype."""
-        table = table.combine_chunks()
+        """Return the same rows with codes in place of file, shape and dtype. Raises OpenError for what is no index."""
+        table = self._typed(table).combine_chunks()
         shapes = self._shape_codes(table)
         codes = pa.array(self._file_codes(table), pa.int32())
         for digest, values in zip(self._digests, (None, table["latent_crc32"].to_numpy(), shapes), strict=True):
@@ -46,6 +54,21 @@ class Coder:
         for name, column in columns.items():
             self.nulls[name] = self.nulls.get(name, 0) + column.null_count
         return pa.table(columns | {FILE: codes, SHAPE: pa.array(shapes)})
+
+    def _typed(self, table: pa.Table) -> pa.Table:
+        """Return the table with the needed columns in the types of the format, none of them null."""
+        for name, type_ in TYPES.items():
+            column = table[name]
+            found = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+            if column.null_count:
+                raise OpenError(f"{self._place}: the index has a row without {name}")
+            if found != type_:
+                try:
+                    column = column.cast(type_)
+                except pa.ArrowException as error:
+                    raise OpenError(f"{self._place}: {name} of the index is {found}, and not {type_}") from error
+                table = table.set_column(table.schema.get_field_index(name), name, column)
+        return table
 
     def _file_codes(self, table: pa.Table) -> npt.NDArray[np.int32]:
         column = table["file"]
@@ -79,6 +102,8 @@ class Coder:
             name, shape = kinds.dictionary[value // len(found[0])].as_py(), found[0][value % len(found[0])]
             if name not in format.DTYPES:
                 raise OpenError(f"{self._place}: dtype {name!r} is not one of {', '.join(format.DTYPES)}")
+            if not shape or min(shape) < 1:
+                raise OpenError(f"{self._place}: the index has a latent of shape {shape}")
             size = int(np.prod(shape)) * format.DTYPES[name].itemsize
             if (lengths[inverse == i] != size).any():
                 raise OpenError(f"{self._place}: a latent {shape} of {name} has {size} bytes, the index says otherwise")

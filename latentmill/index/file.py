@@ -2,14 +2,13 @@
 
     rows.arrow     Arrow IPC: record batches of BATCH_ROWS rows each, the last one shorter
     files.arrow    Arrow IPC: the file names; the column `_file` holds their numbers
-    facts.json     {"digest", "num_rows", "shapes", "nulls"}
+    facts.json     {"digest", "num_rows", "shapes", "nulls"}, and what `Kept` checks
 
 Ten million rows take next to no memory of the process itself: processes share the page cache.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+
+from latentmill.cache.kept import Kept
 
 BATCH_ROWS = 1 << 16
 
@@ -27,22 +28,15 @@ Rows = npt.NDArray[np.int64]
 
 
 class ColumnFile:
-    """Columns of a table in a mapped Arrow file. A row is found by its number in constant time. Pickles by path."""
+    """Columns of a table in a mapped Arrow file. A row is found by its number in constant time."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
+    def __init__(self, content: pa.Buffer) -> None:
+        self._reader = pa.ipc.open_file(pa.BufferReader(content))
         self.schema: pa.Schema = self._reader.schema
         self.num_batches: int = self._reader.num_record_batches
         self._batches: dict[int, pa.RecordBatch] = {}
         self._arrays: dict[tuple[str, int], pa.Array] = {}
         self._views: dict[tuple[str, int], npt.NDArray[Any]] = {}
-
-    def __getstate__(self) -> Path:
-        return self.path
-
-    def __setstate__(self, path: Path) -> None:
-        self.__init__(path)  # type: ignore[misc]
 
     def batch(self, number: int) -> pa.RecordBatch:
         """Return the batch that begins at row BATCH_ROWS * number. Nothing is copied."""
@@ -104,11 +98,11 @@ def _evenly(tables: Iterable[pa.Table]) -> Iterator[pa.RecordBatch]:
 
 
 class IndexFile:
-    """An opened index."""
+    """An opened index. It pickles by path, and is checked again where it is unpickled."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        facts = json.loads((folder / "facts.json").read_text())
+    def __init__(self, kept: Kept) -> None:
+        self.folder = kept.folder
+        facts = kept.facts
         self.digest: str = facts["digest"]
         """The hash of the ids, shapes and checksums of all rows in order. It does not depend on their files."""
         self.num_rows: int = facts["num_rows"]
@@ -116,15 +110,15 @@ class IndexFile:
         """Each (dtype, shape) of a latent; the column `_shape` holds positions in this list."""
         self.nulls: dict[str, int] = facts["nulls"]
         """The number of missing values of each column."""
-        self.columns = ColumnFile(folder / "rows.arrow")
-        self._files = pa.ipc.open_file(pa.memory_map(str(folder / "files.arrow")))
+        self.columns = ColumnFile(kept.files["rows.arrow"])
+        self._files = pa.ipc.open_file(pa.BufferReader(kept.files["files.arrow"]))
         self.files: pa.Array = self._files.get_batch(0).column(0)
 
     def __getstate__(self) -> Path:
         return self.folder
 
     def __setstate__(self, folder: Path) -> None:
-        self.__init__(folder)  # type: ignore[misc]
+        self.__init__(Kept(folder))  # type: ignore[misc]
 
     def batch(self, number: int) -> pa.RecordBatch:
         """Return a record batch for people and filters: names and shapes in place of codes."""

@@ -22,6 +22,7 @@ from typing import IO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from latentmill import checksum
 from pipeline.output import layout, shard_file
 from pipeline.output.derived import derive, restored
 from pipeline.output.parts import MissingPartError, read_clip
@@ -126,7 +127,9 @@ def seal(
             rows += table.num_rows
         if writer is None:
             return 0
+        writer.add_key_value_metadata(checksum.MARK)
         writer.close()
+        checksum.stamp(sink)
         sink.flush()
         output.put(layout.SEAL_PATH, Path(sink.name))
     return rows

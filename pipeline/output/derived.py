@@ -14,12 +14,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from latentmill import format
+from latentmill import checksum, format
 from pipeline.errors import ConfigError, NotFoundError
 from pipeline.output import layout
 from pipeline.records import canonical_json
 from pipeline.settings.spec import diff
-from pipeline.storage import Storage, checksum
+from pipeline.storage import Storage
 from pipeline.storage.addresses import redacted
 
 Derived = tuple[pa.Table, list[dict[str, Any]]]

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from latentmill import checksum
 from latentmill.format import DTYPES
 from pipeline.decode import merge_facts
 from pipeline.errors import NotFoundError
@@ -29,7 +30,6 @@ from pipeline.output.layout import part_path, verdict_path
 from pipeline.receipts import PartReceipt, Receipt, Record, RejectionReceipt
 from pipeline.records import ChunkId, ClipFacts, Latent, Rejection, canonical_json
 from pipeline.rows import from_table, to_table
-from pipeline.storage import checksum
 
 if TYPE_CHECKING:
     from pipeline.storage import Storage

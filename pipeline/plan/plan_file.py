@@ -17,9 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from latentmill import checksum
 from pipeline.errors import ConfigError, StorageError
 from pipeline.shards import FileGroup, Members, PlanPlace, Retry, Shard, TableRange, parse_members
-from pipeline.storage import Entry, Storage, checksum, open_uri
+from pipeline.storage import Entry, Storage, open_uri
 from pipeline.storage.addresses import folder_of, redacted
 from pipeline.storage.range_file import open_parquet
 from pipeline.storage.stream import READ_BYTES

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import random
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ import latentmill
 from latentmill.files import Files
 from pipeline.output.commit import seal
 from pipeline.storage import Storage
+from tests.reader.damage import flipped
 from tests.reader.made import SHAPES, made_latent, shard_names, write_output, write_shard
 from tests.small import LATENT
 
@@ -92,6 +94,74 @@ def test_an_index_that_is_damaged_or_stale_is_not_believed(output: Path, tmp_pat
         facts = json.dumps({"data_bytes": 1, "rejected": ""})
         pq.write_table(changed.slice(0, 3).replace_schema_metadata({"latentmill.derived": facts}), second)
     assert latentmill.open(out).digest == latentmill.open(output).digest
+
+
+@pytest.mark.parametrize("name", ["index.parquet", "index"])
+@pytest.mark.parametrize("seeds", [range(40), pytest.param(range(500), marks=pytest.mark.slow)])
+def test_no_flip_in_a_derived_file_passes_or_closes_the_output(
+    output: Path, tmp_path: Path, name: str, seeds: range
+) -> None:
+    """Cut, emptied, garbled, or with flipped bits: the rows come from the file below it."""
+    want = latentmill.open(output).to_arrow().to_pylist()
+    out = Path(shutil.copytree(output, tmp_path / "out"))
+    if name == "index":
+        (out / "index.parquet").unlink()
+    for seed in seeds:
+        rng = random.Random(seed)
+        file = rng.choice(sorted((out / name).iterdir())) if name == "index" else out / name
+        whole = file.read_bytes()
+        file.write_bytes(flipped(whole, rng))
+        cache = tmp_path / f"cache{seed}"
+        assert latentmill.open(out, cache=cache).to_arrow().to_pylist() == want, f"seed {seed}"
+        shutil.rmtree(cache)
+        file.write_bytes(whole)
+
+
+def test_a_damaged_seal_is_made_again(output: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(output, tmp_path / "out"))
+    whole = (out / "index.parquet").read_bytes()
+    (out / "index.parquet").write_bytes(whole[:-50])
+    seal(Storage(str(out)), shard_names(3))
+    assert (out / "index.parquet").read_bytes() == whole
+
+
+def test_a_seal_of_an_older_version_is_read(output: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It has no checksum."""
+    out = Path(shutil.copytree(output, tmp_path / "out"))
+    sealed = pq.read_table(out / "index.parquet")
+    pq.write_table(sealed.replace_schema_metadata(None), out / "index.parquet")
+    shutil.rmtree(out / "index")
+    assert latentmill.open(out).digest == latentmill.open(output).digest
+    assert not caplog.records
+    shutil.rmtree(tmp_path / "cache")
+    pq.write_table(sealed.slice(0, 3).drop(["byte_offset"]), out / "index.parquet")
+    assert latentmill.open(out).digest == latentmill.open(output).digest
+    assert "index.parquet is damaged" in caplog.text
+
+
+@pytest.mark.parametrize("what", ["garbage", "no index", "other types", "cut", "flipped", "a folder", "nothing"])
+def test_a_pinned_index_that_is_none_is_an_open_error(output: Path, tmp_path: Path, what: str) -> None:
+    latents, path = latentmill.open(output), tmp_path / "pinned.parquet"
+    latents.save_index(path)
+    table, whole = pq.read_table(path), path.read_bytes()
+    match what:
+        case "garbage":
+            path.write_bytes(b"not Parquet")
+        case "no index":
+            pq.write_table(pa.table({"x": [1]}), path)
+        case "other types":
+            pq.write_table(table.set_column(0, "id", pa.array(list(range(24)))).drop(["latent_crc32"]), path)
+        case "cut":
+            path.write_bytes(whole[:-20])
+        case "flipped":
+            path.write_bytes(whole.replace(b"blake2b:", b"blake2c:", 1))
+        case "a folder":
+            path.unlink()
+            path.mkdir()
+        case "nothing":
+            path.write_bytes(b"")
+    with pytest.raises(latentmill.OpenError, match=r"index|column"):
+        latentmill.open(output, index=path)
 
 
 @pytest.mark.parametrize("sealed", [(0, 1), (1,), (0, 2), (2,)])

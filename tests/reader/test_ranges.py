@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 import latentmill
 from latentmill import ranges as ranges_module
+from latentmill.cache.range_cache import RangeCache
 from latentmill.files import Files
-from latentmill.range_cache import RangeCache
 from latentmill.ranges import Range, RangeReader
 from tests.reader.made import write_output
 from tests.small import LATENT

@@ -15,6 +15,8 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from latentmill.cache import private_files
+
 if TYPE_CHECKING:
     from latentmill.ranges import Range
 
@@ -40,7 +42,7 @@ class RangeCache:
         """Fill the view from the cache. Return False if the range is not in it."""
         path = self._path(one)
         try:
-            with path.open("rb", buffering=0) as file:
+            with os.fdopen(private_files.open_own(path), "rb", buffering=0) as file:
                 if file.readinto(view) != one.length or file.read(1):
                     return False
             os.utime(path)
@@ -55,7 +57,9 @@ class RangeCache:
         path = self._path(one)
         temporary = path.with_name(f"{uuid.uuid4().hex}.tmp")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            for folder in (self._folder, path.parent):
+                folder.mkdir(mode=0o700, exist_ok=True)
+            private_files.create(temporary)
             with temporary.open("wb", buffering=0) as file:
                 file.write(view)
             temporary.replace(path)

@@ -60,8 +60,17 @@ def stamp(file: IO[bytes]) -> None:
     file.write(digest.hex().encode())
 
 
-def check(tail: bytes, head: Iterable[bytes]) -> None:
-    """Check a Parquet file against its checksum, if it has one.
+def check_file(file: IO[bytes]) -> bool:
+    """Check an opened Parquet file as `check` does."""
+    head_bytes = max(0, file.seek(0, io.SEEK_END) - TAIL_BYTES)
+    file.seek(head_bytes)
+    tail = file.read()
+    file.seek(0)
+    return check(tail, _pieces(file, head_bytes))
+
+
+def check(tail: bytes, head: Iterable[bytes]) -> bool:
+    """Check a Parquet file against its checksum. Return False if it has none.
 
     Args:
         tail: its last TAIL_BYTES.
@@ -74,10 +83,11 @@ def check(tail: bytes, head: Iterable[bytes]) -> None:
     if not found:  # a checksum with a flipped bit must not look like a file of an older version
         if any(part.encode() in tail for part in ("latentmill.checksum", "blake2b:")):
             raise DamagedError
-        return
+        return False
     zeroed = tail[: found.start(1)] + b"0" * _DIGITS + tail[found.end(1) :]
     if _digest(chain(head, [zeroed])).hex().encode() != found[1]:
         raise DamagedError
+    return True
 
 
 def _pieces(file: IO[bytes], num_bytes: int) -> Iterator[bytes]:
