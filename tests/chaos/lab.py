@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.chaos.laws import Files, local_files
 from tests.chaos.processes import Process, below, sweep
-from tests.chaos.shards import make_source
+from tests.chaos.work import Work
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,7 +43,11 @@ class Lab:
 
     folder: Path
     seed: int
-    source: str = ""
+    work: Work
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What the runner of this work needs, as JSON."""
+    given: Files = field(default_factory=dict)
+    """What an output holds before the first run."""
     undisturbed: Path = Path()
     seconds: float = 0.0
     """What the undisturbed run took."""
@@ -50,9 +55,10 @@ class Lab:
     _numbers: int = 0
 
     def prepare(self) -> None:
-        """Make the source and run the job on it once, in peace."""
-        self.source = make_source(self.folder / "source", self.seed)
+        """Make what the job needs and run it once, in peace."""
+        self.settings, self.given = self.work.make(self.folder, self.seed)
         self.undisturbed = self.output()
+        self.fill(self.undisturbed)
         start = time.monotonic()
         self.start(self.undisturbed, pause=0.0).expect(0)
         self.seconds = time.monotonic() - start
@@ -62,12 +68,27 @@ class Lab:
         return random.Random(f"{self.seed}/{name}")
 
     def output(self) -> Path:
-        """A new output's folder."""
+        """The folder of a new output, which is not made yet."""
         self._numbers += 1
         return self.folder / f"out{self._numbers}"
 
+    def fill(self, output: Path) -> None:
+        """Put what is given into a new output."""
+        for path, data in self.given.items():
+            (output / path).parent.mkdir(parents=True, exist_ok=True)
+            (output / path).write_bytes(data)
+
+    def files(self, output: Path) -> Files:
+        """What the job has made in a local output."""
+        return local_files(output, self.work.folder)
+
+    @property
+    def expected(self) -> Files:
+        """What the undisturbed run made."""
+        return self.files(self.undisturbed)
+
     def start(self, output: Path | str, **order: Any) -> Run:
-        """Start the job. An order: pause, armed, block_bytes, grace, source, environment, or a field of Workers."""
+        """Start the job. An order: pause, armed, block_bytes, grace, settings, environment, or a field of Workers."""
         run = Run(self, output, order)
         self.runs.append(run)
         return run
@@ -80,10 +101,10 @@ class Lab:
 
 
 @contextlib.contextmanager
-def lab(seed: int) -> Iterator[Lab]:
+def lab(seed: int, work: Work) -> Iterator[Lab]:
     """A lab in a new folder, ready; nothing of it is left afterwards, not a process either."""
     folder = Path(tempfile.mkdtemp(prefix="lmchaos"))
-    new = Lab(folder=folder, seed=seed)
+    new = Lab(folder=folder, seed=seed, work=work)
     try:
         new.prepare()
         yield new
@@ -105,14 +126,15 @@ class Run:
         environment |= order.pop("environment", {})
         plot = {"armed": order.pop("armed", ()), "pause": order.pop("pause", 0.1), "diary": str(self.diary)}
         settings = {
-            "source": order.pop("source", lab.source),
+            **lab.settings,
+            **order.pop("settings", {}),
             "output": str(output),
             "plot": plot,
             "block_bytes": order.pop("block_bytes", 100_000),
             "grace": order.pop("grace", 30.0),
             "workers": {"object_store_gb": 0.2} | order,
         }
-        command = [sys.executable, "-m", "tests.chaos.runner", json.dumps(settings)]
+        command = [sys.executable, "-m", lab.work.runner, json.dumps(settings)]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
         self._family: set[Process] = set()
@@ -192,6 +214,6 @@ class Run:
 def skip_time(output: Path) -> None:
     """Let two hours pass for what a dead run left: its claims, and temporary files."""
     then = time.time() - LONG_AGO
-    for path in (*output.glob("_claims/*"), *output.glob("_staging/_tmp/*")):
+    for path in (*output.rglob("_claims/**/*"), *output.glob("_staging/_tmp/*")):
         with contextlib.suppress(FileNotFoundError):
             os.utime(path, (then, then))

@@ -22,7 +22,7 @@ Verdicts = dict[tuple[str, int], str]
 """(video key, clip) -> reason: what a poison is to cost."""
 
 Files = dict[str, bytes]
-"""Name under `data/` -> content."""
+"""Name of a file, in the folder where a job puts what it makes -> content."""
 
 
 @dataclass(slots=True)
@@ -34,13 +34,13 @@ class Findings:
     broken: list[str] = field(default_factory=list)
 
 
-def check(files: Files, expected: Files, verdicts: Verdicts, others: list[str]) -> Findings:
+def check(files: Files, expected: Files, verdicts: Verdicts, paths: list[str]) -> Findings:
     """Hold the data files of an output against the undisturbed run's.
 
     Args:
         files, expected: what stands under `data/`, here and there.
         verdicts: the clips that the guard had to reject, and only those.
-        others: every other path of the output.
+        paths: every path of the output.
     """
     found = Findings()
     if files.keys() != expected.keys():
@@ -57,9 +57,9 @@ def check(files: Files, expected: Files, verdicts: Verdicts, others: list[str]) 
     found.twice = sum(n - 1 for n in ids.values())
     if costs:
         found.broken.append(f"not rejected as they should be: {costs}")
-    found.broken += [f"left behind: {path}" for path in others if path.startswith("_staging/")]
+    found.broken += [f"left behind: {path}" for path in paths if path.startswith("_staging/")]
     for folder in ("index", "runs"):
-        if not any(path.startswith(f"{folder}/") for path in others):
+        if not any(path.startswith(f"{folder}/") for path in paths):
             found.broken.append(f"nothing under {folder}/")
     return found
 
@@ -98,24 +98,24 @@ def _footer(data: bytes) -> dict[str, Any]:
     return facts
 
 
-def local_files(output: Path) -> Files:
-    """What a reader's glob over a local output's `data/*.parquet` gives."""
+def local_files(output: Path, folder: str = "data/") -> Files:
+    """What a reader's glob over the files of a local output gives."""
     found: Files = {}
-    for path in sorted(output.glob("data/*.parquet")):
+    for path in sorted(output.glob(f"{folder}*.parquet")):
         with contextlib.suppress(FileNotFoundError):
             found[path.name] = path.read_bytes()
     return found
 
 
-def local_others(output: Path) -> list[str]:
-    """Every other file of a local output."""
+def local_paths(output: Path) -> list[str]:
+    """Every file of a local output."""
     paths = (path.relative_to(output) for path in output.rglob("*") if path.is_file())
-    return [str(path) for path in paths if path.parts[0] != "data"]
+    return [str(path) for path in paths]
 
 
 @contextlib.contextmanager
 def reader(read: Callable[[], Files], expected: Files, poisoned: bool) -> Iterator[list[str]]:
-    """Read `data/` over and over while the body runs; yields the list that fills with what was wrong.
+    """Read the files over and over while the body runs; yields the list that fills with what was wrong.
 
     With poison a shard's bytes may differ from the undisturbed run's; then a file must be whole and never change.
     """

@@ -43,7 +43,7 @@ def kill_raylet(lab: Lab, result: Result, kills: int) -> None:
     while result.kills < kills:
         with cluster() as nodes, watched(lab, result) as output:
             run = lab.start(output, ray_address=nodes.address)
-            if moment(run, output, rng, 1.5 * lab.seconds) and run.alive:
+            if moment(lab, run, output, rng) and run.alive:
                 _kill_one(nodes, rng)
                 result.kills += 1
             if run.end() != OK:

@@ -29,7 +29,7 @@ class Process:
         """It may touch an output: not one of Ray's helpers, nor a worker that is still starting. Those need up to a
         minute to notice that their raylet is gone."""
         title = _title(self.pid)
-        return "pipeline.guard.alone" in title or "chaos.runner" in title or ("ray::" in title and "Agent" not in title)
+        return "pipeline.guard.alone" in title or "tests.chaos." in title or ("ray::" in title and "Agent" not in title)
 
     @property
     def alive(self) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.chaos.lab import Lab, LawBrokenError, Run, skip_time
-from tests.chaos.laws import Files, Verdicts, check, local_files, local_others, reader, repeated
+from tests.chaos.laws import Files, Verdicts, local_paths, reader, repeated
 
 KILLS_PER_OUTPUT = 6
 """After so many the run is left in peace: what was killed is to end."""
@@ -35,9 +35,9 @@ class Result:
     note: str = ""
     skipped: str = ""
 
-    def add(self, files: Files, expected: Files, verdicts: Verdicts, others: list[str], diary: Path) -> None:
+    def add(self, lab: Lab, files: Files, verdicts: Verdicts, paths: list[str], diary: Path) -> None:
         """Hold an output that is through against the laws."""
-        found = check(files, expected, verdicts, others)
+        found = lab.work.check(files, lab.expected, verdicts, paths)
         self.lost += found.lost
         self.twice += found.twice
         self.broken += found.broken
@@ -53,20 +53,21 @@ Scenario = Callable[[Lab, Result, int], None]
 @contextmanager
 def watched(lab: Lab, result: Result, verdicts: Verdicts | None = None) -> Iterator[Path]:
     """A new local output, read all the time; at the end the laws are checked."""
-    output, expected = lab.output(), local_files(lab.undisturbed)
-    with reader(lambda: local_files(output), expected, poisoned=bool(verdicts)) as wrong:
+    output = lab.output()
+    lab.fill(output)
+    with reader(lambda: lab.files(output), lab.expected, poisoned=bool(verdicts)) as wrong:
         yield output
     result.broken += wrong
     diary = lab.folder / f"{output.name}.diary"
-    result.add(local_files(output), expected, verdicts or {}, local_others(output), diary)
+    result.add(lab, lab.files(output), verdicts or {}, local_paths(output), diary)
 
 
-def moment(run: Run, output: Path, rng: random.Random, seconds: float) -> bool:
+def moment(lab: Lab, run: Run, output: Path, rng: random.Random) -> bool:
     """Wait for a random moment of a run: of its whole time, or some files into it. False: it ended before."""
     if rng.random() < 0.3:
-        end = time.monotonic() + rng.uniform(0, seconds)
+        end = time.monotonic() + rng.uniform(0, 1.5 * lab.seconds)
         return run.wait(lambda: time.monotonic() > end)
-    known, target = _names(output), rng.randint(1, 40)
+    known, target = _names(output), rng.randint(1, lab.work.most_new)
     if not run.wait(lambda: len(_names(output) - known) >= target):
         return False
     end = time.monotonic() + rng.uniform(0, 0.2)
@@ -74,7 +75,16 @@ def moment(run: Run, output: Path, rng: random.Random, seconds: float) -> bool:
 
 
 def _names(output: Path) -> set[str]:
-    return {str(path) for folder in ("data", "_staging", "index", "_claims") for path in output.glob(f"{folder}/**/*")}
+    return {
+        str(path)
+        for folder in ("data", "_staging", "index", "text", "_claims")
+        for path in output.glob(f"{folder}/**/*")
+    }
+
+
+def claims(output: Path) -> list[Path]:
+    """The claims of a local output."""
+    return [path for path in output.glob("_claims/**/*") if path.is_file()]
 
 
 def resume(lab: Lab, result: Result, output: Path) -> None:
@@ -94,7 +104,7 @@ def kill_driver(lab: Lab, result: Result, kills: int) -> None:
         with watched(lab, result) as output:
             for _ in range(KILLS_PER_OUTPUT):
                 run = lab.start(output, block_bytes=rng.choice((1, 100_000, 20_000_000)))
-                killed = moment(run, output, rng, 1.5 * lab.seconds) and run.signal(signal.SIGKILL)
+                killed = moment(lab, run, output, rng) and run.signal(signal.SIGKILL)
                 code = run.end()
                 result.kills += killed
                 if code == OK:
@@ -167,17 +177,17 @@ def stop(lab: Lab, result: Result, kills: int) -> None:
     while result.kills < kills:
         with watched(lab, result) as output:
             run = lab.start(output, grace=(grace := rng.choice((0.5, 60.0))))
-            if moment(run, output, rng, 1.5 * lab.seconds):
+            if moment(lab, run, output, rng):
                 result.kills += run.signal(signal.SIGTERM)
             asked = time.monotonic()
             run.wait()
             in_time = time.monotonic() - asked < grace
             code = run.end()
             # Before the job is up there is nothing to finish, and SIGTERM is what it always is.
-            early = code in (-signal.SIGTERM, signal.SIGTERM) and "clips/s" not in run.tail()
+            early = code in (-signal.SIGTERM, signal.SIGTERM) and lab.work.rate not in run.tail()
             if code not in (OK, STOPPED) and not early:
                 result.broken.append(f"exit code {code} after SIGTERM:\n{run.tail()}")
-            if code == STOPPED and list(output.glob("_claims/*")):
+            if code == STOPPED and claims(output):
                 result.broken.append("claims left after a stop")
             if in_time and code == STOPPED and list(output.glob("_staging/*/*.part")):
                 result.broken.append("a shard that was open is not finished, and the grace period was not over")
@@ -188,7 +198,7 @@ def two_runs(lab: Lab, result: Result, kills: int) -> None:
     """Two runs at once on one output: both end well, and no chunk is encoded by both."""
     with watched(lab, result) as output:
         first = lab.start(output, pause=0.5)
-        if not first.wait(lambda: bool(list(output.glob("_claims/*")))):
+        if not first.wait(lambda: bool(claims(output))):
             raise LawBrokenError(f"it ended without a claim:\n{first.tail()}")
         second = lab.start(output, pause=0.5)
         for run in (first, second):

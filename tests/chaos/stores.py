@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import mmap
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tests.chaos.lab import Lab, LawBrokenError
-from tests.chaos.laws import Files, local_files, local_others, reader
+from tests.chaos.laws import Files, local_paths, reader
 from tests.chaos.scenarios import LEFT, OK, Result, resume
 
 BUCKET = "chaos"
@@ -43,12 +44,16 @@ class ObjectStore:
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=f"{prefix}/")
         return [item["Key"].removeprefix(f"{prefix}/") for page in pages for item in page.get("Contents", ())]
 
-    def files(self, prefix: str) -> Files:
-        """What stands under `data/`."""
-        names = [path.removeprefix("data/") for path in self.paths(prefix) if path.startswith("data/")]
-        return {
-            name: self.client.get_object(Bucket=BUCKET, Key=f"{prefix}/data/{name}")["Body"].read() for name in names
-        }
+    def files(self, prefix: str, folder: str) -> Files:
+        """What stands in a folder."""
+        paths = [path for path in self.paths(prefix) if path.startswith(folder) and path.endswith(".parquet")]
+        keys = {path.removeprefix(folder): f"{prefix}/{path}" for path in paths}
+        return {name: self.client.get_object(Bucket=BUCKET, Key=key)["Body"].read() for name, key in keys.items()}
+
+    def fill(self, prefix: str, given: Files) -> None:
+        """Put what an output holds before the first run."""
+        for path, data in given.items():
+            self.client.put_object(Bucket=BUCKET, Key=f"{prefix}/{path}", Body=data)
 
 
 @contextlib.contextmanager
@@ -82,14 +87,16 @@ def kill_after_put(lab: Lab, result: Result, kills: int) -> None:
     """The driver is killed when a data file has been put, and nobody has been told."""
     from tests.fault_proxy import Hold
 
-    rng, expected = lab.rng("put"), local_files(lab.undisturbed)
+    rng, folder = lab.rng("put"), lab.work.folder
     with object_store() as store:
         while result.kills < kills:
             name = lab.output().name
             uri, order = f"s3://{BUCKET}/{name}", {"environment": store.environment, "pause": 0.0}
-            with reader(lambda name=name: store.files(name), expected, poisoned=False) as wrong:
+            store.fill(name, lab.given)
+            with reader(lambda name=name: store.files(name, folder), lab.expected, poisoned=False) as wrong:
                 hold = Hold()
-                store.proxy.add("PutObject", hold, path="/data/", every=rng.randint(1, len(expected)))
+                path, every = f"/{name}/{lab.work.writes[-1]}", rng.randint(1, len(lab.expected))
+                store.proxy.add("PutObject", hold, path=path, every=every)
                 run = lab.start(uri, **order)
                 if not run.wait(hold.reached.is_set):
                     raise LawBrokenError(f"no data file was put:\n{run.tail()}")
@@ -97,34 +104,33 @@ def kill_after_put(lab: Lab, result: Result, kills: int) -> None:
                 hold.release.set()
                 run.end()
                 store.proxy.clear()
-                if not store.files(name):
+                if not store.files(name, folder):
                     result.broken.append("the data file that was put is not there")
                 lab.start(uri, **order).expect(OK)
             result.broken += wrong
-            others = [path for path in store.paths(name) if not path.startswith("data/")]
-            result.add(store.files(name), expected, {}, others, run.diary)
+            result.add(lab, store.files(name, folder), {}, store.paths(name), run.diary)
 
 
 def full_store(lab: Lab, result: Result, kills: int) -> None:
     """An object store that refuses every part and data file as full, then has room again."""
     from tests.fault_proxy import Status
 
-    expected = local_files(lab.undisturbed)
+    folder = lab.work.folder
     with object_store() as store:
         name = lab.output().name
+        store.fill(name, lab.given)
         uri, order = f"s3://{BUCKET}/{name}", {"environment": store.environment, "pause": 0.0}
-        with reader(lambda: store.files(name), expected, poisoned=False) as wrong:
-            for path in ("/_staging/", "/data/"):
-                store.proxy.add("PutObject", Status(507, "XMinioStorageFull"), times=10**9, path=path)
+        with reader(lambda: store.files(name, folder), lab.expected, poisoned=False) as wrong:
+            for path in lab.work.writes:
+                store.proxy.add("PutObject", Status(507, "XMinioStorageFull"), times=10**9, path=f"/{name}/{path}")
                 run = lab.start(uri, **order)
                 run.expect(LEFT)
-                if f"{path.strip('/')}/" not in run.tail() or "XMinioStorageFull" not in run.tail():
+                if path not in run.tail() or "XMinioStorageFull" not in run.tail():
                     result.broken.append(f"does not say that the store is full:\n{run.tail()}")
                 store.proxy.clear()
             lab.start(uri, **order).expect(OK)
         result.broken += wrong
-        others = [path for path in store.paths(name) if not path.startswith("data/")]
-        result.add(store.files(name), expected, {}, others, run.diary)
+        result.add(lab, store.files(name, folder), {}, store.paths(name), run.diary)
 
 
 @contextlib.contextmanager
@@ -148,13 +154,14 @@ def remount(folder: Path, option: str) -> None:
 
 def full_disk(lab: Lab, result: Result, kills: int) -> None:
     """A disk that is full half way, then has room again."""
-    expected = local_files(lab.undisturbed)
-    half = sum(path.stat().st_size for path in lab.undisturbed.rglob("*") if path.is_file()) // 2
+    whole = (path.stat().st_size for path in lab.undisturbed.rglob("*") if path.is_file())
+    half = (_on_disk(map(len, lab.given.values())) + _on_disk(whole)) // 2
     with disk(lab, half) as output:
         if output is None:
             result.skipped = "may not mount a small disk"
             return
-        with reader(lambda: local_files(output), expected, poisoned=False) as wrong:
+        lab.fill(output)
+        with reader(lambda: lab.files(output), lab.expected, poisoned=False) as wrong:
             run = lab.start(output, pause=0.0)
             run.expect(LEFT)
             if "No space left" not in run.tail(100_000):
@@ -162,7 +169,12 @@ def full_disk(lab: Lab, result: Result, kills: int) -> None:
             remount(output, f"size={1 << 28}")
             resume(lab, result, output)
         result.broken += wrong
-        result.add(local_files(output), expected, {}, local_others(output), run.diary)
+        result.add(lab, lab.files(output), {}, local_paths(output), run.diary)
+
+
+def _on_disk(sizes: Iterable[int]) -> int:
+    """Bytes that files of these sizes take: whole pages."""
+    return sum(-(-size // mmap.PAGESIZE) * mmap.PAGESIZE for size in sizes)
 
 
 def read_only(lab: Lab, result: Result, kills: int) -> None:
@@ -171,10 +183,11 @@ def read_only(lab: Lab, result: Result, kills: int) -> None:
         if output is None:
             result.skipped = "may not mount a disk to seal"
             return
+        lab.fill(output)
         remount(output, "ro")
         run = lab.start(output)
         run.expect(LEFT)
         if "Read-only file system" not in run.tail() or "Traceback" in run.tail():
             result.broken.append(f"no clear error:\n{run.tail()}")
-        if list(output.iterdir()):
-            result.broken.append(f"written all the same: {list(output.iterdir())}")
+        if more := set(local_paths(output)) - lab.given.keys():
+            result.broken.append(f"written all the same: {more}")

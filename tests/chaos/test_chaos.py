@@ -12,8 +12,9 @@ import pytest
 
 from tests.chaos.__main__ import SCENARIOS
 from tests.chaos.lab import Lab, lab
-from tests.chaos.laws import check, local_files, local_others, reader
+from tests.chaos.laws import check, local_files, local_paths, reader
 from tests.chaos.scenarios import Result
+from tests.chaos.work import ENCODE
 
 pytestmark = pytest.mark.slow
 
@@ -22,7 +23,7 @@ OTHERS = ["index/s.parquet", "runs/r.json"]
 
 @pytest.fixture(scope="module")
 def place() -> Iterator[Lab]:
-    with lab(seed=7) as ready:
+    with lab(7, ENCODE) as ready:
         yield ready
 
 
@@ -50,7 +51,7 @@ def test_no_law_breaks(place: Lab, name: str, kills: int) -> None:
 
 def test_the_undisturbed_run_keeps_the_laws(place: Lab) -> None:
     files = local_files(place.undisturbed)
-    found = check(files, files, {}, local_others(place.undisturbed))
+    found = check(files, files, {}, local_paths(place.undisturbed))
     assert (found.lost, found.twice, found.broken) == (0, 0, [])
 
 
