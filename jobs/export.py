@@ -64,6 +64,9 @@ def _table(summary: ExportSummary, job: ExportJob) -> str:
     lines += [f"{name:{width}} {count:>10}" for name, count in sorted(summary.counts.items())]
     lines += [f"{'all':{width}} {summary.counts.total():>10}   of {summary.rows}"]
     lines += [f"pieces {summary.finished} of {summary.pieces}, {summary.written} written by this run"]
+    lines.append(f"captions {summary.captions.line()}")
+    lines += [f"warning: {warning}" for warning in [summary.captions.warning()] if warning]
+    lines += [f"note: {note}" for note in [summary.note] if note]
     trainer = trainer_of(job.to)
     if trainer.mixed and len(summary.counts) > 1:
         lines.append(f"note: {trainer.mixed}")

@@ -14,6 +14,7 @@ import tyro
 
 from jobs.process import run_command
 from pipeline.errors import ConfigError, StorageError
+from pipeline.output.captions import Captions
 from pipeline.output.layout import list_shards, text_of
 from pipeline.output.spec_file import load_spec
 from pipeline.output.tally import Tally, tally
@@ -86,6 +87,7 @@ def status(output: Storage) -> dict[str, object]:
         "clips": counts.planned,
         "latents": counts.latents,
         "latent_bytes": counts.latent_bytes,
+        "captions": asdict(counts.captions),
         "rejected": dict(sorted(counts.rejected.items())),
         "staged": sum(len(shard.staged.parts) for shard in plan.remaining()),
         "texts": [text_status(output, name) for name in text_names(output)],
@@ -113,6 +115,7 @@ def table(facts: dict[str, object]) -> str:
         ("shards", f"{facts['done']} done, {facts['remaining']} remaining"),
         ("clips", f"{facts['clips']} = {facts['latents']} latents + {sum(rejected.values())} rejected"),
         *((f"  {reason}", n) for reason, n in rejected.items()),
+        ("captions", Captions(**facts["captions"]).line()),  # type: ignore[arg-type]
         ("bytes", size(facts["latent_bytes"])),  # type: ignore[arg-type]
         ("staged", f"{facts['staged']} parts of unfinished shards"),
         *(

@@ -19,7 +19,7 @@ import tyro
 from jobs.encode import CONFIG, FLAGS, LEFT, OK
 from jobs.process import log_to_stderr, run_command
 from pipeline.control.stop import STATUS
-from pipeline.errors import ConfigError, EncoderError, StorageError
+from pipeline.errors import ChangedError, ConfigError, EncoderError, StorageError
 from pipeline.text.job import TextJob
 from pipeline.text.receipts import TextSummary
 
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         summary = run(job, echo=_redraw if in_terminal else _append, echo_seconds=1.0 if in_terminal else 30.0)
     except (ConfigError, EncoderError, StorageError) as error:
         print(f"latentmill text: {error}", file=sys.stderr)
-        return CONFIG if isinstance(error, ConfigError) else LEFT
+        return CONFIG if isinstance(error, ConfigError | ChangedError) else LEFT
     print(("\n" if in_terminal else "") + summary.table())
     return exit_code(summary)
 

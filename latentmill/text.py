@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shlex
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
@@ -68,9 +69,10 @@ class Text:
         """The columns that `collate` pads, and their length; None: that of the longest."""
         if not format.TEXT_NAME.fullmatch(name):
             raise OpenError(f"text must be the name of a text, as `latentmill text --name` takes it, got {name!r}")
+        self.spec: dict[str, Any] = {}
+        """The content of its spec.json: every setting that decided the embeddings."""
         try:
-            self.spec: dict[str, Any] = json.loads(files.read(format.text_spec_path(name)))
-            """The content of its spec.json: every setting that decided the embeddings."""
+            self.spec = json.loads(files.read(format.text_spec_path(name)))
             version = self.spec["text_version"]
         except NotFoundError:
             raise OpenError(f"{files.uri} has no text {name!r}: {self._remedy()}") from None
@@ -130,7 +132,11 @@ class Text:
         return {path: found[path] for path in wanted}
 
     def _remedy(self) -> str:
-        return f"run `latentmill text --output {self._files.uri} --name {self.name} --encoder FOLDER`"
+        """Return the command that makes the text whole, with the settings that it began with."""
+        flags = " ".join(_flags(self.spec))
+        return (
+            f"run `latentmill text --output {self._files.uri} --name {self.name} --encoder FOLDER {flags}".strip() + "`"
+        )
 
     def _build(self, index: IndexFile, listed: dict[str, Entry], folder: Path) -> dict[str, Any]:
         schema = pa.schema([(LENGTH, pa.int32()), (f"_{NAME}", PLACE)])
@@ -178,6 +184,15 @@ class Text:
             return format.text_places_of(io.BytesIO(tail))
         except (pa.ArrowException, OSError, KeyError, ValueError) as error:
             raise OpenError(f"{self._files.address(path)} is not a text file: {error}") from error
+
+
+def _flags(spec: dict[str, Any]) -> Iterator[str]:
+    """Yield the options of `latentmill text` that give this spec, where they are not its defaults."""
+    usual = {"dtype": "bfloat16", "layer": "last", "caption_column": "caption", "batch_size": 1, "clean": "none"}
+    for name in ("max_length", *usual, "drop_empty", "pad_tokens"):
+        if (value := spec.get(name)) not in (None, False, usual.get(name)):
+            flag = f"--{name.replace('_', '-')}"
+            yield flag if value is True else f"{flag}={shlex.quote(str(value))}"
 
 
 def _array(column: pa.ChunkedArray | pa.Array) -> pa.Array:

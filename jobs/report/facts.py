@@ -43,6 +43,7 @@ def headline(plan: Plan, counts: Tally, seconds: float, pixel_bytes: float) -> l
     return [
         (f"{counts.latents:,}", "latents", f"of {counts.planned:,} planned clips"),
         (f"{refused:,}", "rejected", f"{share:.2%} of the clips"),
+        (f"{1 - counts.captions.empty_share:.0%}", "have a caption", counts.captions.line()),
         (f"{done:,}", "shards done", f"of {plan.num_shards:,} planned"),
         (duration(seconds) if seconds < 3600 else f"{seconds / 3600:,.1f} h", "of video", "in all clips together"),
         (size(read), "read", "encoded video of the shards that are done"),

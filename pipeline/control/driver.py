@@ -270,6 +270,7 @@ class Driver:
             rejected=counts.rejected,
             latent_bytes=counts.latent_bytes,
             too_short=counts.too_short,
+            captions=counts.captions,
             hint=too_short.hint(counts.too_short, accepted_frames(spec)),
             alarms=tuple(alarms(counts.statistics, json.loads(spec.to_json())) if counts.statistics else ()),
             stopped=stopped,

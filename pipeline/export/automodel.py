@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any
 
 from pipeline.export.families import WAN_21, WAN_22
+from pipeline.export.recipes import WAN_226
 from pipeline.export.row import ExportRow
 from pipeline.export.trainer import Counts, Piece, Trainer, local_path, put_each, saved
 from pipeline.storage import Storage
@@ -55,4 +56,6 @@ def _aspect_name(aspect: float) -> str:
     return "tall" if aspect < 0.85 else "wide" if aspect > 1.18 else "square"
 
 
-TRAINER = Trainer(title="NeMo Automodel", takes=(WAN_21, WAN_22), one="length", write=write, finish=finish)
+TRAINER = Trainer(
+    title="NeMo Automodel", takes={WAN_21: WAN_226, WAN_22: WAN_226}, one="length", write=write, finish=finish
+)

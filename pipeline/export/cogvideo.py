@@ -19,6 +19,7 @@ from functools import partial
 from safetensors.torch import save
 
 from pipeline.export.families import COGVIDEOX
+from pipeline.export.recipes import T5_XXL
 from pipeline.export.row import Conversion, ExportRow
 from pipeline.export.trainer import Counts, Piece, Trainer, joined_lists, list_path, put_each
 from pipeline.storage import Storage
@@ -57,10 +58,9 @@ def finish(pieces: list[str], counts: Counts, into: Storage) -> None:
 
 TRAINER = Trainer(
     title="CogVideo finetune",
-    takes=(COGVIDEOX,),
+    takes={COGVIDEOX: T5_XXL},
     conversion=Conversion(draw="sample"),
     one="shape",
-    pad_tokens=True,
     needs_caption=True,
     needs_model=True,
     write=write,

@@ -8,6 +8,7 @@ weights are not compared: a fine-tuned VAE of the class counts as the family.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +47,11 @@ LTX_2 = Family(title="LTX-2", name="AutoencoderKLLTX2Video", channels=128, compr
 COGVIDEOX = Family(
     title="CogVideoX", name="AutoencoderKLCogVideoX", channels=16, compression=(4, 8), scales=(1.15258426, 0.7)
 )
+
+
+def family_of(vae: dict[str, Any], families: Iterable[Family]) -> Family | None:
+    """Return the family among these that has made the VAE of a Spec; None: none of them has."""
+    return next((family for family in families if family.has_made(vae)), None)
 
 
 def described(vae: dict[str, Any]) -> str:

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from torch import Tensor
 
 from pipeline.export.families import HUNYUAN, WAN_21, WAN_22
+from pipeline.export.recipes import LLAMA_TEMPLATE, WAN_RAW
 from pipeline.export.row import Conversion, ExportRow
 from pipeline.export.trainer import Counts, Piece, Trainer, shape_name
 from pipeline.export.whole_file import whole_file
@@ -78,7 +79,7 @@ def _columns(name: str, tensor: Tensor) -> dict[str, Any]:
 
 TRAINER = Trainer(
     title="FastVideo",
-    takes=(WAN_21, WAN_22, HUNYUAN),
+    takes={WAN_21: WAN_RAW, WAN_22: WAN_RAW, HUNYUAN: LLAMA_TEMPLATE},
     conversion=Conversion(is_raw=True, dtype="float32"),
     one="shape",
     write=write,

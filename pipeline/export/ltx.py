@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from pipeline.export.families import LTX_2
+from pipeline.export.recipes import GEMMA_FEATURES
 from pipeline.export.row import ExportRow
 from pipeline.export.trainer import Counts, Piece, Trainer, put_each, saved, shape_name
 from pipeline.storage import Storage
@@ -43,7 +44,7 @@ def write(piece: Piece, rows: Iterator[ExportRow], into: Storage) -> Counts:
 
 TRAINER = Trainer(
     title="LTX-2 trainer",
-    takes=(LTX_2,),
+    takes={LTX_2: GEMMA_FEATURES},
     mixed="its batches do not sort by shape: set batch_size 1",
     text_step=REGISTERS,
     write=write,

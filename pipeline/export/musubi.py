@@ -22,6 +22,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from pipeline.export.families import WAN_21
+from pipeline.export.recipes import WAN_512
 from pipeline.export.row import ExportRow
 from pipeline.export.trainer import Counts, Piece, Trainer, joined_lists, list_path, local_path, put_each
 from pipeline.storage import Storage
@@ -82,4 +83,4 @@ def _dtype(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-TRAINER = Trainer(title="musubi-tuner", takes=(WAN_21,), step=16, write=write, finish=finish)
+TRAINER = Trainer(title="musubi-tuner", takes={WAN_21: WAN_512}, step=16, write=write, finish=finish)

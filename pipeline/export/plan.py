@@ -22,10 +22,11 @@ from latentmill.dataset import LatentDataset
 from latentmill.errors import ReadError
 from latentmill.format import shard_of
 from pipeline.errors import ConfigError
-from pipeline.export.families import described, foreign_scaling
-from pipeline.export.text import check_text
+from pipeline.export.families import described, family_of, foreign_scaling
+from pipeline.export.text import captions_of, check_captions, check_text, without
 from pipeline.export.trainer import RECORDS, Piece, Target, Trainer, shape_name, trainer_of
 from pipeline.export.where import expression_of
+from pipeline.output.captions import Captions
 from pipeline.records import canonical_json
 
 MOST_SHOWN = 5
@@ -55,6 +56,12 @@ class ExportJob:
     model: str = ""
     """The model's name in the paths of `cogvideo`, such as cogvideox1.5-5b-t2v: the trainer's --model_name."""
 
+    any_text: bool = False
+    """Take any text: also of another encoder, layer, length or cleaning than the trainer's models learned from. For
+    models of your own, and for tests."""
+    strict: bool = False
+    """Refuse the rows if more than a tenth of their captions are empty. Without it, the command warns."""
+
     @property
     def record(self) -> dict[str, Any]:
         """What decides the files of an export, as JSON."""
@@ -70,6 +77,10 @@ class Plan:
     pieces: list[Piece]
     record: dict[str, Any]
     """What decides the files, as JSON."""
+    captions: Captions
+    """Of the rows."""
+    note: str
+    """What is to be said about the text."""
 
 
 def plan_export(job: ExportJob) -> Plan:
@@ -82,12 +93,14 @@ def plan_export(job: ExportJob) -> Plan:
     latents = _selected(job, trainer)
     _check_shapes(latents, trainer)
     _check_flags(latents, trainer, job)
-    record = job.record | {"spec_sha256": _sha256(latents.spec)}
+    record, note = job.record | {"spec_sha256": _sha256(latents.spec)}, ""
     if job.text:
-        num_rows, latents = len(latents), _selected(job, trainer, job.text)
+        selected, latents = latents, _selected(job, trainer, job.text)
         assert latents.text
-        check_text(latents, trainer, num_rows)
+        note = check_text(latents, trainer, selected, where=job.where, any_text=job.any_text)
         record["text_spec_sha256"] = _sha256(latents.text.spec)
+    column = latents.text.spec["caption_column"] if latents.text else "caption"
+    captions = check_captions(latents, column, where=job.where, strict=job.strict)
     index = latents.to_arrow().select(["id", "latent_crc32", "file"]).combine_chunks()
     pieces = [
         Piece(
@@ -100,7 +113,7 @@ def plan_export(job: ExportJob) -> Plan:
         )
         for name, start, stop in _shards(index)
     ]
-    return Plan(latents=latents, pieces=pieces, record=record)
+    return Plan(latents=latents, pieces=pieces, record=record, captions=captions, note=note)
 
 
 def opened(output: str, text: str | None, index: str | None = None) -> LatentDataset:
@@ -129,7 +142,7 @@ def _check_vae(spec: dict[str, Any], trainer: Trainer) -> None:
     if not trainer.takes:
         return
     vae = spec["vae"]
-    family = next((family for family in trainer.takes if family.has_made(vae)), None)
+    family = family_of(vae, trainer.takes)
     if family is None:
         raise ConfigError(
             f"{trainer.title} takes latents of {' or '.join(map(str, trainer.takes))}; this output has those of "
@@ -181,12 +194,11 @@ def _check_flags(latents: LatentDataset, trainer: Trainer, job: ExportJob) -> No
             "give their name with --text"
         )
     if trainer.needs_caption:
-        captions = latents.to_arrow()["caption"]
-        lacking = pc.sum(pc.equal(pc.utf8_trim_whitespace(captions.fill_null("")), "")).as_py()
-        if lacking:
+        blank = [caption for caption in captions_of(latents, "caption") if not (caption or "").strip()]
+        if blank:
             raise ConfigError(
-                f"{trainer.title} finds the embedding of a clip by its caption, and {lacking} of {len(latents)} rows "
-                "have none: leave them out with --where 'caption != None'"
+                f"{trainer.title} finds the embedding of a clip by its caption, and {len(blank)} of {len(latents)} "
+                f"rows have none: {without(blank, job.where)}"
             )
     if trainer.needs_model != bool(job.model):
         raise ConfigError(

@@ -14,6 +14,7 @@ from pipeline.errors import LatentmillError
 from pipeline.export.pieces import check_place, claim_place, finished, write_piece
 from pipeline.export.plan import ExportJob, plan_export
 from pipeline.export.trainer import Counts, trainer_of
+from pipeline.output.captions import Captions
 from pipeline.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,10 @@ class ExportSummary:
     """Pieces that this run wrote."""
     failures: dict[str, str] = field(default_factory=dict)
     """Why a piece was not written, by its name."""
+    captions: Captions = field(default_factory=Captions)
+    """Of the rows."""
+    note: str = ""
+    """What is to be said about the text."""
     stopped: str = ""
     """The signal that stopped the run, or ""."""
 
@@ -54,6 +59,7 @@ def export(job: ExportJob, rule: SpreadRule, echo: Callable[[str], None] = log.i
     there = finished(into, plan.pieces) if check_place(into, plan.record) else {}
     todo = [piece for piece in plan.pieces if piece.name not in there]
     summary = ExportSummary(rows=len(plan.latents), pieces=len(plan.pieces), finished=len(there))
+    summary.captions, summary.note = plan.captions, plan.note
     summary.counts = sum(there.values(), Counts())
     if todo:
         claim_place(into, plan.record, plan.latents)

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 
 from pipeline.export.families import Family
+from pipeline.export.recipes import Recipe
 from pipeline.export.row import Conversion, ExportRow
 from pipeline.storage import Storage
 from pipeline.storage.addresses import scheme_of
@@ -38,8 +39,9 @@ class Trainer:
 
     title: str
     """As people call it."""
-    takes: tuple[Family, ...] = ()
-    """The VAEs whose latents its models understand. Empty: the format is for any trainer, with or without text."""
+    takes: dict[Family, Recipe] = field(default_factory=dict)
+    """The VAEs whose latents its models understand, each with the text that these models learned from. Empty: the
+    format is for any trainer, with or without text."""
     conversion: Conversion = field(default_factory=Conversion)
     one: Literal["", "length", "shape"] = ""
     """What all clips of an export share, because its batches do not sort by it: the latent frames, or the shape."""
@@ -49,8 +51,6 @@ class Trainer:
     """What the user must set where clips differ in shape."""
     text_step: int = 1
     """The room of an embedding, --max-length of `latentmill text`, is a multiple of this."""
-    pad_tokens: bool = False
-    """Whether its model learned from embeddings whose encoder read padding tokens as text."""
     needs_caption: bool = False
     """Whether it finds an embedding by its caption."""
     needs_model: bool = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from pipeline.output.captions import Captions
 from pipeline.output.wording import duration, size
 
 
@@ -23,6 +24,8 @@ class Summary:
     """Clips that were too short, by the number of frames that fit."""
     hint: str = ""
     """How many of them would fit with a smaller number of frames."""
+    captions: Captions = field(default_factory=Captions)
+    """Of the latents."""
     alarms: tuple[str, ...] = ()
     """Properties of the latents that are bad for training, from the statistics of all of them."""
     stopped: str = ""
@@ -53,6 +56,9 @@ class Summary:
         ]
         if self.hint:
             rows.append(("  hint", f"of the clips that are too_short, {self.hint}"))
+        if self.captions.rows:
+            rows.append(("captions", self.captions.line()))
+        rows += [("warning", line) for line in [self.captions.warning()] if line]
         rows += [("alarm", line) for line in self.alarms]
         if self.wall_seconds:
             busy = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in self.busy_seconds.items())

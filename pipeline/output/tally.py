@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from latentmill.statistics.pool import Pool, Statistics
 from pipeline.decode.too_short import num_fitting
 from pipeline.errors import ClipTooShortError
+from pipeline.output.captions import Captions, of_index
 from pipeline.output.derived import StaleError, from_data, read_derived
 from pipeline.output.layout import data_path
 from pipeline.storage import Storage
@@ -32,6 +33,8 @@ class Tally:
     """By reason."""
     too_short: dict[int, int]
     """Clips rejected as too short, by the number of frames that fit, where it is known."""
+    captions: Captions = field(default_factory=Captions)
+    """Of the latents."""
     statistics: Statistics | None = field(default=None, compare=False)
     """Of all latents; None if there are none, or in an output of format version 1."""
 
@@ -49,10 +52,11 @@ def tally(output: Storage, shards: Iterable[str], superseded: Mapping[str, set[T
     latents = latent_bytes = 0
     rejected: Counter[str] = Counter()
     too_short: Counter[int] = Counter()
-    pool = Pool()
+    pool, captions = Pool(), Captions()
     for index, rejections in in_parallel(lambda shard: _read(output, shard, superseded.get(shard, set())), shards):
         latents += len(index)
         latent_bytes += pc.sum(index["byte_length"]).as_py() or 0
+        captions += of_index(index)
         if "latent_mean" in index.column_names:
             pool.add(index)
         rejected.update(rejection["reason"] for rejection in rejections)
@@ -63,6 +67,7 @@ def tally(output: Storage, shards: Iterable[str], superseded: Mapping[str, set[T
         latent_bytes=latent_bytes,
         rejected=dict(rejected),
         too_short=dict(too_short),
+        captions=captions,
         statistics=pool.result(),
     )
 

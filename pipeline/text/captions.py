@@ -50,7 +50,7 @@ def read_captions(output: Storage, shard: str, column: str) -> list[Caption]:
     index = read_index(output, shard)
     ids = index["id"].to_pylist()
     captions = []
-    for id_, value in zip(ids, _values(index, column), strict=True):
+    for id_, value in zip(ids, values_of(index, column), strict=True):
         if value is not None and not isinstance(value, str):
             raise ConfigError(f"--caption-column {column}: row {id_} has {value!r}, which is no text")
         captions.append(Caption(id=id_, text=value))
@@ -77,7 +77,8 @@ def check_column(output: Storage, shards: Iterable[str], column: str) -> None:
         return
 
 
-def _values(index: pa.Table, column: str) -> list[object]:
+def values_of(index: pa.Table, column: str) -> list[object]:
+    """Return a column of an index, or a field of its `extra_json`."""
     if column in COLUMNS:
         return list(index[column].to_pylist())
     return [json.loads(extra).get(column) for extra in index["extra_json"].to_pylist()]

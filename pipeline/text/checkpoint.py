@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ConfigError
 from pipeline.records import canonical_json
+from pipeline.text.clean import cleaner
 from pipeline.text.job import TextJob
 from pipeline.text.spec import TextSpec
 
@@ -127,8 +128,10 @@ def resolve(job: TextJob, checkpoint: TextCheckpoint) -> TextSpec:
     """Return the TextSpec of a job.
 
     Raises:
-        ConfigError: transformers cannot read the checkpoint, or the layer or the length does not fit it.
+        ConfigError: transformers cannot read the checkpoint, the layer or the length does not fit it, or the library
+            that cleans captions is missing.
     """
+    cleaner(job.clean)
     config, tokenizer, digests = checkpoint.config(), checkpoint.load_tokenizer(), checkpoint.digests()
     text_config = config.get_text_config()
     num_layers = int(text_config.num_hidden_layers)
@@ -150,6 +153,7 @@ def resolve(job: TextJob, checkpoint: TextCheckpoint) -> TextSpec:
         drop_empty=job.drop_empty,
         batch_size=job.batch_size,
         pad_tokens=job.pad_tokens,
+        clean=job.clean,
     )
 
 

@@ -42,6 +42,13 @@ class Plan:
     run_id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
 
 
+def sweep_claims(output: Storage, name: str) -> None:
+    """Delete the claims on shards whose text stands: of runs that were killed between the two."""
+    folder = layout.text_claim_path(name, "")
+    for shard in {entry.path.removeprefix(folder) for entry in output.list(folder)} - set(open_shards(output, name)[0]):
+        output.delete(layout.text_claim_path(name, shard))
+
+
 class Driver:
     """Passes over the open shards, until none is open or a pass makes no progress."""
 
@@ -104,7 +111,7 @@ class Driver:
         before = len(self._todo)
         left = set(open_shards(self._plan.output, self._plan.name)[0])
         self._todo = [shard for shard in self._todo if shard in left]
-        self.progress.done |= set(self._plan.todo) - left
+        self.progress.find(set(self._plan.todo) - left)
         if is_held and self._todo and not stop.asked:
             stop.wait(POLL_SECONDS)
             return True

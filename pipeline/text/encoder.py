@@ -18,6 +18,7 @@ import torch
 from pipeline.errors import ConfigError, EncoderError
 from pipeline.stages.encode_chunk import to_bytes
 from pipeline.text.checkpoint import OFFLINE, TextCheckpoint, complaint
+from pipeline.text.clean import cleaner
 from pipeline.text.records import Embedding, NonfiniteTextError
 from pipeline.text.spec import TextSpec
 from vae.engines import make_deterministic
@@ -38,7 +39,7 @@ class TextEncoder:
             threads: torch threads on a CPU. The last bits of an embedding may depend on it.
 
         Raises:
-            ConfigError: the checkpoint is another one, or lacks weights.
+            ConfigError: the checkpoint is another one, or lacks weights; or the library that cleans is missing.
         """
         make_deterministic(threads, float32=spec.dtype == "float32")
         found = where.digests()
@@ -47,19 +48,21 @@ class TextEncoder:
         if others := [name for name in wanted if found[name] != wanted[name]]:
             raise ConfigError(f"{where.encoder}: {' and '.join(others)} differ from those of the spec on this machine")
         self._spec = spec
+        self._clean = cleaner(spec.clean)
         self._device = torch.device(device)
         self._tokenizer = where.load_tokenizer()
         self._model = load_model(where, getattr(torch, spec.dtype)).to(self._device)
         self._vocabulary = self._model.get_input_embeddings().num_embeddings
 
     def __call__(self, captions: Iterable[str]) -> dict[str, Embedding]:
-        """Return the embedding of each distinct caption.
+        """Return the embedding of each distinct caption. Captions that are equal once they are clean share one.
 
         Raises:
             NonfiniteTextError: NaN or infinity in an embedding.
             EncoderError: a token that the encoder does not know.
         """
-        tokens = self.tokens(sorted(set(captions)))
+        clean = {caption: self._clean(caption) for caption in captions}
+        tokens = self.tokens(sorted(set(clean.values())))
         read = {text: self._filled(ids) for text, (ids, _) in tokens.items()}
         made: dict[str, Embedding] = {}
         for _, group in groupby(sorted(read, key=lambda text: len(read[text])), key=lambda text: len(read[text])):
@@ -78,7 +81,7 @@ class TextEncoder:
                         length=len(ids),
                         truncated=is_truncated,
                     )
-        return made
+        return {caption: made[text] for caption, text in clean.items()}
 
     def tokens(self, texts: list[str]) -> dict[str, tuple[list[int], bool]]:
         """Return the tokens of each text, special ones included, and whether they were cut to `max_length`.

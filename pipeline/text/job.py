@@ -8,6 +8,7 @@ from typing import Literal
 from latentmill.format import TEXT_NAME
 from pipeline.errors import ConfigError
 from pipeline.settings.job import Workers
+from pipeline.text.clean import Cleaning
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,6 +57,10 @@ class TextJob:
     pad_tokens: bool = False
     """Fill up every caption to --max-length with padding tokens, which the encoder reads as if they were text.
     CogVideoX learned from such embeddings (--max-length 226); other models want none."""
+    clean: Cleaning = "none"
+    """What is done to a caption before it is encoded. wan: mend broken encodings, resolve HTML entities, and make one
+    space of all white space, as Wan's own code, diffusers, Automodel and musubi-tuner do; needs ftfy. none: nothing, as
+    FastVideo and CogVideo do."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """Type in which the encoder computes, and of the stored embeddings."""
     layer: str = "last"
@@ -65,6 +70,8 @@ class TextJob:
     """What to encode: a text column of the output, or a field of `extra_json`."""
     drop_empty: bool = False
     """Leave out rows whose caption is missing, empty or white space. Without it, they get the empty prompt."""
+    strict: bool = False
+    """Refuse to begin if more than a tenth of the captions are empty. Without it, the summary warns."""
     batch_size: int = 1
     """Captions in one forward pass; all of them have the same number of tokens, so none is padded.
     1: the embedding of a caption depends on nothing else. More helps where many captions of a shard have as many tokens

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
+from pipeline.output.captions import Captions
 from pipeline.output.wording import duration, size
 
 
@@ -26,6 +27,10 @@ class TextReceipt:
     """Distinct captions that were encoded."""
     tokens: int = 0
     """Of those captions."""
+    filled: int = 0
+    """Rows with a caption."""
+    empty: int = 0
+    """Rows whose caption is missing, or has nothing but white space once it is clean."""
     truncated: int = 0
     """Rows whose caption was cut to the length of the spec."""
     dropped: int = 0
@@ -41,7 +46,7 @@ class TextReceipt:
         return TextReceipt(**json.loads(text))
 
 
-SUMMED = ("rows", "captions", "tokens", "truncated", "dropped", "num_bytes")
+SUMMED = ("rows", "filled", "empty", "captions", "tokens", "truncated", "dropped", "num_bytes")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -53,6 +58,8 @@ class TextProgress:
     clock: Callable[[], float] = time.monotonic
     done: set[str] = field(default_factory=set)
     """Shards whose text this run found or made."""
+    elsewhere: set[str] = field(default_factory=set)
+    """Shards that another run holds."""
     problems: dict[str, str] = field(default_factory=dict)
     """Why a shard is open."""
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SUMMED, 0))
@@ -68,13 +75,20 @@ class TextProgress:
         """Count a receipt. A retried task repeats its receipt."""
         if receipt.state == "done" and receipt.shard not in self.done:
             self._first = self._first or self.clock()
-            self.done.add(receipt.shard)
+            self.find({receipt.shard})
             self.problems.pop(receipt.shard, None)
             self.encode_seconds += receipt.encode_seconds
             for name in SUMMED:
                 self.counts[name] += getattr(receipt, name)
         elif receipt.state == "open":
             self.problems[receipt.shard] = receipt.message
+        elif receipt.state == "elsewhere":
+            self.elsewhere.add(receipt.shard)
+
+    def find(self, shards: set[str]) -> None:
+        """Count shards whose text stands."""
+        self.done |= shards
+        self.elsewhere -= shards
 
     @property
     def elapsed(self) -> float:
@@ -85,6 +99,8 @@ class TextProgress:
         """Return the progress line."""
         done = self.num_done_before + len(self.done)
         head = f"text shards {done}/{self.num_shards}  captions {self.counts['captions']}  "
+        if self.elsewhere:
+            head += f"held by another run {len(self.elsewhere)}  "
         if self._first is None:
             return f"{head}waiting for the first shard: encoders load ({duration(self.elapsed)})"
         left = self.num_shards - done
@@ -103,6 +119,8 @@ class TextSummary:
     done: int
     rows: int
     """This and the rest: of this run."""
+    filled: int
+    empty: int
     captions: int
     tokens: int
     truncated: int
@@ -117,11 +135,14 @@ class TextSummary:
 
     def table(self) -> str:
         """Return the summary as text."""
+        counted = Captions(rows=self.filled + self.empty, empty=self.empty)
         rows = [
             ("text", self.name),
             ("shards", f"{self.done} of {self.shards}, the empty prompt included"),
             ("this run", f"{duration(self.wall_seconds)}, {self.rows} rows, {size(self.num_bytes)}"),
-            ("captions", f"{self.captions} distinct, {self.tokens} tokens, encoded in {duration(self.encode_seconds)}"),
+            *([("captions", f"{counted.line()}, {self.empty} are empty")] if counted.rows else []),
+            *([("warning", warning)] if (warning := counted.warning()) else []),
+            ("encoded", f"{self.captions} distinct, {self.tokens} tokens, in {duration(self.encode_seconds)}"),
             *((name, f"{n} rows") for name in ("truncated", "dropped") if (n := getattr(self, name))),
             *((f"open {shard}", why) for shard, why in list(self.open_shards.items())[:10]),
         ]

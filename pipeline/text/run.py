@@ -18,19 +18,22 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 
+from latentmill.format import EMPTY
 from pipeline.control.encoder_pool import check_encoder_pool, encoder_pool
 from pipeline.control.pools import IO_BLOCK_BYTES
 from pipeline.control.stop import GraceOverError, Stop
-from pipeline.errors import EncoderError, StorageError
+from pipeline.errors import ConfigError, EncoderError, StorageError
 from pipeline.output import layout, run_records
+from pipeline.output.captions import Captions
 from pipeline.output.spec_file import load_spec
 from pipeline.storage import Storage
 from pipeline.storage.addresses import redacted
+from pipeline.storage.parallel import in_parallel
 from pipeline.text import spec as specs
 from pipeline.text import stages
-from pipeline.text.captions import check_column, open_shards
+from pipeline.text.captions import check_column, open_shards, read_captions
 from pipeline.text.checkpoint import TextCheckpoint, resolve
-from pipeline.text.driver import Driver, Plan
+from pipeline.text.driver import Driver, Plan, sweep_claims
 from pipeline.text.job import TextJob
 from pipeline.text.receipts import TextSummary
 
@@ -44,7 +47,8 @@ def make_plan(job: TextJob) -> Plan:
     """Resolve the settings and list what is left. Writes nothing.
 
     Raises:
-        ConfigError: there is no such output, the checkpoint or a setting is wrong, or the text has another spec.
+        ConfigError: there is no such output, the checkpoint or a setting is wrong, or the text has another spec; with
+            --strict, many captions are empty.
     """
     output = Storage(job.output)
     load_spec(output)
@@ -54,7 +58,23 @@ def make_plan(job: TextJob) -> Plan:
     specs.check(output, name, spec)
     todo, num_done = open_shards(output, name)
     check_column(output, todo, job.caption_column)
+    if job.strict and not job.drop_empty:
+        _check_captions(output, todo, spec)
     return Plan(output=output, name=name, spec=spec, checkpoint=checkpoint, todo=todo, num_done=num_done)
+
+
+def _check_captions(output: Storage, shards: list[str], spec: specs.TextSpec) -> None:
+    """Read the captions of these shards. Raises ConfigError if too many are empty."""
+    read = partial(read_captions, output, column=spec.caption_column)
+    counted = Captions()
+    for captions in in_parallel(read, sorted(set(shards) - {EMPTY})):
+        empty = sum(stages.is_empty(spec, caption.text) for caption in captions)
+        counted += Captions(rows=len(captions), empty=empty)
+    if counted.is_poor:
+        raise ConfigError(
+            f"--strict: {counted.warning()}. Leave their rows out with --drop-empty, or give them the empty prompt "
+            "without --strict"
+        )
 
 
 def run(
@@ -75,6 +95,8 @@ def run(
     """
     began = datetime.now(UTC)
     plan = make_plan(job)
+    if plan.todo and plan.spec.clean == "none" and plan.spec.encoder["model_type"] == "umt5":
+        log.warning("captions are not cleaned: for Wan with diffusers, Automodel or musubi-tuner give --clean wan")
     workers = job.workers.of_a_job()
     weights_bytes = plan.checkpoint.weights_bytes
     check_encoder_pool(workers, job.output, weights_bytes)
@@ -91,6 +113,8 @@ def run(
                 with _recorded(plan, job, encoders.device, began, lambda: driver.summary(stop.by)):
                     make = partial(encode, plan.checkpoint, plan.spec, threads=workers.threads_per_encoder)
                     driver.drive(make, encoders, stop)
+    with contextlib.suppress(StorageError):  # the next run sweeps, too
+        sweep_claims(plan.output, plan.name)
     return driver.summary(stop.by)
 
 
@@ -100,7 +124,8 @@ def _recorded(
 ) -> Iterator[None]:
     """Put text/NAME/runs/<time>-<run>.json when the body ends, also if it fails."""
     folder = layout.text_runs(plan.name)
-    environment = run_records.environment(device, job.workers.threads_per_encoder, PACKAGES)
+    packages = PACKAGES if plan.spec.clean == "none" else (*PACKAGES, "ftfy")
+    environment = run_records.environment(device, job.workers.threads_per_encoder, packages)
     run_records.warn_of_differences(plan.output, environment, folder)
     facts = {
         "run": plan.run_id,

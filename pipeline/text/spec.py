@@ -14,6 +14,11 @@ from pipeline.records import canonical_json
 from pipeline.settings.spec import diff
 from pipeline.storage import Storage
 from pipeline.storage.addresses import redacted
+from pipeline.text.clean import Cleaning
+
+ABSENT = {"clean": "none"}
+"""The value of a field that a spec.json lacks: the behaviour of the versions without this field. A spec with this value
+omits the field, so that an older text goes on with the same bytes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,11 +36,13 @@ class TextSpec:
     drop_empty: bool
     batch_size: int
     pad_tokens: bool = False
+    clean: Cleaning = "none"
+    """What is done to a caption before it is encoded."""
     text_version: int = TEXT_VERSION
 
     def to_json(self) -> str:
         """Return the canonical JSON: equal specs give equal text."""
-        return canonical_json(asdict(self))
+        return canonical_json({name: value for name, value in asdict(self).items() if ABSENT.get(name) != value})
 
     @staticmethod
     def from_json(text: str | bytes) -> TextSpec:
@@ -71,7 +78,7 @@ def check(output: Storage, name: str, spec: TextSpec) -> None:
         ConfigError: they differ. The message names every field that does, with both values.
     """
     stored = load(output, name)
-    if stored and (differences := diff(spec.to_json(), stored.to_json())):
+    if stored and (differences := diff(canonical_json(asdict(spec)), canonical_json(asdict(stored)))):
         fields = "; ".join(f"{one.field}: {one.ours} in this run, {one.theirs} in the output" for one in differences)
         raise ConfigError(
             f"text {name!r} of {redacted(output.uri)} was made with another spec ({fields}): "

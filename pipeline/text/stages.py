@@ -29,6 +29,7 @@ from pipeline.stages.tables import Shared
 from pipeline.storage import Storage
 from pipeline.text import shard_file
 from pipeline.text.captions import read_captions
+from pipeline.text.clean import cleaner
 from pipeline.text.receipts import TextReceipt
 from pipeline.text.records import Caption, Embedding
 from pipeline.text.spec import TextSpec
@@ -135,7 +136,12 @@ def wanted_of(spec: TextSpec, shard: str, captions: Iterable[Caption]) -> set[st
 
 def is_dropped(spec: TextSpec, shard: str, text: str | None) -> bool:
     """Return whether a row gets no text: if the spec says so, those whose caption is missing, empty or white space."""
-    return spec.drop_empty and shard != EMPTY and not (text or "").strip()
+    return spec.drop_empty and shard != EMPTY and is_empty(spec, text)
+
+
+def is_empty(spec: TextSpec, text: str | None) -> bool:
+    """Return whether a caption is missing, or nothing but white space is left of it once it is clean."""
+    return not cleaner(spec.clean)(text or "").strip()
 
 
 def encode_or_die(encode: Encode, shard: str, texts: set[str]) -> dict[str, Embedding]:
@@ -162,11 +168,14 @@ def text_file(
     sink = io.BytesIO()
     shard_file.write(sink, spec.to_json(), shard, captions, embedding_of)
     embeddings = [embedding_of(caption.text) for caption in captions]
+    num_empty = sum(is_empty(spec, caption.text) for caption in captions)
     receipt = TextReceipt(
         shard=shard,
         state="done",
         rows=len(captions),
         captions=len(made),
+        filled=len(captions) - num_empty,
+        empty=num_empty if shard != EMPTY else 0,
         tokens=sum(embedding.length for embedding in made.values()),
         truncated=sum(embedding is not None and embedding.truncated for embedding in embeddings),
         dropped=embeddings.count(None),

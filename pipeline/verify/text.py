@@ -26,6 +26,7 @@ from pipeline.storage import Storage
 from pipeline.storage.parallel import in_parallel
 from pipeline.text import spec as specs
 from pipeline.text.captions import read_captions, text_names
+from pipeline.text.clean import cleaner
 from pipeline.text.records import Caption
 from pipeline.text.spec import TextSpec
 from pipeline.text.stages import is_dropped
@@ -43,6 +44,8 @@ def check_texts(output: Storage, done: set[str]) -> Iterator[Checked]:
             whole.notes.append(f"text {name}: {lacking} of {len(done) + 1} files remain; `latentmill text` makes them")
         try:
             spec = specs.load(output, name)
+            if spec and spec.drop_empty:
+                cleaner(spec.clean)
         except ConfigError as error:
             whole.wrong(layout.text_spec_path(name), "spec", error, "the spec of a text")
             spec = None

@@ -67,6 +67,7 @@ def write_family(
     rule: LatentRule = LATENT,
     clips: int = 4,
     fps: str = "8",
+    captions: Sequence[str | None] = (),
 ) -> Spec:
     """Commit two shards of `clips` rows each, with latents of these (T', H', W') in turn. Some captions are equal."""
     output = Storage(str(where))
@@ -75,7 +76,7 @@ def write_family(
     for shard in shard_names(2):
         done = {}
         for clip in range(clips):
-            stage(_latent(shard, clip, made, shapes[clip % len(shapes)]), output)
+            stage(_latent(shard, clip, made, shapes[clip % len(shapes)], captions), output)
             done[clip, 0] = 1
         whole = CompleteShard(name=shard, planned=clips, latents=done, rejections={})
         assert not commit(output, made.to_json(), whole).missing
@@ -83,7 +84,7 @@ def write_family(
     return made
 
 
-def _latent(shard: str, clip: int, made: Spec, shape: tuple[int, int, int]) -> Latent:
+def _latent(shard: str, clip: int, made: Spec, shape: tuple[int, int, int], captions: Sequence[str | None]) -> Latent:
     vae, (frames, height, width) = made.vae, shape
     channels = vae["latent_channels"] * (2 if made.latent.posterior == "moments" else 1)
     rng = np.random.default_rng([int(shard[:6]), clip])
@@ -93,7 +94,7 @@ def _latent(shard: str, clip: int, made: Spec, shape: tuple[int, int, int]) -> L
         base.facts,
         id=clip_id(shard, clip, 0),
         key=f"{shard[:6]}/{clip}",
-        caption=f"caption {clip // 2}",
+        caption=captions[clip % len(captions)] if captions else f"caption {clip // 2}",
         num_frames=1 + (frames - 1) * vae["time_compression"],
         height=height * vae["space_compression"],
         width=width * vae["space_compression"],
@@ -136,9 +137,10 @@ def write_text(where: Path, name: str = "t5", max_length: int = 6, dtype: str = 
 
 
 def _embedding(text: str | None, spec: TextSpec) -> Embedding | None:
-    if spec.drop_empty and not text:
+    if spec.drop_empty and not (text or "").strip():
         return None
-    length = min(spec.max_length, 1 + int((text or "0").rpartition(" ")[2]))
+    number = (text or "").rpartition(" ")[2]
+    length = min(spec.max_length, 1 + (int(number) if number.isdecimal() else len(text or "")))
     rng = np.random.default_rng(len(text or "") + length)
     values = torch.zeros(spec.max_length if spec.pad_tokens else length, WIDTH)
     values[:length] = torch.from_numpy(rng.normal(size=(length, WIDTH)).astype(np.float32))

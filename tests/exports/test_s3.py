@@ -30,8 +30,10 @@ def upload(s3: S3, folder: Path, prefix: str) -> str:
 def test_from_s3_to_s3(s3: S3, tmp_path: Path) -> None:
     write_family(tmp_path / "out", vae_of(WAN_21))
     write_text(tmp_path / "out")
-    remote = ExportJob(output=upload(s3, tmp_path / "out", "v1"), to="automodel", into=s3.uri("cache"), text="t5")
-    local = ExportJob(output=str(tmp_path / "out"), to="automodel", into=str(tmp_path / "to"), text="t5")
+    remote = ExportJob(
+        output=upload(s3, tmp_path / "out", "v1"), to="automodel", into=s3.uri("cache"), text="t5", any_text=True
+    )
+    local = ExportJob(output=str(tmp_path / "out"), to="automodel", into=str(tmp_path / "to"), text="t5", any_text=True)
     assert export(remote, HERE).counts == export(local, HERE).counts
     there = [path.removeprefix("cache/") for path in s3.paths() if path.endswith(".meta")]
     assert len(there) == 8

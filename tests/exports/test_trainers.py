@@ -41,7 +41,7 @@ def exported(folder: Path, to: Any, shapes: Any = SAME, vae: Any = None, **chang
     write_family(folder / "out", vae or vae_of(FAMILIES[to]), shapes, **changes)
     write_text(folder / "out", max_length=ROOM if to == "ltx" else 6, pad_tokens=to == "cogvideo")
     model = "cogvideox1.5-t2v" if to == "cogvideo" else ""
-    job = ExportJob(output=str(folder / "out"), to=to, into=str(folder / "to"), text="t5", model=model)
+    job = ExportJob(output=str(folder / "out"), to=to, into=str(folder / "to"), text="t5", model=model, any_text=True)
     return folder / "to", export(job, SpreadRule(workers=1))
 
 
@@ -97,6 +97,7 @@ def test_ltx(tmp_path: Path) -> None:
 def test_the_command_says_what_mixed_shapes_need(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     into, _ = exported(tmp_path, "ltx", SIZES)
     flags = ["--output", str(tmp_path / "out"), "--to", "ltx", "--into", str(into), "--text", "t5", "--workers", "1"]
+    flags.append("--any-text")
     assert command.main(flags) == 0
     assert "note: its batches do not sort by shape: set batch_size 1" in capsys.readouterr().out
 
@@ -256,7 +257,7 @@ def test_consecutive_frames_have_the_rate_of_their_times(tmp_path: Path) -> None
 def test_a_bucket_of_mixed_shapes_is_exported(tmp_path: Path) -> None:
     write_family(tmp_path / "out", vae_of(WAN_21), SIZES)
     write_text(tmp_path / "out")
-    job = ExportJob(output=str(tmp_path / "out"), to="fastvideo", into=str(tmp_path / "to"), text="t5")
+    job = ExportJob(output=str(tmp_path / "out"), to="fastvideo", into=str(tmp_path / "to"), text="t5", any_text=True)
     summary = export(replace(job, bucket="16x2x4x2"), SpreadRule(workers=1))
     assert summary.counts == {"16x2x4x2": 4}
 
@@ -265,7 +266,7 @@ def test_a_bucket_of_mixed_shapes_is_exported(tmp_path: Path) -> None:
 def test_missing_text_is_refused(tmp_path: Path, to: Any) -> None:
     write_family(tmp_path / "out", vae_of(FAMILIES[to]))
     model = "cogvideox1.5-t2v" if to == "cogvideo" else ""
-    job = ExportJob(output=str(tmp_path / "out"), to=to, into=str(tmp_path / "to"), model=model)
+    job = ExportJob(output=str(tmp_path / "out"), to=to, into=str(tmp_path / "to"), model=model, any_text=True)
     with pytest.raises(ConfigError, match="trains on text embeddings, and none are named"):
         export(job, SpreadRule(workers=1))
     with pytest.raises(ConfigError, match="has no text 't5': run `latentmill text"):
@@ -324,7 +325,9 @@ def test_text_that_does_not_suit_is_refused(tmp_path: Path, to: Any, changes: An
     write_family(tmp_path / "out", vae_of(FAMILIES[to]))
     write_text(tmp_path / "out", **changes)
     model = "cogvideox1.5-t2v" if to == "cogvideo" else ""
-    job = ExportJob(output=str(tmp_path / "out"), to=to, into=str(tmp_path / "to"), text="t5", model=model)
+    job = ExportJob(
+        output=str(tmp_path / "out"), to=to, into=str(tmp_path / "to"), text="t5", model=model, any_text=True
+    )
     with pytest.raises(ConfigError, match=says):
         export(job, SpreadRule(workers=1))
 
@@ -343,7 +346,7 @@ def test_a_text_in_another_encoding_is_another_export(tmp_path: Path) -> None:
     into, summary = exported(tmp_path, "automodel")
     assert Counter(summary.counts).total() == 8
     write_text(tmp_path / "out", name="other", dtype="float32")
-    job = ExportJob(output=str(tmp_path / "out"), to="automodel", into=str(into), text="other")
+    job = ExportJob(output=str(tmp_path / "out"), to="automodel", into=str(into), text="other", any_text=True)
     with pytest.raises(ConfigError, match="text: other in this run, t5 there"):
         export(job, SpreadRule(workers=1))
 
