@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -34,9 +34,11 @@ class Loader:
             batches. "wrap": rows of the same shape fill the batch and occur twice.
         shape_run: the number of consecutive global batches of one shape.
         epoch: the number of the first epoch.
+        same_epoch: each `iter` begins `epoch` anew, and `set_epoch` changes nothing: the same batches, for validation.
         workers: processes that read. 0: threads of this process read; this suffices for most disks and networks.
         prefetch: batches that each worker, or this process, reads ahead.
         options: other arguments of torch's DataLoader: `pin_memory`, `multiprocessing_context`, `timeout`, ...
+            `collate_fn` may return anything; the loader yields it as it is.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Loader:
         drop_last: DropLast = True,
         shape_run: int = 1,
         epoch: int = 0,
+        same_epoch: bool = False,
         workers: int = 0,
         prefetch: int = 2,
         **options: Any,
@@ -72,6 +75,7 @@ class Loader:
             drop_last=drop_last,
             shape_run=shape_run,
             epoch=epoch,
+            same_epoch=same_epoch,
         )
         self.damaged: list[str] = []
         """With `open(..., damaged="skip")`: ids of the rows that were left out because their bytes are wrong."""
@@ -81,21 +85,26 @@ class Loader:
             dataset,  # type: ignore[arg-type]
             batch_sampler=_Ahead(self.sampler, max(workers, 1), prefetch),
             num_workers=workers,
-            **{"collate_fn": collate} | options,
+            collate_fn=_Collate(options.pop("collate_fn", None) or collate),
+            **options,
         )
 
     def __len__(self) -> int:
-        """Return the number of batches of this rank in a whole epoch."""
+        """Return the number of batches of this rank in a whole epoch, also after a resume in the middle of one."""
         return len(self.sampler)
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def remaining(self) -> int:
+        """Return the number of batches of this rank that the next `iter` yields."""
+        return self.sampler.remaining()
+
+    def __iter__(self) -> Iterator[Any]:
         """Yield the batches that are left of the epoch."""
         epoch = self.sampler.epoch
-        for batch in self._torch:
+        for batch, damaged in self._torch:
             self.sampler.advance(1)
-            if batch.get("damaged"):
-                log.warning("damaged rows left out: %s", ", ".join(batch["damaged"]))
-                self.damaged += batch["damaged"]
+            if damaged:
+                log.warning("damaged rows left out: %s", ", ".join(damaged))
+                self.damaged += damaged
             yield batch
         self.sampler.finish(epoch)
 
@@ -105,7 +114,7 @@ class Loader:
         return self.sampler.epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the start of an epoch. Right after `load_state_dict` of the same epoch this changes nothing."""
+        """Go to the start of an epoch. Between `load_state_dict` of it and the next `iter` this changes nothing."""
         self.sampler.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
@@ -119,6 +128,16 @@ class Loader:
             StateError: the state was saved with other rows or in another order. The message names each difference.
         """
         self.sampler.load_state_dict(state)
+
+
+class _Collate:
+    """Makes a batch, and tells the ids of the rows that it leaves out, whatever the batch is."""
+
+    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
+        self._collate = collate
+
+    def __call__(self, samples: list[Any]) -> tuple[Any, list[str]]:
+        return self._collate(samples), samples[0].damaged or []
 
 
 class _Ahead:

@@ -65,7 +65,7 @@ def open(
     files = Files(uri, storage_options)
     spec = _spec(files)
     folder = own_folder(cache)
-    opened = open_index(files, columns, folder, os.fspath(index) if index else None)
+    opened = open_index(files, columns, folder, os.fspath(index) if index else None, is_native=_is_native(spec))
     if concurrency is None:
         concurrency = 4 if files.root else 32
     ranges = RangeCache(folder / "ranges", cache_bytes, files.uri) if cache_bytes and not files.root else None
@@ -75,6 +75,11 @@ def open(
     shown = tuple(name for name in names if name in opened.schema.names and (columns is not None or name not in hidden))
     dataset = LatentDataset(opened, reader, spec, shown, folder, damaged)
     return Text(files, reader, text, pad_text).join(dataset) if text is not None else dataset
+
+
+def _is_native(spec: dict[str, Any]) -> bool:
+    clip = spec.get("clip")
+    return isinstance(clip, dict) and clip.get("fps") == "native"
 
 
 def _spec(files: Files) -> dict[str, Any]:

@@ -81,7 +81,8 @@ class BatchSampler:
                            batches of the epoch fill the last step
 
     `iter` continues at the current state, and at the end of an epoch the next one begins: epochs differ without
-    `set_epoch`. Ranks do not communicate: give each the same arguments except `rank`.
+    `set_epoch`. Ranks do not communicate: give each the same arguments except `rank`. What `iter` returns has its own
+    state, which torchdata's StatefulDataLoader saves.
 
     Args:
         dataset: what `latentmill.open` returned, or a selection of it.
@@ -94,6 +95,8 @@ class BatchSampler:
         shape_run: the number of consecutive global batches of one shape. The number of data-parallel ranks gives all
             ranks one shape at each step.
         epoch: the number of the first epoch.
+        same_epoch: each `iter` begins `epoch` anew, also after a loop that was left early, and `set_epoch` changes
+            nothing: the same batches each time, for validation.
     """
 
     def __init__(
@@ -108,6 +111,7 @@ class BatchSampler:
         drop_last: DropLast = True,
         shape_run: int = 1,
         epoch: int = 0,
+        same_epoch: bool = False,
     ) -> None:
         self.dataset = dataset
         self.ranks = Ranks(rank=rank, world_size=world_size, context_parallel_size=context_parallel_size)
@@ -129,7 +133,8 @@ class BatchSampler:
                 "drop_last=False or 'wrap' keeps them",
                 stacklevel=2,
             )
-        self.epoch = epoch
+        self.epoch = _whole("epoch", epoch)
+        self.same_epoch = same_epoch
         self._first = 0  # global batches of this epoch that are consumed
         self._begun = (epoch, 0)  # where the last `iter` began
         self._just_loaded = False
@@ -145,23 +150,28 @@ class BatchSampler:
         return self.order.last == "drop"
 
     def __len__(self) -> int:
-        """Return the number of batches of this rank in a whole epoch."""
+        """Return the number of batches of this rank in a whole epoch, also in the middle of one."""
         return self._steps(0)
 
     def remaining(self) -> int:
-        """Return the number of batches of this rank that are left in the current epoch."""
-        return self._steps(self._first)
+        """Return the number of batches of this rank that the next `iter` yields."""
+        return self._steps(0 if self.same_epoch else self._first)
 
-    def __iter__(self) -> Iterator[Batch]:
-        """Yield the batches that are left of the epoch, then go to the next epoch."""
-        epoch = self.epoch
-        yield from self.rest()
-        self.finish(epoch)
+    def __iter__(self) -> Batches:
+        """Return the batches that are left of the epoch. At their end the sampler goes to the next epoch."""
+        return Batches(self)
+
+    def begin(self) -> tuple[int, int]:
+        """Begin to yield. Return the epoch, and how many global batches of it are consumed."""
+        self._just_loaded = False
+        if self.same_epoch:
+            self._first = 0
+        self._begun = self.epoch, self._first
+        return self._begun
 
     def rest(self) -> Iterator[Batch]:
         """Yield the batches that are left of the epoch. The caller counts them with `advance` and `finish`."""
-        self._just_loaded = False
-        epoch, first = self._begun = self.epoch, self._first
+        epoch, first = self.begin()
         for step in range(self._steps(first)):
             yield self.batch(epoch, first + step * self.ranks.num_groups + self.ranks.group)
 
@@ -173,10 +183,13 @@ class BatchSampler:
         return Batch(np.asarray(positions).tolist(), seed=self.order.seed, epoch=epoch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the start of an epoch. Right after `load_state_dict` of the same epoch this changes nothing."""
-        if not (self._just_loaded and epoch == self.epoch):
-            self.epoch, self._first = epoch, 0
-        self._just_loaded = False
+        """Go to the start of an epoch.
+
+        Between `load_state_dict` of the same epoch and the next `iter` this changes nothing, even if called twice.
+        """
+        epoch = _whole("epoch", epoch)
+        if not self.same_epoch and not (self._just_loaded and epoch == self.epoch):
+            self.epoch, self._first, self._just_loaded = epoch, 0, False
 
     def state_dict(self, steps: int | None = None) -> dict[str, Any]:
         """Return where this run is. It is the same on every rank.
@@ -185,12 +198,14 @@ class BatchSampler:
             steps: batches that were consumed since the last `iter` began. The sampler cannot know them: a DataLoader
                 with workers asks for batches before it yields them. `Loader` counts them.
         """
-        epoch, batches = self.epoch, self._first
-        if steps is not None:
-            epoch, first = self._begun
-            batches = first + steps * self.ranks.num_groups
-            if steps >= self._steps(first):
-                epoch, batches = epoch + 1, 0
+        if steps is None:
+            return self.state_at(self.epoch, self._first)
+        epoch, first = self._begun
+        is_over = steps >= self._steps(first)
+        return self.state_at(*self.after(epoch) if is_over else (epoch, first + steps * self.ranks.num_groups))
+
+    def state_at(self, epoch: int, batches: int) -> dict[str, Any]:
+        """Return the state of a run that has consumed so many global batches of an epoch."""
         return {"version": STATE_VERSION, "epoch": epoch, "batches": batches, **self._identity}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -210,8 +225,11 @@ class BatchSampler:
             if state.get("rows") != ours["rows"]:
                 hint = ". Rows that were committed since? `save_index` and `open(..., index=)` keep those of the start"
             raise StateError(f"the state belongs to another order: {'; '.join(differing)}{hint}")
-        self.epoch, self._first = int(state["epoch"]), int(state["batches"])
-        self._just_loaded = True
+        try:
+            epoch, batches = (_whole(name, state.get(name)) for name in ("epoch", "batches"))
+        except ValueError as error:
+            raise StateError(f"not a state of latentmill: {error}") from error
+        self.epoch, self._first, self._just_loaded = epoch, batches, True
 
     def advance(self, steps: int) -> None:
         """Count steps as consumed. The next `iter` begins after them."""
@@ -220,7 +238,11 @@ class BatchSampler:
     def finish(self, epoch: int) -> None:
         """End an epoch: go to the next one, unless `set_epoch` or `load_state_dict` went elsewhere meanwhile."""
         if self.epoch == epoch:
-            self.epoch, self._first = epoch + 1, 0
+            self.epoch, self._first = self.after(epoch)
+
+    def after(self, epoch: int) -> tuple[int, int]:
+        """Return the epoch that begins when one is over, and that no batch of it is consumed."""
+        return epoch if self.same_epoch else epoch + 1, 0
 
     def _steps(self, first: int) -> int:
         left = max(self.order.num_batches - first, 0)
@@ -228,3 +250,50 @@ class BatchSampler:
         if self.order.last == "short":
             return max(-(-(left - group) // groups), 0)
         return -(-left // groups) if self.order.last == "wrap" else left // groups
+
+
+class Batches(Iterator[Batch]):
+    """The batches that are left of an epoch, for one `iter` of a sampler.
+
+    torchdata's StatefulDataLoader takes the sampler for stateful and saves this state, too: it tells how far the epoch
+    is, which the sampler itself cannot know.
+    """
+
+    def __init__(self, sampler: BatchSampler) -> None:
+        self._sampler = sampler
+        self._begin()
+
+    def _begin(self) -> None:
+        self._epoch, self._first = self._sampler.begin()
+        self._steps = self._sampler.remaining()
+        self._step = 0
+        self._is_over = False
+
+    def __next__(self) -> Batch:
+        if self._step == self._steps:
+            if not self._is_over:
+                self._is_over = True
+                self._sampler.finish(self._epoch)
+            raise StopIteration
+        ranks = self._sampler.ranks
+        number = self._first + self._step * ranks.num_groups + ranks.group
+        self._step += 1
+        return self._sampler.batch(self._epoch, number)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state after the last yielded batch."""
+        sampler = self._sampler
+        consumed = self._first + self._step * sampler.ranks.num_groups
+        return sampler.state_at(*sampler.after(self._epoch) if self._is_over else (self._epoch, consumed))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue after the last batch that was yielded before. Raises StateError as `BatchSampler` does."""
+        self._sampler.load_state_dict(state)
+        self._begin()
+
+
+def _whole(name: str, value: Any) -> int:
+    """Return a whole number that is at least 0. Raises ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
+        raise ValueError(f"{name} must be a whole number of at least 0, got {value!r}")
+    return int(value)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -222,3 +223,18 @@ def test_clips_that_overlap_beyond_memory_are_refused_with_the_numbers() -> None
     with pytest.raises(ConfigError, match=r"up to 254 MB in each of 3 decode tasks, and there are 700 MB"):
         pools(Workers(), 1000, replace(two, memory=700e6), held)
     assert pools(Workers(), 1000, replace(two, memory=800e6), held).decoders[1] == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"source": b"videos"}, "source must be a text, or several in a tuple, got b'videos'"),
+        ({"source": (b"videos",)}, "source must be a text"),
+        ({"source": 3}, "source must be a text"),
+        ({"output": b"out"}, "output must be a text, got b'out'"),
+        ({"vae": None}, "vae must be a text, got None"),
+    ],
+)
+def test_a_job_of_other_types_is_refused(change: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        Job(**{"source": ("a",), "output": "out", "vae": "tiny"} | change)

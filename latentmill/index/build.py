@@ -29,32 +29,42 @@ LAYOUT = 2
 """Version of the files that IndexFile reads. A change makes new files in the cache."""
 
 
-def open_index(files: Files, columns: Sequence[str] | None, cache: Path, index: str | None = None) -> IndexFile:
+def open_index(
+    files: Files, columns: Sequence[str] | None, cache: Path, index: str | None = None, *, is_native: bool = False
+) -> IndexFile:
     """Return the index of the output at `files`.
 
     Args:
         columns: the columns to open beside NEEDED. None: all but WIDE.
         cache: a folder on a local disk that this user alone may write.
         index: path or URL of a Parquet file with the rows to open, in place of those committed now.
+        is_native: the clips have consecutive source frames (`--fps native`), so that their rates are not stored.
     """
     while True:
         with contextlib.suppress(GrownError):
-            return _open_listed(files, columns, cache, index)
+            return _open_listed(files, columns, cache, index, is_native)
 
 
-def _open_listed(files: Files, columns: Sequence[str] | None, cache: Path, index: str | None) -> IndexFile:
+def _open_listed(
+    files: Files, columns: Sequence[str] | None, cache: Path, index: str | None, is_native: bool
+) -> IndexFile:
     listed = files.list(format.DATA)
     names = sorted(columns) if columns is not None else None
-    key = json.dumps([LAYOUT, files.uri, list(listed.items()), names, index and _digest_of_file(index)])
+    key = json.dumps([LAYOUT, files.uri, list(listed.items()), names, index and _digest_of_file(index), is_native])
     name = f"index-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
-    return IndexFile(Kept.of(cache, name, partial(_build, files, listed, columns, index)))
+    return IndexFile(Kept.of(cache, name, partial(_build, files, listed, columns, index, is_native)))
 
 
 def _build(
-    files: Files, listed: dict[str, Entry], columns: Sequence[str] | None, index: str | None, folder: Path
+    files: Files,
+    listed: dict[str, Entry],
+    columns: Sequence[str] | None,
+    index: str | None,
+    is_native: bool,
+    folder: Path,
 ) -> dict[str, Any]:
-    source = Committed(files, listed, columns, folder)
-    tables = source.pinned(index) if index else source.tables()
+    source = Committed(files, listed, columns, folder, is_native=is_native)
+    tables = map(source.finished, source.pinned(index) if index else source.tables())
     first = next(tables, None)
     if first is None:
         raise OpenError(f"{files.uri} holds no committed row yet")

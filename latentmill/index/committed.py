@@ -26,6 +26,7 @@ from latentmill.errors import NotFoundError, OpenError, StorageError
 from latentmill.files import Entry, Files
 from latentmill.index.codes import TYPES
 from latentmill.index.file import BATCH_ROWS
+from latentmill.index.rates import DERIVED, TIMES, with_rates
 
 log = logging.getLogger(__name__)
 
@@ -49,12 +50,15 @@ class GrownError(Exception):
 class Committed:
     """The committed rows of an output, table by table, sorted by shard."""
 
-    def __init__(self, files: Files, listed: dict[str, Entry], columns: Sequence[str] | None, folder: Path) -> None:
+    def __init__(
+        self, files: Files, listed: dict[str, Entry], columns: Sequence[str] | None, folder: Path, *, is_native: bool
+    ) -> None:
         self._files = files
         self._listed = listed
         self._shards = sorted(format.shard_of(path) for path in listed if path.endswith(".parquet"))
         self._asked = columns
         self._folder = folder
+        self._is_native = is_native
 
     def tables(self) -> Iterator[pa.Table]:
         """Yield the sealed rows, and between them those of the shards that the seal lacks."""
@@ -104,6 +108,7 @@ class Committed:
                 has_checksum = checksum.check_file(source)
             file = pq.ParquetFile(path, read_dictionary=["file", "latent_dtype"])
             if not has_checksum:  # of an older version
+                _starts(file)
                 for _ in _batches(file, self._columns(file.schema_arrow)):
                     pass
         except (NotFoundError, FileNotFoundError):
@@ -137,15 +142,26 @@ class Committed:
         table = self._files.parsed(format.data_path(shard), lambda source: format.index_of(source, shard))
         return table.select(self._columns(table.schema))
 
+    def finished(self, table: pa.Table) -> pa.Table:
+        """Return rows with the columns that are opened. Rows of `--fps native` get their rates."""
+        if TIMES in table.column_names and self._is_native:
+            table = with_rates(table)
+            if not self._is_asked(TIMES):
+                table = table.drop([TIMES])
+        return table
+
+    def _is_asked(self, name: str) -> bool:
+        return name in NEEDED or (name not in WIDE if self._asked is None else name in self._asked)
+
     def _columns(self, schema: pa.Schema) -> list[str]:
+        """Return the columns to read: those that are opened, and what `finished` needs."""
         if lacking := [name for name in NEEDED if name not in schema.names]:
             raise OpenError(f"{self._files.uri}: an index without the column {lacking[0]!r} is not one of latentmill")
-        if self._asked is None:
-            return [name for name in schema.names if name not in WIDE]
-        if unknown := sorted(set(self._asked) - set(schema.names)):
+        if unknown := sorted(set(self._asked or ()) - set(schema.names)):
             since = " (statistics came with format version 2)" if unknown[0] in format.STATISTICS.names else ""
             raise OpenError(f"{self._files.uri} has no column {unknown[0]!r}{since}; it has {', '.join(schema.names)}")
-        return [name for name in schema.names if name in NEEDED or name in self._asked]
+        needs_times = self._is_native and any(map(self._is_asked, DERIVED))
+        return [name for name in schema.names if self._is_asked(name) or (needs_times and name == TIMES)]
 
 
 def write_pinned(rows: pa.Table, uri: str) -> None:

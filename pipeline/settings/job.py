@@ -114,6 +114,11 @@ class Job:
         for name in ("source", "retry_rejected"):  # from Python: a single string would be iterated by character
             if isinstance(given := getattr(self, name), str):
                 object.__setattr__(self, name, (given,))
+            elif not isinstance(given, tuple | list) or not all(isinstance(one, str) for one in given):
+                raise ConfigError(f"{name} must be a text, or several in a tuple, got {given!r}")
+        for name in ("output", "vae"):
+            if not isinstance(given := getattr(self, name), str):
+                raise ConfigError(f"{name} must be a text, got {given!r}")
         if not self.source:
             raise ConfigError("--source must be given at least once")
         if self.shard_size < 1:

@@ -269,3 +269,52 @@ def test_bad_options_are_refused_by_name(options: dict[str, Any], says: str) -> 
 def test_a_bucket_that_is_always_dropped_is_named() -> None:
     with pytest.warns(UserWarning, match="never seen: .* rows: bucket 1; drop_last=False"):
         sampler([20, 3], batch_size=4)
+
+
+@pytest.mark.parametrize("name", ["epoch", "batches"])
+@pytest.mark.parametrize("value", [-1, "1", 1.5, 2.0, True, None, [1], float("nan")])
+def test_a_state_whose_place_is_no_whole_number_is_refused(name: str, value: Any) -> None:
+    one = sampler([30], batch_size=3)
+    one.load_state_dict(one.state_dict() | {"epoch": 2, "batches": 4})
+    with pytest.raises(StateError, match=f"{name} must be a whole number of at least 0, got "):
+        one.load_state_dict(one.state_dict() | {name: value})
+    assert one.state_dict()["batches"] == 4, "a refused state changes nothing"
+
+
+@pytest.mark.parametrize("value", [-1, "1", 1.5, True])
+def test_an_epoch_that_is_no_whole_number_is_refused(value: Any) -> None:
+    one = sampler([30], batch_size=3)
+    for refused in (lambda: sampler([30], batch_size=3, epoch=value), lambda: one.set_epoch(value)):
+        with pytest.raises(ValueError, match="epoch must be a whole number of at least 0"):
+            refused()
+
+
+def test_set_epoch_after_a_load_may_come_twice() -> None:
+    """Lightning tells the epoch to the loader and to its sampler."""
+    saved = sampler([30], batch_size=3, seed=1)
+    saved.set_epoch(3)
+    want = list(saved)
+    resumed = sampler([30], batch_size=3, seed=1)
+    resumed.load_state_dict(saved.state_dict() | {"epoch": 3, "batches": 4})
+    resumed.set_epoch(3)
+    resumed.set_epoch(3)
+    assert list(resumed) == want[4:]
+
+
+def test_the_same_epoch_comes_each_time_even_after_a_break() -> None:
+    """A validation loop that looks at the first batches only."""
+    one = sampler([30], batch_size=3, seed=1, epoch=2, same_epoch=True)
+    whole = list(one)
+    steps = iter(one)
+    assert [next(steps), next(steps)] == whole[:2]
+    one.set_epoch(7)
+    one.advance(2)
+    assert one.remaining() == len(whole)
+    assert list(one) == whole
+    assert one.epoch == 2
+
+
+def test_the_length_is_of_a_whole_epoch_and_remaining_of_the_rest() -> None:
+    one = sampler([30], batch_size=3)
+    one.load_state_dict(one.state_dict() | {"batches": 4})
+    assert (len(one), one.remaining()) == (10, 6)

@@ -137,6 +137,18 @@ def test_damaged_rows_are_left_out_and_named_when_asked(sound: Path, tmp_path: P
     assert torch.equal(short["latent"][0], latents[want]["latent"])
 
 
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_collate_function_may_return_anything_and_damaged_rows_still_count(
+    sound: Path, tmp_path: Path, workers: int
+) -> None:
+    out = Path(shutil.copytree(sound, tmp_path / "out"))
+    latents = latentmill.open(out, damaged="skip")
+    bad = _damage(out, latents, 3)
+    loader = latents.loader(batch_size=2, drop_last=False, collate_fn=len, workers=workers)
+    assert sum(loader) == len(latents) - 1
+    assert loader.damaged == [bad]
+
+
 def test_a_batch_with_nothing_left_raises(sound: Path, tmp_path: Path) -> None:
     out = Path(shutil.copytree(sound, tmp_path / "out"))
     latents = latentmill.open(out, damaged="skip")
