@@ -37,6 +37,7 @@ test-all: install ## the long ones too
 
 chaos: install ## at least 100 seeded kills, and a table of what they cost
 	$(BIN)/python -m tests.chaos
+	$(BIN)/python -m tests.chaos --job text --kills 40
 
 bench: install ## every benchmark, as ratios
 	$(BIN)/python -m jobs.bench all

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from latentmill.dataset import LatentDataset
 from pipeline.errors import ConfigError
@@ -54,8 +54,7 @@ def check_text(
         raise ConfigError(
             f"{trainer.title} finds an embedding by the caption, and {name} was made of {spec['caption_column']!r}"
         )
-    captions = (caption for caption in captions_of(selected, spec["caption_column"]) if caption)
-    if not (differences := "; ".join(recipe.differences(spec, captions))):
+    if not (differences := "; ".join(recipe.differences(spec, _filled(selected, spec["caption_column"])))):
         return ""
     if any_text:
         return f"--any-text: {trainer.title} takes the text of {recipe.title}, and {name} is another: {differences}"
@@ -79,6 +78,11 @@ def captions_of(latents: LatentDataset, column: str) -> list[str | None]:
     """Return what a text was made of: a column of the rows, or a field of their `extra_json`; None where it is none."""
     values = values_of(latents.to_arrow(), column)
     return [value if isinstance(value, str) else None for value in values]
+
+
+def _filled(latents: LatentDataset, column: str) -> Iterator[str]:
+    """Yield the captions that are not empty. Nothing is read before the first is asked for."""
+    yield from filter(None, captions_of(latents, column))
 
 
 def without(captions: Iterable[str | None], where: str | None) -> str:

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.__main__ import SCENARIOS
+from tests.chaos.__main__ import SCENARIOS, TEXT_SCENARIOS
 from tests.chaos.lab import Lab, lab
 from tests.chaos.laws import check, local_files, local_paths, reader
 from tests.chaos.scenarios import Result
+from tests.chaos.text import TEXT
 from tests.chaos.work import ENCODE
 
 pytestmark = pytest.mark.slow
@@ -47,6 +48,35 @@ def test_no_law_breaks(place: Lab, name: str, kills: int) -> None:
         pytest.skip(result.skipped)
     assert (result.lost, result.twice, result.broken) == (0, 0, [])
     assert result.kills >= kills
+
+
+@pytest.fixture(scope="module")
+def texts() -> Iterator[Lab]:
+    with lab(7, TEXT) as ready:
+        yield ready
+
+
+@pytest.mark.parametrize(
+    ("name", "kills"), [("driver", 2), ("growth", 2), ("encode-actor", 2), ("after-put", 1), ("full-disk", 0)]
+)
+def test_no_law_breaks_for_texts(texts: Lab, name: str, kills: int) -> None:
+    result = Result(name)
+    TEXT_SCENARIOS[name][0](texts, result, kills)
+    if result.skipped:
+        pytest.skip(result.skipped)
+    assert (result.lost, result.twice, result.broken) == (0, 0, [])
+    assert result.kills >= kills
+
+
+def test_a_lost_a_wrong_a_strange_text_and_a_left_claim_are_found(texts: Lab) -> None:
+    files, paths = texts.expected, local_paths(texts.undisturbed)
+    first, second, *_ = files
+    sound = TEXT.check(files, files, {}, paths)
+    assert (sound.lost, sound.twice, sound.broken) == (0, 0, [])
+    assert TEXT.check({**files, first: files[second]}, files, {}, paths).lost > 0
+    assert TEXT.check({**files, "more.parquet": files[first]}, files, {}, paths).twice > 0
+    assert TEXT.check({name: data for name, data in files.items() if name != first}, files, {}, paths).broken
+    assert TEXT.check(files, files, {}, [*paths, "_claims/text/t5/000000-000000000000"]).broken
 
 
 def test_the_undisturbed_run_keeps_the_laws(place: Lab) -> None:
