@@ -21,6 +21,7 @@ import tyro
 import latentmill
 from jobs.ls import reading
 from jobs.process import run_command
+from pipeline.output.wording import printable
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Write one latent to a file."""
     args = tyro.cli(Cat, args=argv, prog="latentmill cat", description=__doc__)
     if args.to.suffix not in (".npy", ".pt"):
-        print(f"latentmill cat: --to must end in .npy or .pt, got {args.to}", file=sys.stderr)
+        print(printable(f"latentmill cat: --to must end in .npy or .pt, got {args.to}"), file=sys.stderr)
         return 2
     return reading("cat", lambda: _cat(args))
 

@@ -18,6 +18,7 @@ from pipeline.control.stop import STATUS
 from pipeline.errors import ChangedError, ConfigError, EncoderError, StorageError
 from pipeline.output.layout import data_path
 from pipeline.output.summary import Summary
+from pipeline.output.wording import printable
 from pipeline.settings.job import Job
 
 OK, LEFT, CONFIG, REJECTED = 0, 1, 2, 3
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if job.log_json:
             log_as_json()
         if job.dry_run:
-            print(_dry_run(job))
+            print(printable(_dry_run(job)))
             return OK
         from pipeline.run import run
 
@@ -41,11 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         echo = _no_line if job.log_json else _redraw if in_terminal else _append
         summary = run(job, echo=echo, echo_seconds=1.0 if in_terminal else 30.0)
     except (ConfigError, EncoderError, StorageError) as error:
-        print(f"latentmill encode: {error}", file=sys.stderr)
+        print(printable(f"latentmill encode: {error}"), file=sys.stderr)
         for summary in getattr(error, "__notes__", ()):
-            print(summary)
+            print(printable(summary))
         return CONFIG if isinstance(error, ConfigError | ChangedError) else LEFT
-    print(("\n" if in_terminal else "") + summary.table())
+    print(printable(("\n" if in_terminal else "") + summary.table()))
     return exit_code(summary, job)
 
 
@@ -88,7 +89,7 @@ def exit_code(summary: Summary, job: Job) -> int:
 
 
 def _redraw(line: str) -> None:
-    print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+    print(f"\r\x1b[K{printable(line)}", end="", file=sys.stderr, flush=True)
 
 
 def _no_line(line: str) -> None:
@@ -96,7 +97,7 @@ def _no_line(line: str) -> None:
 
 
 def _append(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from pipeline.errors import ChangedError, ConfigError, EncoderError, StorageErro
 from pipeline.export.plan import ExportJob
 from pipeline.export.run import ExportSummary
 from pipeline.export.trainer import trainer_of
+from pipeline.output.wording import printable
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,13 +46,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     from pipeline.export.run import export
 
     try:
-        summary = export(args.job, args.workers, echo=lambda line: print(line, file=sys.stderr, flush=True))
+        summary = export(args.job, args.workers, echo=lambda line: print(printable(line), file=sys.stderr, flush=True))
     except (ConfigError, EncoderError, StorageError, latentmill.StorageError) as error:
-        print(f"latentmill export: {error}", file=sys.stderr)
+        print(printable(f"latentmill export: {error}"), file=sys.stderr)
         return CONFIG if isinstance(error, ConfigError | ChangedError) else LEFT
-    print(_table(summary, args.job))
+    print(printable(_table(summary, args.job)))
     for piece, why in summary.failures.items():
-        print(f"latentmill export: {piece} is left: {why}", file=sys.stderr)
+        print(printable(f"latentmill export: {piece} is left: {why}"), file=sys.stderr)
     if summary.is_whole:
         return OK
     return STATUS.get(summary.stopped, LEFT)

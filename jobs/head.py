@@ -15,6 +15,7 @@ import tyro
 import latentmill
 from jobs.ls import reading
 from jobs.process import run_command
+from pipeline.output.wording import on_one_line
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,7 +49,7 @@ def _head(args: Head) -> int:
         if args.json:
             print(json.dumps(row))
         else:
-            print("\n".join(f"{name:12}{value}" for name, value in row.items()), end="\n\n")
+            print("\n".join(f"{name:12}{on_one_line(value)}" for name, value in row.items()), end="\n\n")
     return 0
 
 

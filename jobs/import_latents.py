@@ -24,7 +24,7 @@ from pipeline.control.stop import STATUS
 from pipeline.errors import ChangedError, ConfigError, EncoderError, StorageError
 from pipeline.export.import_job import ImportJob
 from pipeline.export.import_run import ImportSummary, run_import
-from pipeline.output.wording import size
+from pipeline.output.wording import printable, size
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,13 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         flags = (tyro.conf.OmitArgPrefixes,)
         args = tyro.cli(Import, args=argv, prog="latentmill import", description=__doc__, config=flags)
-        summary = run_import(args.job, args.rule, echo=lambda line: print(line, file=sys.stderr, flush=True))
+        summary = run_import(args.job, args.rule, echo=lambda line: print(printable(line), file=sys.stderr, flush=True))
     except (ConfigError, EncoderError, StorageError) as error:
-        print(f"latentmill import: {error}", file=sys.stderr)
+        print(printable(f"latentmill import: {error}"), file=sys.stderr)
         return CONFIG if isinstance(error, ConfigError | ChangedError) else LEFT
-    print(_table(summary))
+    print(printable(_table(summary)))
     for shard, why in summary.failures.items():
-        print(f"latentmill import: {shard} is left: {why}", file=sys.stderr)
+        print(printable(f"latentmill import: {shard} is left: {why}"), file=sys.stderr)
     return OK if summary.done == summary.shards else STATUS.get(summary.stopped, LEFT)
 
 

@@ -17,6 +17,7 @@ import tyro
 import latentmill
 from jobs.process import run_command
 from latentmill.errors import ReadError, StorageError
+from pipeline.output.wording import on_one_line, printable
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,10 +39,10 @@ def reading(command: str, read: Callable[[], int]) -> int:
     try:
         return read()
     except StorageError as error:
-        print(f"latentmill {command}: storage: {error}", file=sys.stderr)
+        print(printable(f"latentmill {command}: storage: {error}"), file=sys.stderr)
         return 1
     except (ReadError, IndexError) as error:
-        print(f"latentmill {command}: {error}", file=sys.stderr)
+        print(printable(f"latentmill {command}: {error}"), file=sys.stderr)
         return 1 if isinstance(error, latentmill.DamagedRowError) else 2
 
 
@@ -53,7 +54,7 @@ def _ls(uri: str) -> int:
     seconds = pc.sum(pc.subtract(index["end_sec"], index["start_sec"])).as_py() or 0.0
     print(f"rows        {len(latents)}, {captions} with a caption, {seconds / 3600:.2f} hours of video")
     print(f"bytes       {pc.sum(index['byte_length']).as_py()} of latents in {len(pc.unique(index['file']))} files")
-    print(f"latents     {rule['posterior']} as {rule['store_dtype']}, {latents.spec['vae']['name']}")
+    print(on_one_line(f"latents     {rule['posterior']} as {rule['store_dtype']}, {latents.spec['vae']['name']}"))
     print(f"weights     sha256 {latents.spec['vae']['weights_sha256'][:12]}")
     print(f"clips       {clip['num_frames']} frames at {clip['fps']} fps")
     print(f"digest      {latents.digest}")

@@ -32,7 +32,7 @@ from pipeline.estimate.forecast import (
     on_this_machine,
     to_json,
 )
-from pipeline.output.wording import size
+from pipeline.output.wording import printable, size
 from pipeline.settings.clip_rule import ClipRule
 from pipeline.settings.job import Job, local_cpus
 from pipeline.settings.spec import LatentRule
@@ -77,10 +77,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _plan(tyro.cli(Plan, args=argv, prog="latentmill plan", description=__doc__, config=FLAGS))
     except (ConfigError, EncoderError) as error:
-        print(f"latentmill plan: {error}", file=sys.stderr)
+        print(printable(f"latentmill plan: {error}"), file=sys.stderr)
         return 2
     except StorageError as error:
-        print(f"latentmill plan: storage: {error}", file=sys.stderr)
+        print(printable(f"latentmill plan: storage: {error}"), file=sys.stderr)
         return 1
 
 
@@ -125,7 +125,7 @@ def _plan(args: Plan) -> int:
         figures = {"clips_per_second_here": rate, "encoders_here": encoders}
         print(json.dumps(to_json(found, forecast) | figures, indent=2))
         return 0
-    print("\n".join(f"{name:<14}{text}" for name, text in _table(args, found, forecast, here)))
+    print(printable("\n".join(f"{name:<14}{text}" for name, text in _table(args, found, forecast, here))))
     return 0
 
 

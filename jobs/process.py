@@ -12,6 +12,7 @@ from types import FrameType
 from typing import NoReturn
 
 from pipeline.control.stop import STATUS, leave
+from pipeline.output.wording import printable
 
 QUIET = ("botocore", "aiobotocore")
 """Libraries that log at INFO where they found credentials."""
@@ -31,16 +32,25 @@ def run_command(main: Callable[[], int]) -> NoReturn:
     except BrokenPipeError:
         status = READER_GONE
     except Exception:
-        traceback.print_exc()
+        print(printable(traceback.format_exc()), end="", file=sys.stderr)
         status = 1
     leave(status)
 
 
 def log_to_stderr(level: int) -> None:
     """Log to stderr, one line a record."""
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler])
     for library in QUIET:
         logging.getLogger(library).setLevel(logging.WARNING)
+
+
+class _Formatter(logging.Formatter):
+    """Shows control characters escaped, in messages and tracebacks."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def _end(number: int, _frame: FrameType | None) -> None:

@@ -21,6 +21,7 @@ from latentmill.dataset import LatentDataset
 from latentmill.format import STATISTICS
 from latentmill.statistics.normalisation import alarms, dead_channels, fit, verdict
 from latentmill.statistics.outliers import outliers
+from pipeline.output.wording import printable
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +51,7 @@ def _stats(args: Stats) -> int:
     if args.as_json:
         print(json.dumps(facts | ({"buckets": buckets} if args.by else {}), indent=2))
         return 0
-    print(table(facts))
+    print(printable(table(facts)))
     for name, found in buckets.items():
         print(f"\n{name}\n{_moments(found)}")
     return 0

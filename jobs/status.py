@@ -18,7 +18,7 @@ from pipeline.output.captions import Captions
 from pipeline.output.layout import list_shards, text_of
 from pipeline.output.spec_file import load_spec
 from pipeline.output.tally import Tally, tally
-from pipeline.output.wording import size
+from pipeline.output.wording import printable, size
 from pipeline.plan.frozen import read_plan
 from pipeline.settings.clip_rule import ClipRule
 from pipeline.settings.spec import LatentRule
@@ -51,10 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         while _show(args, output)["remaining"] and args.watch:
             time.sleep(args.watch)
     except ConfigError as error:
-        print(f"latentmill status: {error}", file=sys.stderr)
+        print(printable(f"latentmill status: {error}"), file=sys.stderr)
         return 2
     except StorageError as error:
-        print(f"latentmill status: {error}", file=sys.stderr)
+        print(printable(f"latentmill status: {error}"), file=sys.stderr)
         return 1
     return 0
 
@@ -65,7 +65,7 @@ def _show(args: Status, output: Storage) -> dict[str, object]:
     if args.watch and not args.as_json:
         clear = "\x1b[2J\x1b[H" if sys.stdout.isatty() else ""
         print(f"{clear}{datetime.now():%H:%M:%S}", flush=True)
-    text = json.dumps(facts, indent=None if args.watch else 2) if args.as_json else table(facts)
+    text = json.dumps(facts, indent=None if args.watch else 2) if args.as_json else printable(table(facts))
     print(text, flush=True)
     return facts
 

@@ -26,6 +26,7 @@ from jobs import encode
 from jobs.process import run_command
 from pipeline.control.stop import STATUS
 from pipeline.errors import ConfigError
+from pipeline.output.wording import printable
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -84,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"job {job} goes on; stop it with: ray job stop --address {args.address} {job}", file=sys.stderr)
         return STATUS[str(stopped)]
     except ConfigError as error:
-        print(f"latentmill submit: {error}", file=sys.stderr)
+        print(printable(f"latentmill submit: {error}"), file=sys.stderr)
         return encode.CONFIG
     return encode.LEFT if code is None else code
 

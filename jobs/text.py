@@ -20,6 +20,7 @@ from jobs.encode import CONFIG, FLAGS, LEFT, OK
 from jobs.process import log_to_stderr, run_command
 from pipeline.control.stop import STATUS
 from pipeline.errors import ChangedError, ConfigError, EncoderError, StorageError
+from pipeline.output.wording import printable
 from pipeline.text.job import TextJob
 from pipeline.text.receipts import TextSummary
 
@@ -39,9 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         in_terminal = sys.stderr.isatty()
         summary = run(job, echo=_redraw if in_terminal else _append, echo_seconds=1.0 if in_terminal else 30.0)
     except (ConfigError, EncoderError, StorageError) as error:
-        print(f"latentmill text: {error}", file=sys.stderr)
+        print(printable(f"latentmill text: {error}"), file=sys.stderr)
         return CONFIG if isinstance(error, ConfigError | ChangedError) else LEFT
-    print(("\n" if in_terminal else "") + summary.table())
+    print(printable(("\n" if in_terminal else "") + summary.table()))
     return exit_code(summary)
 
 
@@ -53,11 +54,11 @@ def exit_code(summary: TextSummary) -> int:
 
 
 def _redraw(line: str) -> None:
-    print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+    print(f"\r\x1b[K{printable(line)}", end="", file=sys.stderr, flush=True)
 
 
 def _append(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

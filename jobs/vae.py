@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import tyro
 
 from jobs.process import run_command
+from pipeline.output.wording import printable
 from vae.errors import CheckpointError
 from vae.families import family_of
 from vae.info import VAEInfo
@@ -42,10 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         info = load_vae(args.vae).info
     except (CheckpointError, ValueError, OSError) as error:
-        print(f"latentmill vae: {str(error) or repr(error)}", file=sys.stderr)
+        print(printable(f"latentmill vae: {str(error) or repr(error)}"), file=sys.stderr)
         return 2
     facts = describe(info)
-    print(json.dumps(facts, indent=2) if args.as_json else _text(facts))
+    print(json.dumps(facts, indent=2) if args.as_json else printable(_text(facts)))
     return 0
 
 

@@ -17,7 +17,7 @@ import tyro
 from jobs.process import run_command
 from pipeline.errors import ConfigError, StorageError
 from pipeline.output.spec_file import load_spec
-from pipeline.output.wording import size
+from pipeline.output.wording import printable, size
 from pipeline.storage import Storage
 from pipeline.verify.findings import Problem
 from pipeline.verify.whole import verify
@@ -60,10 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = tyro.cli(Verify, args=argv, prog="latentmill verify", description=__doc__)
         return _verify(args)
     except (ConfigError, CheckpointError) as error:
-        print(f"latentmill verify: {error}", file=sys.stderr)
+        print(printable(f"latentmill verify: {error}"), file=sys.stderr)
         return 2
     except StorageError as error:
-        print(f"latentmill verify: storage: {error}", file=sys.stderr)
+        print(printable(f"latentmill verify: storage: {error}"), file=sys.stderr)
         return 1
 
 
@@ -96,7 +96,7 @@ class Report:
 
     def _say(self, line: str) -> None:
         if not self.quiet:
-            print(line)
+            print(printable(line))
 
     def text(self) -> str:
         """The line that ends the verification."""
@@ -132,7 +132,7 @@ def _verify(args: Verify) -> int:
                 sound[checked.shard] = checked.rows
     if args.reencode:
         _reencode(args, output, sound, report)
-    print(json.dumps(report.as_dict(), indent=2) if args.as_json else report.text())
+    print(json.dumps(report.as_dict(), indent=2) if args.as_json else printable(report.text()))
     return 1 if report.problems else 0
 
 

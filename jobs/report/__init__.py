@@ -20,6 +20,7 @@ import tyro
 
 from jobs.ls import reading
 from pipeline.errors import ConfigError, StorageError
+from pipeline.output.wording import printable
 
 NEEDED = ("jinja2", "matplotlib", "PIL", "skimage")
 """What the extra `report` installs."""
@@ -59,10 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ConfigError(f"needs {', '.join(missing)}: pip install 'latentmill[report]'")
         return reading("report", lambda: _report(args))
     except ConfigError as error:
-        print(f"latentmill report: {error}", file=sys.stderr)
+        print(printable(f"latentmill report: {error}"), file=sys.stderr)
         return 2
     except StorageError as error:
-        print(f"latentmill report: storage: {error}", file=sys.stderr)
+        print(printable(f"latentmill report: storage: {error}"), file=sys.stderr)
         return 1
 
 

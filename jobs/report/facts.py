@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
 from latentmill.format import DTYPES
 from pipeline.output import layout
-from pipeline.output.tally import Tally, target
+from pipeline.output.tally import Tally, standing
 from pipeline.output.wording import duration, size
 from pipeline.plan.frozen import Plan
 from pipeline.settings.spec import Spec
@@ -55,7 +54,16 @@ def headline(plan: Plan, counts: Tally, seconds: float, pixel_bytes: float) -> l
 def runs(output: Storage) -> list[dict[str, str]]:
     """Return the last runs, the newest first, each as texts by column."""
     paths = sorted(entry.path for entry in output.list(layout.RUNS))[-MOST_RUNS:]
-    return [_run(json.loads(text)) for text in reversed(list(in_parallel(output.read, paths)))]
+    texts = list(in_parallel(output.read, paths))
+    return [_run_or_not(path, text) for path, text in zip(reversed(paths), reversed(texts), strict=True)]
+
+
+def _run_or_not(path: str, text: bytes) -> dict[str, str]:
+    try:
+        return _run(json.loads(text))
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError):
+        nothing = dict.fromkeys(("took", "clips", "clips/s", "busy", "host", "versions"), "")
+        return {"began": path, **nothing, "ended": "this record is damaged"}
 
 
 def _run(record: dict[str, Any]) -> dict[str, str]:
@@ -119,17 +127,13 @@ def _numbers(value: Any) -> str:
 def rejections(output: Storage, plan: Plan, counts: Tally) -> list[dict[str, Any]]:
     """Return each reason with its count and some examples: {"reason", "count", "examples": [...]}, most first."""
     superseded = plan.superseded(plan.done)
-    paths = [(shard, entry.path) for shard, entry in layout.list_shards(output, layout.REJECTED, layout.JSONL)]
+    shards = [shard for shard, _ in layout.list_shards(output, layout.REJECTED, layout.JSONL) if shard in plan.done]
     examples: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
-    chosen = [(shard, path) for shard, path in paths if shard in plan.done][:MOST_FILES]
-    for (shard, _), text in zip(chosen, in_parallel(output.read, [path for _, path in chosen]), strict=True):
-        for rejection in _lines(text):
+    chosen = shards[:MOST_FILES]
+    for _, left in in_parallel(lambda shard: standing(output, shard, superseded.get(shard, set())), chosen):
+        for rejection in left:
             found = examples[rejection["reason"]]
-            if len(found) < EXAMPLES and target(rejection) not in superseded.get(shard, set()):
+            if len(found) < EXAMPLES:
                 found.append(rejection)
     ordered = sorted(counts.rejected.items(), key=lambda item: (-item[1], item[0]))
     return [{"reason": reason, "count": count, "examples": examples[reason]} for reason, count in ordered]
-
-
-def _lines(text: bytes) -> Iterable[dict[str, Any]]:
-    return (json.loads(line) for line in text.splitlines())

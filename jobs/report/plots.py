@@ -102,7 +102,7 @@ def latents(found: Statistics, stds: Floats, largest: Floats) -> list[Plot]:
 def _histogram(title: str, values: npt.NDArray[Any], unit: str) -> Plot:
     def draw(axes: Axes) -> None:
         low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 0.0)
-        if low == high:  # one bar, and room beside it
+        if high - low <= 1e-6 * max(abs(low), abs(high)):  # equal but for rounding: one bar, and room beside it
             margin = max(abs(low) / 2, 0.5)
             low, high = low - margin, high + margin
         axes.hist(values, bins=30, range=(low, high), color=BLUE)

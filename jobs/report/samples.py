@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
@@ -125,16 +126,19 @@ def _sources(output: Storage, plan: Plan, spec: Spec, clips: dict[int, Clip]) ->
         if (left := wanted.get(shard.name)) is None:
             continue
         path = data_path(shard.name)
-        entry = output.entry(path)
-        _, settled = clips_of(open_parquet(output.address(path), entry.size, entry.etag))
         try:
+            entry = output.entry(path)
+            _, settled = clips_of(open_parquet(output.address(path), entry.size, entry.etag))
             for clip, record in decode_again(shard, frozenset(left), settled, decoder):
                 if clip in left:
                     yield left.pop(clip), record.frames if isinstance(record, Chunk) else record
-        except LatentmillError as error:
+        except (LatentmillError, pa.ArrowException, OSError, LookupError, ValueError) as error:
             yield from ((position, str(error)) for position in left.values())
             left.clear()
         yield from ((position, f"the clip does not come out of {shard.uri} again") for position in left.values())
+        del wanted[shard.name]
+    for name, left in wanted.items():
+        yield from ((position, f"plan/ does not name the shard {name}") for position in left.values())
 
 
 def _show(sample: Sample, source: Frames, decoded: Frames | None) -> None:

@@ -53,7 +53,7 @@ def tally(output: Storage, shards: Iterable[str], superseded: Mapping[str, set[T
     rejected: Counter[str] = Counter()
     too_short: Counter[int] = Counter()
     pool, captions = Pool(), Captions()
-    for index, rejections in in_parallel(lambda shard: _read(output, shard, superseded.get(shard, set())), shards):
+    for index, rejections in in_parallel(lambda shard: standing(output, shard, superseded.get(shard, set())), shards):
         latents += len(index)
         latent_bytes += pc.sum(index["byte_length"]).as_py() or 0
         captions += of_index(index)
@@ -72,14 +72,14 @@ def tally(output: Storage, shards: Iterable[str], superseded: Mapping[str, set[T
     )
 
 
-def _read(output: Storage, shard: str, superseded: set[Target]) -> tuple[pa.Table, list[dict[str, Any]]]:
-    """Return the index of a shard, and its rejections that no retry replaced."""
+def standing(output: Storage, shard: str, superseded: set[Target]) -> tuple[pa.Table, list[dict[str, Any]]]:
+    """Return the index of a shard, and its rejections that no retry replaced. Damaged derived files are passed by."""
     try:
         index, rejections = read_derived(output, shard)
     except StaleError:  # just committed, or by a run that was killed right after: the data file is the truth
         index, rejections = from_data(output, shard, output.read(data_path(shard)))
-    standing = [rejection for rejection in rejections if target(rejection) not in superseded]
-    return index, standing
+    left = [rejection for rejection in rejections if target(rejection) not in superseded]
+    return index, left
 
 
 def target(rejection: dict[str, Any]) -> Target:

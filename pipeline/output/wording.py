@@ -1,6 +1,21 @@
-"""Format durations and sizes for people."""
+"""Format durations, sizes and texts of strangers for people."""
 
 from __future__ import annotations
+
+import re
+
+_CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What moves the cursor, changes colours, titles or the direction of writing, or cannot be printed."""
+
+
+def printable(text: object) -> str:
+    """Return a text with control characters shown escaped: a caption or a name must not steer the terminal."""
+    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], str(text))
+
+
+def on_one_line(text: object) -> str:
+    """Return the same with line breaks escaped, too: a value must not look like several."""
+    return printable(text).replace("\n", "\\n")
 
 
 def duration(seconds: float) -> str:
