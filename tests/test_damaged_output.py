@@ -108,5 +108,5 @@ def test_a_report_of_a_damaged_output_is_written(sound: Path, tmp_path: Path, da
     for file in (out / damage).iterdir():
         file.write_bytes(b'{"x": \xff') if damage != "plan" else file.unlink()
     html = page(report.Report(output=str(out), to=tmp_path / "x.html", clips=1, decode=False))
-    says = {"rejected": "too_short", "runs": "this record is damaged", "plan": "plan/ does not name the shard"}
+    says = {"rejected": "too_short", "runs": "this record is damaged", "plan": "the plan does not name the shard"}
     assert says[damage] in html

@@ -138,7 +138,7 @@ def _sources(output: Storage, plan: Plan, spec: Spec, clips: dict[int, Clip]) ->
         yield from ((position, f"the clip does not come out of {shard.uri} again") for position in left.values())
         del wanted[shard.name]
     for name, left in wanted.items():
-        yield from ((position, f"plan/ does not name the shard {name}") for position in left.values())
+        yield from ((position, f"the plan does not name the shard {name}") for position in left.values())
 
 
 def _show(sample: Sample, source: Frames, decoded: Frames | None) -> None:
