@@ -101,7 +101,8 @@ def text_status(output: Storage, name: str) -> dict[str, object]:
     todo, done = open_shards(output, name)
     num_bytes = sum(entry.size for _, entry in list_shards(output, text_of(name)))
     encoder = None if spec is None else f"{spec.encoder['model_type']} {spec.encoder['weights_sha256'][:12]}"
-    return {"name": name, "done": done, "remaining": len(todo), "bytes": num_bytes, "encoder": encoder}
+    clean = None if spec is None else spec.clean
+    return {"name": name, "done": done, "remaining": len(todo), "bytes": num_bytes, "encoder": encoder, "clean": clean}
 
 
 def table(facts: dict[str, object]) -> str:
@@ -121,7 +122,8 @@ def table(facts: dict[str, object]) -> str:
         *(
             (
                 f"text {text['name']}",
-                f"{text['done']} shards done, {text['remaining']} remaining, {size(text['bytes'])}  {text['encoder']}",
+                f"{text['done']} shards done, {text['remaining']} remaining, {size(text['bytes'])}  {text['encoder']}  "
+                f"clean {text['clean']}",
             )
             for text in texts
         ),

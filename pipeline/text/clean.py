@@ -21,10 +21,12 @@ def cleaner(kind: str) -> Callable[[str], str]:
     (pipeline_wan.py, 0.42), which is that of Wan's own code (wan/modules/tokenizers.py, clean="whitespace").
 
     Raises:
-        ConfigError: ftfy is not installed.
+        ConfigError: ftfy is not installed, or the kind is not known.
     """
     if kind == "none":
         return str
+    if kind != "wan":
+        raise ConfigError(f"clean must be none or wan, got {kind!r}: a newer latentmill has made this text")
     try:
         from ftfy import fix_text
     except ImportError as error:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from jobs import text as command
+from pipeline.errors import ConfigError
 from pipeline.export.families import WAN_21
 from pipeline.output.layout import text_path
 from pipeline.storage import Storage
@@ -117,6 +118,11 @@ def test_an_older_text_is_not_cleaned_and_keeps_its_bytes() -> None:
     old = specs.TextSpec.from_json(OLD)
     assert old.clean == "none"
     assert old.to_json() == OLD
+
+
+def test_a_way_of_cleaning_that_is_not_known_is_refused() -> None:
+    with pytest.raises(ConfigError, match="clean must be none or wan, got 'later'"):
+        cleaner("later")
 
 
 def test_cleaning_is_a_setting_of_the_text(umt5: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -157,7 +157,7 @@ def test_status_shows_each_text(out: Path) -> None:
     facts = status(Storage(str(out)))
     (text,) = facts["texts"]  # type: ignore[misc]
     assert (text["name"], text["done"], text["remaining"]) == ("t5", 2, 1)
-    assert re.search("text t5 +2 shards done, 1 remaining", table(facts))
+    assert re.search("text t5 +2 shards done, 1 remaining.* clean none", table(facts))
 
 
 def test_other_readers_read_a_text_file(out: Path) -> None:
