@@ -84,6 +84,8 @@ def test_its_figures_are_those_of_the_output(out: Path, tmp_path: Path) -> None:
     rows = len(latentmill.open(out))
     assert f"<b>{rows}</b>latents" in html
     assert "<b>2</b>rejected" in html
+    captions = [row["caption"] for row in latentmill.open(out)]
+    assert f"{len(list(filter(None, captions)))} of {rows} rows" in html
     assert "None: <code>--clips 0</code> was given." in html
     assert "which is for demos and tests only" in html
     assert load_spec(Storage(str(out))).digest in html

@@ -227,3 +227,11 @@ def test_a_receipt_that_comes_twice_counts_once() -> None:
         progress.add(receipt)
     assert (progress.counts["rows"], progress.problems) == (5, {})
     assert "text shards 1/2  captions 3" in progress.line()
+
+
+def test_the_line_says_what_another_run_holds() -> None:
+    progress = TextProgress(num_shards=2, num_done_before=0, clock=iter(range(100)).__next__)
+    progress.add(TextReceipt(shard="a", state="elsewhere"))
+    assert "held by another run 1" in progress.line()
+    progress.find({"a"})
+    assert "another run" not in progress.line()
