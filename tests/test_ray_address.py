@@ -17,13 +17,13 @@ ROOT = Path(__file__).parents[1]
 JOIN = """
 import signal, sys, threading, os
 import vae
-from pipeline.control import ray_cluster
+from pipeline.control import ray_cluster, ray_start
 from pipeline.control.stop import GraceOverError, Stop, leave
 from pipeline.errors import ConfigError
 from pipeline.settings.clip_rule import ClipRule
 from pipeline.settings.job import Job, Workers
 
-ray_cluster.CONNECT_SECONDS, signalled = float(sys.argv[2]), sys.argv[3] == "signalled"
+ray_start.CONNECT_SECONDS, signalled = float(sys.argv[2]), sys.argv[3] == "signalled"
 workers = Workers(ray_address=sys.argv[1], object_store_gb=0.01 if sys.argv[1] == "local" else None)
 clip = ClipRule(num_frames=9, height=64, width=96)
 job = Job(source=("a",), output="b", vae="tiny", clip=clip, workers=workers)

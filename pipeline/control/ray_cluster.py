@@ -1,16 +1,13 @@
-"""Ray itself: start a local one or join a cluster, set up Ray Data, and hand on receipts."""
+"""Ray for a run: what it has, how Ray Data is set up, and the receipts that come out."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import os
 import site
-import threading
-import warnings
+import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +20,10 @@ from ray.job_config import JobConfig
 import pipeline
 from pipeline.control.pools import SPARE_CPUS, Cluster, Pools, block_bytes, largest_chunk_bytes, pools
 from pipeline.control.ray_objects import on_every_node
+from pipeline.control.ray_start import running
 from pipeline.control.same_disk import OnEveryNode
 from pipeline.control.stop import STATUS, GraceOverError, Stop
-from pipeline.errors import ConfigError, EncoderError
+from pipeline.errors import EncoderError
 from pipeline.receipts import Receipt
 from pipeline.rows import from_table
 from pipeline.settings import overlap
@@ -35,12 +33,6 @@ from vae.info import VAEInfo
 IDLE_WORKERS_PER_CPU = 8
 """Worker processes that a local Ray keeps. By default it ends idle ones beyond one per CPU after a second, and the next
 task waits for a new process (measured: 22 started in a run of 40 s on 2 cores, 11 with this setting)."""
-
-CONNECT_SECONDS = 60.0
-"""How long a cluster may take to answer."""
-
-START_SECONDS = 600.0
-"""How long a local Ray may take to start. It takes 5 s on an idle machine and a minute on a busy one."""
 
 
 def check_cluster(address: str, check: Callable[[OnEveryNode], None]) -> None:
@@ -55,7 +47,7 @@ def check_cluster(address: str, check: Callable[[OnEveryNode], None]) -> None:
         return
     with Stop(0) as stop:
         try:
-            with _ray(_options(address), stop, ours=False):
+            with running(_options(address), stop, ours=False):
                 if sum(node["Alive"] for node in ray.nodes()) > 1:
                     check(on_every_node)
         except GraceOverError:
@@ -93,12 +85,12 @@ def cluster_of(workers: Workers, stop: Stop) -> Iterator[Cluster]:
         # in Ray 2.60: one decode task on a core instead of two). A local Ray never grows, so V2 requests nothing.
         os.environ.setdefault("RAY_DATA_CLUSTER_AUTOSCALER", "V2")
         cpus = local_cpus() + SPARE_CPUS
-        options |= {"num_cpus": cpus, "include_dashboard": False}
-        options |= {"_system_config": {"num_workers_soft_limit": IDLE_WORKERS_PER_CPU * cpus}}
+        options["num_cpus"] = cpus
+        options["_system_config"] = {"num_workers_soft_limit": IDLE_WORKERS_PER_CPU * cpus}
         if workers.object_store_gb:
             options["object_store_memory"] = int(workers.object_store_gb * 1e9)
     joined = ray.is_initialized()
-    with contextlib.nullcontext() if joined else _ray(options, stop, ours=ours):
+    with contextlib.nullcontext() if joined else running(options, stop, ours=ours):
         has = ray.cluster_resources()
         nodes = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
         yield Cluster(
@@ -134,67 +126,9 @@ def ray_for_tasks(address: str, stop: Stop) -> Iterator[int]:
     ours = address == "local"
     options = _options(address)
     if ours:
-        options |= {"num_cpus": local_cpus(), "include_dashboard": False}
-    with contextlib.nullcontext() if ray.is_initialized() else _ray(options, stop, ours=ours):
+        options["num_cpus"] = local_cpus()
+    with contextlib.nullcontext() if ray.is_initialized() else running(options, stop, ours=ours):
         yield max(1, int(ray.cluster_resources().get("CPU", 1)))
-
-
-@contextlib.contextmanager
-def _ray(options: dict[str, Any], stop: Stop, *, ours: bool) -> Iterator[None]:
-    """Start or join Ray, and end it, in a thread: in the main thread Ray would take over SIGTERM, and its wait has no
-    limit."""
-    started: Future[None] = Future()
-    ended: Future[None] = Future()
-    over = threading.Event()
-
-    def start() -> None:
-        _thread.starts_ray = ours
-        try:
-            ray.init(**options)
-        except BaseException as error:
-            started.set_exception(error)
-        else:
-            started.set_result(None)
-        over.wait()  # the kernel ends the processes of a local Ray with the thread that started them
-        try:
-            if not started.exception():
-                ray.shutdown()
-        finally:
-            ended.set_result(None)
-
-    patience = START_SECONDS if ours else CONNECT_SECONDS
-    try:
-        with _quiet(), _on_loopback() if ours else contextlib.nullcontext():
-            threading.Thread(target=start, daemon=True).start()
-            done = stop.done(started, patience)
-        if stop.asked:
-            raise GraceOverError
-        if not done:
-            raise ConfigError(f"ray-address {options['address']!r}: no answer in {patience:g} s")
-        try:
-            started.result()
-        except Exception as error:  # a bare one where its processes do not come up
-            first_line = str(error).strip().partition("\n")[0]
-            kind = EncoderError if ours and not isinstance(error, ValueError) else ConfigError
-            raise kind(f"ray-address {options['address']!r}: Ray says: {first_line}") from error
-        yield
-    finally:
-        over.set()
-        if started.done():
-            stop.sit_out(ended)
-
-
-_thread = threading.local()
-
-
-def _own_group() -> None:
-    """Move a process of Ray, just forked, to a process group of its own: a signal from the terminal must not end it
-    while the driver finishes open shards."""
-    if getattr(_thread, "starts_ray", False):
-        os.setpgrp()
-
-
-os.register_at_fork(after_in_child=_own_group)
 
 
 def _job_config() -> JobConfig | None:
@@ -206,21 +140,8 @@ def _job_config() -> JobConfig | None:
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
         return None
     root = str(Path(pipeline.__file__).resolve().parents[1])
-    installed = root in (*site.getsitepackages(), site.getusersitepackages())
-    return JobConfig(_client_job=True, _py_driver_sys_path=[] if installed else [root])
-
-
-@contextlib.contextmanager
-def _on_loopback() -> Iterator[None]:
-    """Make Ray listen on 127.0.0.1 only, as it does on a Mac. By default it listens on every interface elsewhere."""
-    kept = ray._private.ray_constants.ENABLE_RAY_CLUSTER
-    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # for the processes that it starts
-    ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
-        yield
-    finally:
-        del os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"]
-        ray._private.ray_constants.ENABLE_RAY_CLUSTER = kept
+    is_found = root in (*site.getsitepackages(), site.getusersitepackages()) and sys.path[0] != root
+    return JobConfig(_client_job=True, _py_driver_sys_path=[] if is_found else [root])  # see latentmill.command
 
 
 def one_by_one(rows: list[dict[str, Any]]) -> Dataset:
@@ -266,22 +187,3 @@ def tables(rows: Dataset) -> Iterator[pa.Table]:
         yield from rows.iter_batches(batch_format="pyarrow", batch_size=None)
     except ray.exceptions.ActorDiedError as error:  # raised by its constructor: an encoder that dies later is restarted
         raise EncoderError(f"no encoder can start: {str(error).strip().splitlines()[-1]}") from None
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence Ray while it starts, and start no worker through `uv run` (ray#50961)."""
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    for name in ("ray", "ray.data"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    logging.getLogger("ray.data.exceptions").setLevel(logging.CRITICAL)  # logs in full what is then raised
-    warnings.filterwarnings("ignore", module=r"ray\.")
-    kept = os.dup(2)  # the C++ side announces its log level on stderr, whatever the level
-    with Path(os.devnull).open("w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
