@@ -1,7 +1,7 @@
 """latentmill encode: encode shards of video to shards of scaled latents. Run the same command again to resume.
 
-Exit codes: 0 all shards are committed; 1 some shards are not committed; 2 wrong configuration; 3 the share of rejected
-clips exceeds --max-rejected (committed shards stay); 75 stopped by SIGTERM; 130 stopped by SIGINT.
+Exit codes: 0 all shards are committed; 1 some shards are not committed; 2 wrong configuration; 3 nearly every clip was
+rejected, or a larger share than --max-rejected (committed shards stay); 75 stopped by SIGTERM; 130 stopped by SIGINT.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from pipeline.output.wording import printable
 from pipeline.settings.job import Job
 
 OK, LEFT, CONFIG, REJECTED = 0, 1, 2, 3
+
+NEARLY_ALL = 0.99
+"""The share of rejected clips beyond which a run made nothing, where --max-rejected is not given."""
 
 FLAGS = (tyro.conf.OmitArgPrefixes, tyro.conf.UseAppendAction)
 
@@ -47,7 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(printable(summary))
         return CONFIG if isinstance(error, ConfigError | ChangedError) else LEFT
     print(printable(("\n" if in_terminal else "") + summary.table()))
-    return exit_code(summary, job)
+    code = exit_code(summary, job)
+    if code == REJECTED and not summary.gave_up:
+        print(f"latentmill encode: {_refused(summary)}", file=sys.stderr)
+    return code
 
 
 def parse(argv: Sequence[str] | None) -> Job:
@@ -81,11 +87,35 @@ def _dry_run(job: Job) -> str:
 
 def exit_code(summary: Summary, job: Job) -> int:
     """Return the exit code of a finished run, as the module docstring lists them."""
+    if summary.gave_up:
+        return REJECTED
     if summary.stopped and summary.open_shards:
         return STATUS[summary.stopped]
     if summary.open_shards:
         return LEFT
-    return REJECTED if summary.rejected_share > job.max_rejected else OK
+    return REJECTED if summary.rejected_share > _most_rejected(summary, job) else OK
+
+
+def _most_rejected(summary: Summary, job: Job) -> float:
+    """Return the share of clips that may be rejected. An output that was whole before keeps the limit of its last run:
+    up to version 0.1 this was 1 by default."""
+    if job.max_rejected is not None:
+        return job.max_rejected
+    limit = None
+    if summary.began_whole and summary.rejected_share > NEARLY_ALL:
+        from pipeline.output.run_records import job_before
+        from pipeline.storage import Storage
+
+        limit = job_before(Storage(job.output)).get("max_rejected")
+    return float(limit) if isinstance(limit, int | float) else NEARLY_ALL
+
+
+def _refused(summary: Summary) -> str:
+    most = max(summary.rejected, key=lambda reason: summary.rejected[reason])
+    return (
+        f"{sum(summary.rejected.values())} of {summary.planned} clips were rejected, most as {most}. "
+        "`latentmill report` shows them; --max-rejected 1 accepts it"
+    )
 
 
 def _redraw(line: str) -> None:

@@ -104,7 +104,7 @@ def run(
     tidy(output, plan.done, plan.leftovers, spec.to_json())
     if job.retry_rejected:
         plan = plan_retries(output, job.retry_reasons)
-    driver = Driver(output, plan, echo, echo_seconds, give_up_after=job.give_up_after)
+    driver = Driver(output, plan, echo, echo_seconds, give_up_after=job.give_up_after, keep_going=job.keeps_going)
     record = RunRecord(job=job, run_id=driver.run_id, spec_digest=spec.digest, began=began)
     stages = tables.stages_of(job, spec, info, read=read, decode=decode, encode=encode)
     with Stop(job.grace) as stop:

@@ -1,5 +1,6 @@
 """Law: the installed command works in any working folder. Packages there that are named as ours are touched by nobody:
-not by the driver, nor by a worker of Ray, nor by the child in which a clip is tried alone.
+not by the driver, nor by a worker of Ray, nor by the child in which a clip is tried alone. A training repository on
+PYTHONPATH with a `jobs.py`, a `vae/` and a `pipeline/` of its own hides none of ours.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from pipeline.guard.alone import alone
 from tests.test_run import make_tar
 from tests.videos import make_video
 
+ROOT = Path(__file__).parents[1]
 OURS = ("vae", "pipeline", "jobs", "latentmill", "tests")
 
 
@@ -58,3 +61,40 @@ def test_every_command(hostile: Path) -> None:
         assert done.returncode == 0, done.stderr
         assert "Traceback" not in done.stderr
     assert "1 latents" in done.stdout
+
+
+@pytest.fixture
+def training(tmp_path: Path) -> Path:
+    """A repository whose names are ours."""
+    folder = tmp_path / "training"
+    for package in ("vae", "pipeline"):
+        (folder / package).mkdir(parents=True)
+        (folder / package / "__init__.py").write_text("raise RuntimeError('the package of the training repository')")
+    (folder / "jobs.py").write_text("raise RuntimeError('the module of the training repository')")
+    return folder
+
+
+def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the entry point as pip writes it, with this folder first on PYTHONPATH."""
+    entry = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]["latentmill"]
+    module, _, function = entry.partition(":")
+    script = [sys.executable, "-P", "-c", f"import sys; from {module} import {function}; sys.exit({function}())"]
+    environment = os.environ | {"PYTHONPATH": f".{os.pathsep}{ROOT}", "RAY_TMPDIR": str(folder.parent)}
+    return subprocess.run(
+        [*script, *arguments], env=environment, cwd=folder, capture_output=True, text=True, check=False
+    )
+
+
+def test_a_training_repository_on_the_path_does_not_hide_our_packages(training: Path) -> None:
+    for arguments in (["encode", "--help"], ["vae", "--help"]):
+        done = command(training, *arguments)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_nor_from_the_workers_of_ray(training: Path) -> None:
+    make_tar(training.parent / "a.tar", {"a": make_video(num_frames=60, width=96, height=64)})
+    size = ["--vae", "tiny", "--num-frames", "9", "--height", "64", "--width", "96"]
+    done = command(training, "encode", "--source", "../a.tar", "--output", "../out", *size)
+    assert done.returncode == 0, done.stderr
+    assert "latents   1 " in done.stdout

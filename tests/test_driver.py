@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,7 +42,7 @@ REJECTION = Rejection(reason="decode_crashed", stage="decode", message="m", key=
 class Run:
     """A job without Ray: the stages one after the other, the real driver over them."""
 
-    def __init__(self, source: Path, output: Path, *, allow_private: bool = False, **settings: int) -> None:
+    def __init__(self, source: Path, output: Path, *, allow_private: bool = False, **settings: Any) -> None:
         self.output = Storage(str(output))
         self.driver = Driver(self.output, make_plan(self.output, [str(source)]), lambda _: None, 600.0, **settings)
         self.encoded = self.passes = self.commits = 0

@@ -22,6 +22,7 @@ from latentmill.statistics.normalisation import alarms
 from pipeline.control.claims import RENEW_SECONDS
 from pipeline.control.commits import Commits
 from pipeline.control.events import event, tell_committed
+from pipeline.control.first_shards import FirstShards
 from pipeline.control.ledger import Ledger
 from pipeline.control.progress import Progress
 from pipeline.control.stop import Stop
@@ -80,6 +81,7 @@ class Driver:
         echo_seconds: float,
         *,
         give_up_after: int | None = None,
+        keep_going: bool = False,
     ) -> None:
         self.run_id = uuid.uuid4().hex[:12]
         self._output = output
@@ -95,6 +97,7 @@ class Driver:
             num_videos=plan.num_videos(),
             doing="starting Ray",
         )
+        self._num_open = len(self.todo)
         self.num_shards = plan.num_shards
         self.done = {shard.name for shard in plan} & plan.done
         """Committed shards of the plan."""
@@ -102,6 +105,9 @@ class Driver:
         self._ledger = Ledger()
         self._elsewhere: set[str] = set()
         self._failed_writes: Counter[str] = Counter()
+        self._first_shards = FirstShards()
+        self._keep_going = keep_going
+        self._gave_up = ""
         self._losses = 0
         self._has_lost = False
 
@@ -123,7 +129,7 @@ class Driver:
         ):
             try:
                 while self.todo and not stop.asked:
-                    self._one_pass(stream, claims)
+                    self._one_pass(stream, claims, stop)
                     if not self._next_pass(claims, stop):
                         break
             finally:  # when the grace period is over, commits may still run: do not wait for them
@@ -147,7 +153,7 @@ class Driver:
         for shard, owner in claims.taken_over():
             event("claim_taken_over", shard=shard, owner=owner)
 
-    def _one_pass(self, stream: Callable[[list[Shard]], Iterator[Receipt]], claims: Holder) -> None:
+    def _one_pass(self, stream: Callable[[list[Shard]], Iterator[Receipt]], claims: Holder, stop: Stop) -> None:
         self._ledger = Ledger()
         self._elsewhere.clear()
         self._has_lost = False
@@ -157,8 +163,15 @@ class Driver:
             self.progress.add(receipt)
             self._take(receipt)
             self._reap()
+            self._judge_first_shards(claims, stop)
         self._reap(wait=True)
         self._tell_taken_over(claims)
+
+    def _judge_first_shards(self, claims: Holder, stop: Stop) -> None:
+        if not (self._keep_going or stop.asked) and (verdict := self._first_shards.verdict()):
+            self._gave_up = verdict
+            claims.stop()
+            stop.ask(verdict)
 
     def _recall(self, shard: Shard) -> Shard:
         """Add what earlier runs staged to the ledger. Return the shard with the verdicts that can be read."""
@@ -195,6 +208,7 @@ class Driver:
             case UnstoredReceipt(message=message):
                 self._count_failure("part", name, message)
         if complete := self._ledger.add(receipt):
+            self._first_shards.add(complete)
             self._commits.begin(complete)
         if isinstance(receipt, FaultReceipt):
             self._give_up(receipt)
@@ -274,6 +288,8 @@ class Driver:
             hint=too_short.hint(counts.too_short, accepted_frames(spec)),
             alarms=tuple(alarms(counts.statistics, json.loads(spec.to_json())) if counts.statistics else ()),
             stopped=stopped,
+            gave_up=self._gave_up,
+            began_whole=not self._num_open,
             parts_staged=self.progress.parts,
             clips_encoded=self.progress.clips,
             wall_seconds=self.progress.elapsed,

@@ -47,6 +47,7 @@ class Stop:
         self._event = threading.Event()
         self._deadline = math.inf
         self._signals: list[str] = []
+        self._reason = ""
         self._last_signal = -math.inf
         self._calls: list[Callable[[], None]] = []
         self._before: list[tuple[int, Any]] = []
@@ -54,13 +55,18 @@ class Stop:
 
     @property
     def asked(self) -> bool:
-        """Whether a signal asked for a stop."""
+        """Whether a signal, or this run itself, asked for a stop."""
         return self._event.is_set()
 
     @property
     def by(self) -> str:
         """Name of the first signal, or ""."""
         return self._signals[0] if self._signals else ""
+
+    def ask(self, reason: str) -> None:
+        """Ask for a stop from within the run. A signal that comes later is the first one."""
+        self._reason = reason
+        self._begin(self._grace)
 
     def wait(self, seconds: float) -> None:
         """Wait, but return at once when a signal comes."""
@@ -119,29 +125,36 @@ class Stop:
         """Install the handlers; return those before them."""
         if threading.current_thread() is not threading.main_thread():
             return []
-        handlers = {signal.SIGTERM: self._ask, signal.SIGINT: self._ask, signal.SIGALRM: self._give_up}
+        handlers = {signal.SIGTERM: self._on_signal, signal.SIGINT: self._on_signal, signal.SIGALRM: self._give_up}
         return [(number, signal.signal(number, handler)) for number, handler in handlers.items()]
 
-    def _ask(self, number: int, _frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         before, self._last_signal = self._last_signal, time.monotonic()
         if self._last_signal - before < ONE_SIGNAL_SECONDS:
             return
         self._signals.append(signal.Signals(number).name)
         if len(self._signals) > 2:
             os._exit(STATUS[self.by])
-        self._deadline = time.monotonic() + (self._grace if len(self._signals) == 1 else 0.0)
+        self._begin(self._grace if len(self._signals) == 1 else 0.0)
+
+    def _begin(self, grace: float) -> None:
+        is_first = not self.asked
+        self._deadline = time.monotonic() + grace
         self._event.set()
         self._set_alarm()
-        if len(self._signals) == 1:  # a handler runs between any two instructions, so it must not wait for a lock
+        if is_first:  # a handler runs between any two instructions, so it must not wait for a lock
             threading.Thread(target=self._tell, daemon=True).start()
 
     def _tell(self) -> None:
-        log.warning(
-            "%s: finishing what is open, at most %g s; a second signal ends without waiting. "
-            "Run the same command again to resume",
-            self.by,
-            self._grace,
-        )
+        if self.by:
+            log.warning(
+                "%s: finishing what is open, at most %g s; a second signal ends without waiting. "
+                "Run the same command again to resume",
+                self.by,
+                self._grace,
+            )
+        else:
+            log.warning("giving up, and finishing what is open: %s", self._reason)
         for call in self._calls:
             call()
 

@@ -68,6 +68,13 @@ def put_record(output: Storage, facts: dict[str, Any], failure: str = "", folder
     output.put(layout.run_path(ended, facts["run"], folder), json.dumps(facts, indent=2).encode())
 
 
+def job_before(output: Storage) -> dict[str, Any]:
+    """Return the settings of the last run that had something to do, as JSON; {} if there is none."""
+    paths = [path for path, _ in environments(output)]
+    job = json.loads(output.read(paths[-1])).get("job") if paths else None
+    return job if isinstance(job, dict) else {}
+
+
 def environment(device: str, threads: int, packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
     """Return what may change the last bits of a latent: versions (`av` contains FFmpeg), device, threads, engines.
 

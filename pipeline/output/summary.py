@@ -30,6 +30,10 @@ class Summary:
     """Properties of the latents that are bad for training, from the statistics of all of them."""
     stopped: str = ""
     """The signal that stopped the run early, or ""."""
+    gave_up: str = ""
+    """Why the run itself stopped early, or ""."""
+    began_whole: bool = False
+    """Whether nothing was left to do when the run began."""
     parts_staged: int = 0
     """Chunks that this run itself encoded and staged."""
     clips_encoded: int = 0
@@ -63,6 +67,8 @@ class Summary:
         if self.wall_seconds:
             busy = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in self.busy_seconds.items())
             rows += [("this run", f"{duration(self.wall_seconds)}, {self.parts_staged} chunks encoded"), ("busy", busy)]
+        if self.gave_up:
+            rows.append(("gave up", self.gave_up))
         if self.stopped and self.open_shards:
             rows.append(("stopped", f"by {self.stopped}: run the same command again to resume"))
         rows += [(f"left: {shard}", why) for shard, why in sorted(self.open_shards.items())[:10]]

@@ -92,8 +92,12 @@ class Job:
     """Allow tables to name web addresses inside the local network. Off by default: a table may be untrusted."""
     allow_local: bool = False
     """Allow a table on S3 or the web to name files of this machine. Off by default: a table may be untrusted."""
-    max_rejected: float = 1.0
-    """Exit with code 3 if more than this fraction of the clips is rejected. Committed shards stay."""
+    max_rejected: float | None = None
+    """Exit with code 3 if more than this fraction of the clips is rejected. Committed shards stay.
+    Default: 0.99, so a run that made nothing does not look like a success. 1 accepts it."""
+    keep_going: bool = False
+    """Go on when the first shards (at least 3, of at least 100 clips) have no latent and one reason for all rejections.
+    By default such a run finishes what is open, and exits with code 3."""
     limit: int | None = None
     """Plan and process only this many shards. A later run without --limit continues with the rest."""
     retry_rejected: tuple[str, ...] = ()
@@ -123,7 +127,7 @@ class Job:
             raise ConfigError("--source must be given at least once")
         if self.shard_size < 1:
             raise ConfigError(f"--shard-size must be at least 1, got {self.shard_size}")
-        if not 0 <= self.max_rejected <= 1:
+        if self.max_rejected is not None and not 0 <= self.max_rejected <= 1:
             raise ConfigError(f"--max-rejected must lie in [0, 1], got {self.max_rejected}")
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"--limit must be at least 1, got {self.limit}")
@@ -135,6 +139,11 @@ class Job:
             raise ConfigError(
                 f"--retry-rejected reads every committed shard, so it does not take --limit, got {self.limit}"
             )
+
+    @property
+    def keeps_going(self) -> bool:
+        """Whether the run goes on when its first shards are all refused. Retries may well be refused again."""
+        return self.keep_going or bool(self.retry_rejected)
 
     @property
     def retry_reasons(self) -> frozenset[str]:
