@@ -99,6 +99,8 @@ def _plan(args: Plan) -> int:
     job = Job(source=args.source, output="", vae=args.vae, clip=args.clip, latent=args.latent)
     spec, info = resolve(job)
     shards = list(chain.from_iterable(list_source(uri, shard_size=args.shard_size) for uri in args.source))
+    if not shards:
+        raise ConfigError(f"--source {' '.join(args.source)}: there is no video in it, so nothing can be measured")
     cores, chosen = local_cpus(), choose(shards, args.sample_seed)
     print(f"{len(shards)} shards; {args.measure} clips of {len(chosen)} are encoded", file=sys.stderr)
     samples = measure(

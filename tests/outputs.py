@@ -35,7 +35,7 @@ from pipeline.stages.decode_video import Decoder
 from pipeline.stages.encode_chunk import Encoder
 from pipeline.stages.read_shard import read_shard
 from pipeline.storage import Storage
-from tests.small import CLIP, LATENT, spec
+from tests.small import CLIP, HEALTHY, LATENT, spec
 from vae.info import VAEInfo
 
 CLIPS = replace(CLIP, clips="all")
@@ -57,7 +57,7 @@ def make_output(
     rule = replace(spec(clip, latent, vae), format_version=version)
     rule = check(output, replace(rule, vae=rule.vae | (normalisation or {})))
     write_spec(output, rule)
-    decoder = Decoder(clip=clip, latent=latent, info=VAEInfo(**rule.vae), deadline=60)
+    decoder = Decoder(clip=clip, latent=latent, info=VAEInfo(**rule.vae), deadline=HEALTHY)
     encoder = Encoder(vae, rule)
     plan = make_plan(output, [str(source)])
     shards = list(plan.remaining())

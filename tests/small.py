@@ -13,6 +13,9 @@ from pipeline.settings.clip_rule import ClipRule
 from pipeline.settings.spec import LatentRule, Spec
 from tests.videos import make_video
 
+HEALTHY = 900.0
+"""Seconds that something healthy may take in a test: only what hangs takes so long, on however busy a machine."""
+
 CLIP = ClipRule(num_frames=9, height=32, width=48, fps="8")
 LATENT = LatentRule(dtype="bfloat16")
 

@@ -23,7 +23,7 @@ from pipeline.settings.clip_rule import ClipRule
 from pipeline.settings.spec import LatentRule
 from pipeline.stages.clip_grid import plan_clips
 from pipeline.stages.decode_video import Decoder
-from tests.small import CLIP, video
+from tests.small import CLIP, HEALTHY, video
 from tests.videos import make_video
 
 INFO = vae.load_vae("tiny").info
@@ -31,7 +31,7 @@ ALL = replace(CLIP, clips="all")
 
 
 def decoder(clip: ClipRule = ALL, latent: LatentRule | None = None, **kwargs: object) -> Decoder:
-    return Decoder(clip=clip, latent=latent or LatentRule(), info=INFO, deadline=60, **kwargs)  # type: ignore[arg-type]
+    return Decoder(clip=clip, latent=latent or LatentRule(), info=INFO, deadline=HEALTHY, **kwargs)  # type: ignore[arg-type]
 
 
 def run(made: Decoder, of: Video, guard: Strikes | None = None) -> tuple[list[Chunk], list[Any]]:

@@ -29,7 +29,7 @@ from pipeline.stages.encode_chunk import Encoder
 from pipeline.stages.read_shard import read_shard
 from pipeline.storage import Storage
 from tests.outputs import CLIPS
-from tests.small import spec
+from tests.small import HEALTHY, spec
 from tests.sources import make_tar
 from tests.videos import make_video
 from vae.info import VAEInfo
@@ -47,7 +47,7 @@ class Run:
         self.driver = Driver(self.output, make_plan(self.output, [str(source)]), lambda _: None, 600.0, **settings)
         self.encoded = self.passes = self.commits = 0
         self._read = partial(read_shard, allow_private=allow_private)
-        self._decoder = Decoder(clip=CLIPS, latent=LATENT, info=VAEInfo(**SPEC.vae), deadline=60)
+        self._decoder = Decoder(clip=CLIPS, latent=LATENT, info=VAEInfo(**SPEC.vae), deadline=HEALTHY)
         self._encoder = Encoder("tiny", SPEC)
 
     def go(self, commit: Callable[[CompleteShard], Committed] | None = None) -> dict[str, str]:

@@ -22,7 +22,7 @@ from pipeline.records import Chunk, Latent
 from pipeline.settings.spec import LatentRule
 from pipeline.stages.decode_video import Decoder
 from pipeline.stages.encode_chunk import Encoder, EncodeStage, NonfiniteLatentError, or_die
-from tests.small import CLIP, spec, video
+from tests.small import CLIP, HEALTHY, spec, video
 from vae.turns import THREADS
 
 INFO = vae.load_vae("tiny").info
@@ -31,7 +31,7 @@ EXACT = LatentRule(dtype="float32", store_dtype="float32")
 
 def chunks(latent: LatentRule = EXACT, num_frames: int = 9) -> list[Chunk]:
     clip = replace(CLIP, num_frames=num_frames, fps="24")
-    decoder = Decoder(clip=clip, latent=latent, info=INFO, deadline=60)
+    decoder = Decoder(clip=clip, latent=latent, info=INFO, deadline=HEALTHY)
     return [record for record in decoder(video(), Strikes()) if isinstance(record, Chunk)]
 
 
@@ -128,7 +128,7 @@ class Buggy:
 
 def test_a_nonfinite_latent_is_rejected_and_receipts_pass() -> None:
     (chunk,) = chunks()
-    stage = EncodeStage(NanEncoder, Strikes(), 60)
+    stage = EncodeStage(NanEncoder, Strikes(), HEALTHY)
     receipt = ClipsReceipt(shard="s", video=0, count=1)
     assert stage(receipt) is receipt
     rejected = stage(chunk)
@@ -140,7 +140,7 @@ def test_bad_code_crashes_and_is_no_strike() -> None:
     (chunk,) = chunks()
     guard = Strikes()
     with pytest.raises(RuntimeError, match="shape mismatch"):
-        EncodeStage(Buggy, guard, 60)(chunk)
+        EncodeStage(Buggy, guard, HEALTHY)(chunk)
     assert not guard.suspects("")
 
 
@@ -178,7 +178,7 @@ def test_chunks_that_overlap_give_the_same_bytes(latent: LatentRule) -> None:
     make = partial(Encoder, "tiny", spec(latent=latent))
     cut = replace(latent, chunk_windows=1, context="0")
     some = [*chunks(latent), *chunks(cut, num_frames=25)]
-    alone, stage = make(), EncodeStage(make, Strikes(), 60, threads=3)
+    alone, stage = make(), EncodeStage(make, Strikes(), HEALTHY, threads=3)
     with ThreadPoolExecutor(3) as threads:
         found = list(threads.map(stage, some * 2))
     assert [each.payload for each in found] == [alone(chunk).payload for chunk in some] * 2  # type: ignore[union-attr]
@@ -189,11 +189,11 @@ def test_encoders_that_keep_dying_in_their_start_are_given_up() -> None:
     guard = Strikes()
     for _ in range(MAX_STRIKES):
         guard.starting()
-    EncodeStage(NanEncoder, guard, 60, pool=2)  # stands, so the count begins anew
+    EncodeStage(NanEncoder, guard, HEALTHY, pool=2)  # stands, so the count begins anew
     for _ in range(MAX_STRIKES + 1):
         guard.starting()
     with pytest.raises(EncoderError, match="3 encoders in a row died"):
-        EncodeStage(NanEncoder, guard, 60, pool=2)
+        EncodeStage(NanEncoder, guard, HEALTHY, pool=2)
 
 
 def test_a_suspect_chunk_is_encoded_alone_and_only_its_own_death_rejects_it(tmp_path: Path) -> None:
@@ -201,11 +201,11 @@ def test_a_suspect_chunk_is_encoded_alone_and_only_its_own_death_rejects_it(tmp_
     guard = Strikes()
     for _ in range(MAX_STRIKES):
         guard.begin("s/0/0/0/encode")
-    rejected = EncodeStage(OneWay, guard, 60)(chunk)
+    rejected = EncodeStage(OneWay, guard, HEALTHY)(chunk)
     assert isinstance(rejected, RejectionReceipt)
     assert (rejected.rejection.reason, rejected.verdict) == ("encode_crashed", True)
     healthy = partial(Encoder, "tiny", spec(latent=EXACT))
-    latent = EncodeStage(healthy, guard, 60)(chunk)
+    latent = EncodeStage(healthy, guard, HEALTHY)(chunk)
     assert isinstance(latent, Latent)
     assert latent.payload == healthy()(chunk).payload
 

@@ -125,3 +125,10 @@ def test_bad_input_is_one_line(
 def test_a_source_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert plan.main(["--source", str(tmp_path / "*.tar"), *SMALL]) == 2
     assert "nothing to read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["empty.csv", "empty.jsonl"])
+def test_a_table_without_a_row_is_refused(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / name).write_text("video\n" if name.endswith("csv") else "")
+    assert plan.main(["--source", str(tmp_path / name), *SMALL]) == 2
+    assert "there is no video in it" in capsys.readouterr().err

@@ -19,6 +19,7 @@ import ray
 from pipeline.control.ray_objects import RemoteStrikes, ended_for_memory
 from pipeline.guard.alone import MEMORY_SHARE, DiedAloneError, _memory, alone, within_memory
 from pipeline.guard.strikes import MAX_EXCUSED, MAX_STRIKES, Strikes
+from tests.small import HEALTHY
 
 
 def test_unfinished_attempts_count_and_finished_ones_do_not() -> None:
@@ -64,17 +65,17 @@ def test_who_is_excused_again_and_again_becomes_a_suspect_in_the_end() -> None:
 
 def test_a_child_that_cannot_load_its_call_is_no_verdict_on_the_clip() -> None:
     with pytest.raises(RuntimeError, match="could not load"):
-        alone(60, Unloadable())
+        alone(HEALTHY, Unloadable())
 
 
 def test_what_eats_all_memory_alone_dies_of_it_and_its_parent_does_not() -> None:
     with pytest.raises(DiedAloneError, match=f"signal {signal.SIGKILL}"):
-        alone(60, within_memory, bytearray, int(_memory() * MEMORY_SHARE) + 1)
-    assert len(alone(60, within_memory, bytes, 1 << 20)) == 1 << 20
+        alone(HEALTHY, within_memory, bytearray, int(_memory() * MEMORY_SHARE) + 1)
+    assert len(alone(HEALTHY, within_memory, bytes, 1 << 20)) == 1 << 20
 
 
 def test_a_lower_limit_that_is_there_already_is_kept() -> None:
-    assert alone(60, limited_call) == 1 << 30
+    assert alone(HEALTHY, limited_call) == 1 << 30
 
 
 def limited_call() -> int:

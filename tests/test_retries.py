@@ -44,7 +44,7 @@ from pipeline.stages.read_shard import read_shard
 from pipeline.storage import Storage
 from pipeline.verify.whole import verify
 from tests.deadly import dies_alone
-from tests.small import CLIP, spec
+from tests.small import CLIP, HEALTHY, spec
 from tests.sources import fill, make_tar
 from tests.videos import make_video
 from vae.info import VAEInfo
@@ -69,7 +69,7 @@ class Stages:
         plan = read_plan(output)
         tidy(output, plan.done, plan.leftovers)
         driver = Driver(output, plan, lambda line: None, 60)
-        decoder = Decoder(clip=RULE, latent=LATENT, info=VAEInfo(**SPEC.vae), deadline=60, decode=decode)
+        decoder = Decoder(clip=RULE, latent=LATENT, info=VAEInfo(**SPEC.vae), deadline=HEALTHY, decode=decode)
         claims = Claims(output, Owner.this_process(driver.run_id))
         stream = partial(self._receipts, output, decoder, guard or Strikes(), parts)
         driver.drive(stream, partial(commit, output, SPEC.to_json()), claims, Stop(60))

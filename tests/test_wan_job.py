@@ -21,7 +21,7 @@ from pipeline.settings.spec import LatentRule, Spec
 from pipeline.stages.decode_video import Decoder
 from pipeline.stages.encode_chunk import Encoder
 from pipeline.storage import Storage
-from tests.small import spec, video
+from tests.small import HEALTHY, spec, video
 from tests.vae.wan_models import random_wan
 
 pytest.importorskip("diffusers")
@@ -37,7 +37,7 @@ def wan(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def latents(rule: Spec, where: str) -> list[Latent]:
-    decoder = Decoder(clip=rule.clip, latent=rule.latent, info=vae.VAEInfo(**rule.vae), deadline=60)
+    decoder = Decoder(clip=rule.clip, latent=rule.latent, info=vae.VAEInfo(**rule.vae), deadline=HEALTHY)
     encoder = Encoder(where, rule)
     return [encoder(record) for record in decoder(video(121), Strikes()) if isinstance(record, Chunk)]
 
@@ -61,7 +61,7 @@ def test_a_long_clip_in_chunks_has_the_bytes_of_the_whole(wan: str, posterior: s
 
 def test_a_chunk_carries_no_more_than_its_context(wan: str) -> None:
     rule = spec(CLIP, LatentRule(chunk_windows=4, context="exact"), wan)
-    decoder = Decoder(clip=CLIP, latent=rule.latent, info=vae.VAEInfo(**rule.vae), deadline=60)
+    decoder = Decoder(clip=CLIP, latent=rule.latent, info=vae.VAEInfo(**rule.vae), deadline=HEALTHY)
     chunks = [record for record in decoder(video(121), Strikes()) if isinstance(record, Chunk)]
     assert max(len(chunk.frames) for chunk in chunks) == 4 * (20 + 4)
     assert chunks[-1].windows == (4,) * 23

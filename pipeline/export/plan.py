@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import operator
+import re
 from dataclasses import dataclass
 from functools import reduce
 from itertools import pairwise
@@ -205,6 +206,11 @@ def _check_flags(latents: LatentDataset, trainer: Trainer, job: ExportJob) -> No
             f"{trainer.title} has the name of the model in its paths: give its --model_name with --model"
             if trainer.needs_model
             else f"--model is for cogvideo, got {job.model!r} for {trainer.title}"
+        )
+    if job.model and (not re.fullmatch(r"[\w.-]+", job.model) or set(job.model) == {"."}):
+        raise ConfigError(
+            f"--model must be the name of one folder, of letters, digits and . - _, such as cogvideox1.5-5b-t2v; got "
+            f"{job.model!r}"
         )
 
 

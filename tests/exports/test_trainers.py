@@ -340,6 +340,9 @@ def test_a_model_is_named_where_paths_have_one_and_nowhere_else(tmp_path: Path) 
         export(job, SpreadRule(workers=1))
     with pytest.raises(ConfigError, match="--model is for cogvideo, got 'x' for torch files"):
         export(replace(job, to="pt", model="x"), SpreadRule(workers=1))
+    for name in ("..", ".", "a/b", "/a", "a b"):
+        with pytest.raises(ConfigError, match="--model must be the name of one folder"):
+            export(replace(job, model=name), SpreadRule(workers=1))
 
 
 def test_a_text_in_another_encoding_is_another_export(tmp_path: Path) -> None:
