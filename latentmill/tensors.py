@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 from torch.utils.data._utils.collate import default_collate_fn_map
 
+from latentmill.access.memory import take
 from latentmill.errors import DamagedRowError
-from latentmill.memory import take
 from latentmill.sampler import Batch
 from latentmill.text import padded
 
