@@ -57,7 +57,7 @@ def make_output(
     rule = replace(spec(clip, latent, vae), format_version=version)
     rule = check(output, replace(rule, vae=rule.vae | (normalisation or {})))
     write_spec(output, rule)
-    decoder = Decoder(clip=clip, latent=latent, info=VAEInfo(**rule.vae), deadline=HEALTHY)
+    decoder = Decoder(clip=rule.clip, latent=latent, info=VAEInfo(**rule.vae), deadline=HEALTHY)
     encoder = Encoder(vae, rule)
     plan = make_plan(output, [str(source)])
     shards = list(plan.remaining())

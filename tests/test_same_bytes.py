@@ -108,7 +108,7 @@ def _put_source(bucket: S3, kind: str, videos: Path) -> str:
 
 
 def _encode(source: str, where: Path, version: int) -> Storage:
-    clip = replace(CLIP, clips="all", max_clips=3)
+    clip = replace(CLIP, clips="all", max_clips=3, times="as_stored")
     output, rule = Storage(str(where)), Spec(vae=VAE.to_json(), clip=clip, latent=LATENT, format_version=version)
     write_spec(output, rule)
     decoder = Decoder(clip=clip, latent=LATENT, info=VAEInfo(**rule.vae), deadline=600)

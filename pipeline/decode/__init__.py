@@ -9,6 +9,7 @@
 """
 
 from pipeline.decode.clip import DecodedClip, DecodeStats, merge_facts
+from pipeline.decode.frame_times import FrameTimes, Rate
 from pipeline.decode.info import VideoInfo, probe
 from pipeline.decode.opening import Source
 from pipeline.decode.passes import decode_clip, iter_clips
@@ -19,6 +20,8 @@ __all__ = [
     "DecodeSpec",
     "DecodeStats",
     "DecodedClip",
+    "FrameTimes",
+    "Rate",
     "Source",
     "Timeline",
     "VideoInfo",

@@ -6,14 +6,13 @@ frames, a picture is converted once, and the clips share it until they are hande
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
 from pipeline.decode.clip import DecodedClip, DecodeStats
+from pipeline.decode.frame_times import FrameTimes
 from pipeline.decode.graph import Converter, FrameKind, drops_alpha, frame_kind, placement
 from pipeline.decode.reader import Picture, PictureReader
 from pipeline.decode.spec import DecodeSpec
@@ -28,16 +27,13 @@ class ClipBuilder:
     def __init__(self, spec: DecodeSpec, stream: Any, origin: int) -> None:
         self.spec = spec
         self._codec: str = stream.codec_context.name
-        self._base: Fraction = stream.time_base
-        self._origin = origin
+        self._times = FrameTimes(stream.time_base, origin, spec.rate)
         self._drops_alpha = drops_alpha(stream)
         self.shares = False
         """Whether its frames are shared with other clips. Set before the first frame is taken."""
         self._error: VideoError | None = None
         self._stats: DecodeStats | None = None
-        self.first = origin + math.ceil(spec.start / self._base)
-        if spec.fps is not None:
-            self.first = self.need(0)
+        self.first = self._times.first_from(spec.start) if spec.fps is None else self.need(0)
         self._converters: dict[FrameKind, Converter] = {}
         self.restart()
         if spec.output_bytes > spec.max_output_bytes:
@@ -45,7 +41,7 @@ class ClipBuilder:
 
     def need(self, i: int) -> int:
         """Return the time of frame i on the grid, in ticks. Not for native frames, which are counted."""
-        return self._origin + math.floor(self.spec.target(i) / self._base)
+        return self._times.last_by(self.spec.target(i))
 
     def restart(self) -> None:
         """Drop every picture, because the pass starts again."""
@@ -155,7 +151,7 @@ class ClipBuilder:
             )
 
     def _at(self, ticks: int) -> str:
-        return f"at {float((ticks - self._origin) * self._base):.3f} s"
+        return f"at {float(self._times.time(ticks)):.3f} s"
 
     def _converted(self, shown: Picture, kind: FrameKind) -> np.ndarray:
         """Return the picture as a frame of this clip, uint8 [height, width, 3]."""
@@ -227,8 +223,7 @@ class ClipBuilder:
             spec=self.spec,
             frames=frames,
             ticks=tuple(self._ticks),
-            time_base=self._base,
-            origin=self._origin,
+            times=self._times,
             repaired=tuple(self._repaired),
             interlaced=tuple(k.is_interlaced for k in self._kinds),
             kinds=tuple(runs),

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.decode.frame_times import FrameTimes
 from pipeline.decode.graph import FrameKind, untagged_as
 from pipeline.decode.spec import DecodeSpec
 
@@ -39,11 +40,9 @@ class DecodedClip:
     frames: np.ndarray
     """uint8 [T, H, W, 3], C-contiguous, owned. T is `spec.num_frames`, or less with short="truncate"."""
     ticks: tuple[int, ...]
-    """Timestamp of the source frame chosen for each frame, in `time_base`, on the stream's clock."""
-    time_base: Fraction
-    """Seconds per tick."""
-    origin: int
-    """Ticks of the first presentable frame, which is time 0 of every clip of this video."""
+    """Timestamp of the source frame chosen for each frame, in ticks, on the stream's clock."""
+    times: FrameTimes
+    """Turns ticks into seconds."""
     repaired: tuple[bool, ...]
     """Per frame: whether its timestamp was missing or out of order, and is reconstructed."""
     interlaced: tuple[bool, ...]
@@ -55,7 +54,7 @@ class DecodedClip:
     @property
     def timestamps(self) -> tuple[Fraction, ...]:
         """Exact time of the source frame of each frame, in seconds after the first presentable frame."""
-        return tuple((t - self.origin) * self.time_base for t in self.ticks)
+        return tuple(self.times.time(ticks) for ticks in self.ticks)
 
     @property
     def seconds(self) -> np.ndarray:
@@ -89,8 +88,9 @@ class DecodedClip:
             "placed": placed,
             "interlaced": any(self.interlaced),
             "first_frame": self.spec.offset,
-            "time_base": str(self.time_base),
-            "origin_ticks": self.origin,
+            "time_base": str(self.times.base),
+            "origin_ticks": self.times.origin,
+            **({"rate": str(self.times.rate.per_second)} if self.times.rate else {}),
         }
         if len(self.kinds) > 1:
             facts["changes"] = [

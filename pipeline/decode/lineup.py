@@ -6,12 +6,11 @@ A video may have thousands of clips, and one long picture may fill many of them,
 from __future__ import annotations
 
 import heapq
-import math
 from collections.abc import Callable, Iterator, Sequence
-from fractions import Fraction
 
 from pipeline.decode.builder import ClipBuilder
 from pipeline.decode.clip import DecodedClip
+from pipeline.decode.frame_times import FrameTimes
 from pipeline.decode.spec import DecodeSpec
 from pipeline.errors import VideoError
 
@@ -20,11 +19,10 @@ class Lineup:
     """Create a builder for each spec in the order in which clips begin, and yield results in the order of the specs."""
 
     def __init__(
-        self, specs: Sequence[DecodeSpec], make: Callable[[DecodeSpec], ClipBuilder], time_base: Fraction, origin: int
+        self, specs: Sequence[DecodeSpec], make: Callable[[DecodeSpec], ClipBuilder], times: FrameTimes
     ) -> None:
-        """Take specs sorted by start. Their time 0 is at `origin`, in ticks of `time_base` seconds."""
-        self._specs, self._make = specs, make
-        self._base, self._origin = time_base, origin
+        """Take specs sorted by start."""
+        self._specs, self._make, self._times = specs, make, times
         self._made: dict[int, ClipBuilder] = {}
         """Builders by index of the spec, until they are handed out."""
         self._waiting: list[tuple[int, int]] = []
@@ -76,7 +74,7 @@ class Lineup:
     @property
     def _earliest(self) -> int:
         """Return the earliest ticks at which a clip without a builder can begin. A piece begins after its start."""
-        return self._origin + math.floor(self._specs[self._num_made].start / self._base)
+        return self._times.first_from(self._specs[self._num_made].start) - 1
 
     def _builder(self, index: int) -> ClipBuilder:
         assert index == self._num_made

@@ -15,6 +15,7 @@ from typing import Any
 from pipeline.decode import too_short
 from pipeline.decode.builder import ClipBuilder
 from pipeline.decode.clip import DecodedClip, DecodeStats
+from pipeline.decode.frame_times import FrameTimes
 from pipeline.decode.lineup import Lineup
 from pipeline.decode.opening import Feed, Source, choose_stream, discard_others, open_container, open_feed
 from pipeline.decode.reader import Picture, PictureReader
@@ -57,8 +58,8 @@ def iter_clips(
 ) -> Iterator[DecodedClip | VideoError]:
     """Decode several clips of one video in one pass.
 
-    `specs` are sorted by start and may overlap; each gives one result, in order: a clip, or a VideoError for this clip
-    only. Pass the `timeline` if it is already measured, to save measuring it again.
+    `specs` are sorted by start and may overlap, and have one `times` and one `rate`; each gives one result, in order: a
+    clip, or a VideoError for this clip only. Pass the `timeline` if it is already measured, to save measuring it again.
 
     Raises:
         OSError: any error of the storage; the clips that were not yielded have no result.
@@ -110,7 +111,7 @@ class _Pass:
         with open_container(self.feed) as container:
             self.stream = choose_stream(container, self.feed, max_pixels, any_order=self.any_order)
             discard_others(container, self.stream)
-            self.reader = PictureReader(container, self.stream, self.feed)
+            self.reader = PictureReader(container, self.stream, self.feed, self.specs[0].times)
             try:
                 pictures = self._from_first_clean()
                 first = next(pictures)
@@ -146,7 +147,8 @@ class _Pass:
         """Return the Lineup of the clips that have no result yet, from the first picture on."""
         self.origin = first.ticks
         if self.lineup is None:
-            self.lineup = Lineup(self.specs, self._builder_from(first.ticks), self.stream.time_base, first.ticks)
+            times = FrameTimes(self.stream.time_base, first.ticks, self.specs[0].rate)
+            self.lineup = Lineup(self.specs, self._builder_from(first.ticks), times)
         self.lineup.restart()
         return self.lineup
 
@@ -236,7 +238,7 @@ class _Pass:
 
     def _measured(self) -> Timeline:
         if self.timeline is None:
-            self.timeline = measure_feed(self.feed)
+            self.timeline = measure_feed(self.feed, self.specs[0].times)
         return self.timeline
 
     def _last_step(self, last: Picture) -> int:

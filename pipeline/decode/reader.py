@@ -18,10 +18,12 @@ import av
 from av.video.frame import PictureType
 
 from pipeline.decode.bitstream.disposable import is_disposable, nal_length_size
-from pipeline.decode.clock import FrameClock, has_decoding_times_only, packet_ticks
+from pipeline.decode.bitstream.invisible import is_invisible
+from pipeline.decode.clock import FrameClock, has_decoding_times_only, has_invented_times, packet_ticks
 from pipeline.decode.damage import Damage, Place
 from pipeline.decode.geometry import pixel_aspect
 from pipeline.decode.opening import Feed
+from pipeline.decode.spec import Times
 from pipeline.errors import UnsupportedCodecError
 
 _MAX_BARREN_ERRORS = 100
@@ -69,8 +71,9 @@ class PictureReader:
     Not thread-safe. `damage` and the counters cover everything since the last seek or the start.
     """
 
-    def __init__(self, container: Any, stream: Any, feed: Feed) -> None:
+    def __init__(self, container: Any, stream: Any, feed: Feed, times: Times = "exact") -> None:
         self._container = container
+        self._has_invented_times = times == "exact" and has_invented_times(container, stream)
         self._stream = stream
         self._feed = feed
         self.frames_decoded = 0
@@ -86,7 +89,10 @@ class PictureReader:
         self._aspects: list[tuple[int, Fraction]] = []
         self._is_bare = container.format.name in _BARE
         self._lacks_pts = has_decoding_times_only(container)
-        self.clock = FrameClock(container, stream)
+        self.clock = FrameClock(container, stream, times)
+        self._packets: Iterator[Any] | None = None
+        self.times_seen: list[int] | None = None
+        """If a list, the timestamps of the packets that were read and show a frame."""
         self._reset()
 
     def _reset(self) -> None:
@@ -108,8 +114,8 @@ class PictureReader:
 
     def pictures(self) -> Iterator[Picture]:
         """Yield pictures in presentation order until the end of the file."""
-        self._packets = self.packets()
-        while (packet := self._ahead.popleft() if self._ahead else next(self._packets, None)) is not None:
+        packets = self._packets = self.packets()
+        while (packet := self._ahead.popleft() if self._ahead else next(packets, None)) is not None:
             is_flush = packet.size == 0 and packet.pts is None and packet.dts is None
             if packet.size == 0 and not is_flush:
                 continue  # in AVI and Theora this means that the previous frame stays
@@ -138,6 +144,10 @@ class PictureReader:
                 self._barren = self._barren_keyframes = 0
                 yield self._picture(frame)
 
+    def rest(self) -> Iterator[Any]:
+        """Yield the packets that `pictures` has not read."""
+        return self.packets() if self._packets is None else self._packets
+
     def packets(self, *, every_stream: bool = False) -> Iterator[Any]:
         """Yield packets of the stream, or of all streams. They end at an error of the demuxer only if it persists."""
         faults = 0
@@ -148,6 +158,10 @@ class PictureReader:
                     self._feed.check()
                     if self._lacks_pts and packet.stream_index == self._stream.index:
                         packet.pts = packet.dts
+                    if self._has_invented_times:
+                        packet.pts = packet.dts = None
+                    if self.times_seen is not None and self._has_shown_time(packet):
+                        self.times_seen.append(packet.pts)
                     yield packet
                     faults = 0
             except IndexError:
@@ -165,9 +179,13 @@ class PictureReader:
             self._feed.check()
             return
 
+    def _has_shown_time(self, packet: Any) -> bool:
+        is_shown = packet.size and not packet.is_discard and not is_invisible(packet, self._stream)
+        return bool(packet.pts is not None and is_shown)
+
     def is_late_ahead(self) -> bool:
         """Return whether a later packet has a frame that should have been shown before the last picture."""
-        self._ahead.extend(islice(self._packets, _MAX_REORDERED - len(self._ahead)))
+        self._ahead.extend(islice(self.rest(), _MAX_REORDERED - len(self._ahead)))
         return any(self.clock.would_be_late(packet) and packet.pts not in self.unwanted for packet in self._ahead)
 
     @property

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, get_args
 
+from pipeline.decode.frame_times import Rate
+
 Fit = Literal["cover", "pad", "stretch"]
 Filter = Literal["bicubic", "lanczos", "area", "bilinear"]
 Short = Literal["error", "pad_last", "truncate"]
@@ -14,6 +16,9 @@ Hdr = Literal["as_is", "reject"]
 Deinterlace = Literal["off", "spatial"]
 UntaggedColorspace = Literal["by_size", "bt601", "bt709", "ffmpeg", "auto"]
 """The last two are names from earlier versions, kept for their outputs."""
+Times = Literal["exact", "as_stored"]
+"""exact: rounded times are recovered, and times that FFmpeg invents for raw streams are put right; see docs/frames.md.
+as_stored: the rule of earlier versions, kept for their outputs."""
 
 DEFAULT_MAX_PIXELS = 4096 * 2304
 DEFAULT_MAX_DECODED_FRAMES = 20_000
@@ -24,9 +29,9 @@ DEFAULT_MAX_OUTPUT_BYTES = 8 << 30
 class DecodeSpec:
     """One clip: `num_frames` frames at t = start + (offset + i) / fps, as uint8 RGB of `height` x `width`.
 
-    A frame is chosen by time: the last one whose timestamp is at or before t, which is what a viewer sees at t. Times
-    are seconds after the first presentable frame. Two specs that differ in `offset` alone cut pieces of one clip, and
-    the pieces equal the clip decoded whole.
+    A frame is chosen by time: the last one whose time is at or before t, which is what a viewer sees at t. Times are
+    seconds after the first presentable frame; `FrameTimes` compares them. Two specs that differ in `offset` alone cut
+    pieces of one clip, and the pieces equal the clip decoded whole.
     """
 
     num_frames: int
@@ -38,6 +43,9 @@ class DecodeSpec:
     start: Fraction = Fraction(0)
     offset: int = 0
     """Grid index (native: source frame after `start`) of this piece's first frame."""
+    times: Times = "exact"
+    rate: Rate | None = None
+    """The rate from which the stream's times were rounded, from `measure` or `probe`; None: they are exact."""
     fit: Fit = "cover"
     crop: tuple[float, float] = (0.5, 0.5)
     """Position of the crop (cover) or the picture (pad), horizontal and vertical: 0 left or top, 1 right or bottom."""
@@ -103,4 +111,5 @@ _CHOICES = {
     "hdr": Hdr,
     "deinterlace": Deinterlace,
     "untagged_colorspace": UntaggedColorspace,
+    "times": Times,
 }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
@@ -14,10 +13,12 @@ import av
 
 from pipeline.decode.bitstream.extent import breaks_off
 from pipeline.decode.bitstream.invisible import is_invisible
-from pipeline.decode.clock import nominal_step, one_on, packet_ticks, uses_ranked_times
+from pipeline.decode.clock import nominal_step, one_on, packet_ticks, rounded_from, uses_ranked_times, with_untimed
+from pipeline.decode.frame_times import FrameTimes, Rate
 from pipeline.decode.leading import Lead
 from pipeline.decode.opening import Feed, Source, choose_stream, open_container, open_feed
 from pipeline.decode.reader import PictureReader
+from pipeline.decode.spec import Times
 from pipeline.errors import LimitExceededError, NoFramesError
 
 _HONEST_DURATION = {"matroska", "flv"}
@@ -35,7 +36,8 @@ _MAX_FRAMES = 4_000_000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Timeline:
-    """Presentation times of the chosen video stream. Times are seconds after the first presentable frame."""
+    """Presentation times of the chosen video stream. Times are seconds after the first presentable frame; `times` turns
+    ticks into them."""
 
     time_base: Fraction
     """Seconds per tick."""
@@ -56,6 +58,8 @@ class Timeline:
     """Whether the file ends before the end that its header or container states."""
     promised: Fraction
     """Duration in seconds according to the header; never less than `duration`."""
+    rate: Rate | None = None
+    """The rate from which the timestamps were rounded; None: they are exact."""
 
     @property
     def origin(self) -> int:
@@ -69,18 +73,22 @@ class Timeline:
     @property
     def duration(self) -> Fraction:
         """Seconds from the first frame's start to the last one's end."""
-        return (self.end - self.origin) * self.time_base
+        return self.times.time(self.end)
+
+    @property
+    def times(self) -> FrameTimes:
+        return FrameTimes(self.time_base, self.origin, self.rate)
 
     @property
     def fps(self) -> Fraction | None:
         """Average frames per second; None for a single frame."""
         if len(self.ticks) < 2:
             return None
-        return (len(self.ticks) - 1) / ((self.ticks[-1] - self.ticks[0]) * self.time_base)
+        return (len(self.ticks) - 1) / self.time(-1)
 
     def time(self, index: int) -> Fraction:
         """Return the time of frame `index`, in seconds after the first frame."""
-        return (self.ticks[index] - self.origin) * self.time_base
+        return self.times.time(self.ticks[index])
 
     def shown_at(self, ticks: int) -> int:
         """Return the timestamp of the frame that is on screen at `ticks`; before the first frame, the first one's."""
@@ -96,7 +104,7 @@ class Timeline:
         return self.keyframes[index - 1] if index else None
 
 
-def measure(src: Source) -> Timeline:
+def measure(src: Source, times: Times = "exact") -> Timeline:
     """Read every packet of `src` and return its Timeline. Costs I/O and about 10 us per packet.
 
     Raises:
@@ -106,18 +114,19 @@ def measure(src: Source) -> Timeline:
         OSError: as the storage raised it.
     """
     with open_feed(src) as feed:
-        return measure_feed(feed)
+        return measure_feed(feed, times)
 
 
-def measure_feed(feed: Feed) -> Timeline:
+def measure_feed(feed: Feed, times: Times) -> Timeline:
     """Measure a source that is already open; another container may read it at the same time."""
     with open_container(feed, with_trial=False) as container:
-        return _Tally(container, choose_stream(container, feed), feed).timeline()
+        return _Tally(container, choose_stream(container, feed), feed, times).timeline()
 
 
 class _Tally:
-    def __init__(self, container: Any, stream: Any, feed: Feed) -> None:
+    def __init__(self, container: Any, stream: Any, feed: Feed, times: Times) -> None:
         self.container, self.stream, self.feed = container, stream, feed
+        self.is_exact = times == "exact"
         self.shown: list[tuple[int | None, int]] = []
         self.restarts: list[int] = []
         self.keyframes: list[int] = []
@@ -128,7 +137,7 @@ class _Tally:
         """With ranked times: the time of the packet whose submission gives the first frame."""
         self.ends: dict[int, int] = {}
         """End of each stream, in its ticks."""
-        reader = PictureReader(container, stream, feed)
+        reader = PictureReader(container, stream, feed, times)
         last_dts: int | None = None
         lead: Lead | None = None
         is_short = False
@@ -169,6 +178,8 @@ class _Tally:
             raise NoFramesError("the video stream holds no frame")
         synthetic = all(ticks is None for ticks, _ in self.shown)
         nominal = nominal_step(self.stream)
+        if synthetic and self.is_exact:
+            self.shown = [(None, nominal) for _ in self.shown]
         self._drop_before_first_keyframe()
         self._join_fields(nominal)
         shown = self._in_order_of_show(nominal)
@@ -182,6 +193,10 @@ class _Tally:
         base = Fraction(self.stream.time_base)
         if not truncated:
             end = max(end, math.floor(promised / base))
+        rate = rounded_from(ticks, self.container, self.stream) if self.is_exact else None
+        times = FrameTimes(base, ticks[0], rate)
+        end = times.end(end)
+        duration = times.time(end)
         return Timeline(
             time_base=base,
             ticks=ticks,
@@ -191,7 +206,8 @@ class _Tally:
             synthetic=synthetic,
             is_trusted=trusted,
             is_truncated=truncated,
-            promised=max(promised - ticks[0] * base, (end - ticks[0]) * base) if truncated else (end - ticks[0]) * base,
+            promised=max(promised - ticks[0] * base, duration) if truncated else duration,
+            rate=rate,
         )
 
     def _drop_before_first_keyframe(self) -> None:
@@ -211,14 +227,16 @@ class _Tally:
         if self.container.format.name != "mpegts" or len(self.shown) % 2 or self.restarts:
             return
         firsts, seconds = self.shown[::2], self.shown[1::2]
-        if all(a and b and 2 * (b - a) == nominal for (a, _), (b, _) in zip(firsts, seconds, strict=True)):
-            self.shown = [(ticks, 2 * duration) for ticks, duration in firsts]
+        off = 1 if self.is_exact else 0  # half a frame is 1501 or 1502 ticks, where a frame is 3003
+        pairs = zip(firsts, seconds, strict=True)
+        if all(a and b and abs(2 * (b - a) - nominal) <= off for (a, _), (b, _) in pairs):
+            self.shown = [(ticks, nominal if self.is_exact else 2 * duration) for ticks, duration in firsts]
 
     def _in_order_of_show(self, nominal: int) -> list[tuple[int, int]]:
         """Return (ticks, duration) as in decoding: ascending, plus one step where a clock is missing or restarts."""
         shown: list[tuple[int, int]] = []
         for start, stop in pairwise([0, *self.restarts, len(self.shown)]):
-            told = list(_with_untimed(self.shown[start:stop], nominal))
+            told = list(with_untimed(self.shown[start:stop], nominal))
             times = [ticks for ticks, _ in told if ticks is not None]
             for ticks, duration in told:
                 last = shown[-1][0] if shown else None
@@ -268,21 +286,6 @@ class _Tally:
     def _num_listed(self) -> int:
         """Return the number of samples in the header of an MP4, within its edit list; 0 if fragments list them."""
         return min(int(self.stream.frames), len(self.stream.index_entries))
-
-
-def _with_untimed(shown: Sequence[tuple[int | None, int]], nominal: int) -> Iterator[tuple[int | None, int]]:
-    """Yield times in ascending order, with missing times put into gaps between them; the rest follow at the end."""
-    timed = sorted((ticks, duration) for ticks, duration in shown if ticks is not None)
-    untimed = [duration for ticks, duration in shown if ticks is None]
-    for i, (ticks, duration) in enumerate(timed):
-        yield ticks, duration
-        if not untimed or i + 1 == len(timed):
-            continue
-        at, step = ticks, untimed[-1] or nominal
-        while untimed and 2 * (timed[i + 1][0] - at) > 3 * step:
-            at += step
-            yield at, untimed.pop()
-    yield from ((None, duration) for duration in untimed)
 
 
 def _gives_a_frame(packet: Any) -> bool:

@@ -36,7 +36,8 @@ def check(output: Storage, spec: Spec) -> Spec:
     """Compare the Spec with the spec.json of this output, if it has one. Writes nothing.
 
     Returns:
-        The Spec in the format version of the output: an output of an older version is continued as it began.
+        The Spec in the format version and with the rule of times of the output: an output of an older version is
+        continued as it began.
 
     Raises:
         ConfigError: as `write_spec`; or the output has data files or parts but no spec.json, so their Spec is unknown.
@@ -46,6 +47,8 @@ def check(output: Storage, spec: Spec) -> Spec:
         found = json.loads(text)
         if found["format_version"] in READABLE_VERSIONS:
             spec = replace(spec, format_version=found["format_version"])
+        if "times" not in found["clip"]:
+            spec = replace(spec, clip=replace(spec.clip, times="as_stored"))
         unknown = _RECORDED_LATER - found["vae"].keys()
         spec = replace(spec, vae={name: value for name, value in spec.vae.items() if name not in unknown})
         differences = diff(spec.to_json(), text)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal, get_args
 
-from pipeline.decode.spec import Deinterlace, Filter, Fit, Hdr, OnError, UntaggedColorspace
+from pipeline.decode.spec import Deinterlace, Filter, Fit, Hdr, OnError, Times, UntaggedColorspace
 from pipeline.errors import ConfigError
 
 _PIXEL_MULTIPLE = 2
@@ -59,6 +59,9 @@ class ClipRule:
     lines on."""
     on_error: OnError = "raise"
     """For damage inside a clip. raise: reject the clip. skip: repeat the last good frame."""
+    times: Times = "exact"
+    """exact: frames are compared by the times that a container rounded, and a start or end in a table that is very near
+    a frame means this frame. as_stored: the rule of earlier versions, with which their outputs are continued."""
     require_caption: bool = False
     """Reject videos without a caption."""
     min_size: int | None = None
@@ -124,7 +127,7 @@ class ClipRule:
 
     @property
     def needs_timeline(self) -> bool:
-        """Whether planning needs the timestamps of packets. Else headers are enough, and decoding checks the rest."""
+        """Whether planning needs the times of all packets. Else headers are enough, and decoding checks the rest."""
         asks = (self.min_duration, self.max_duration, self.min_fps)
         several = len({frames for frames, _, _ in self.shapes}) > 1
         return self.clips != "first" or self.short != "reject" or several or any(ask is not None for ask in asks)
@@ -140,6 +143,7 @@ _CHOICES: dict[str, Any] = {
     "deinterlace": Deinterlace,
     "untagged_colorspace": UntaggedColorspace,
     "on_error": OnError,
+    "times": Times,
 }
 _POSITIVE = (
     *("min_size", "min_duration", "max_duration", "min_fps", "max_hold", "min_motion"),

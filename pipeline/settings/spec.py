@@ -17,7 +17,7 @@ from pipeline.errors import ConfigError
 from pipeline.records import canonical_json
 from pipeline.settings.clip_rule import ClipRule
 
-ABSENT: dict[str, Any] = {"clip.limit_hold": None}
+ABSENT: dict[str, Any] = {"clip.limit_hold": None, "clip.times": "as_stored"}
 """The value of a field that a spec.json lacks: the behaviour of the versions without this field. A Spec with this value
 omits the field, so that the Spec of an older output keeps its bytes."""
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
 
-from pipeline.decode import DecodeSpec, Timeline, VideoInfo, too_short
+from pipeline.decode import DecodeSpec, Rate, Timeline, VideoInfo, too_short
 from pipeline.errors import ClipTooShortError, FilteredError, LimitExceededError, VideoError
 from pipeline.settings.clip_rule import ClipRule, exact
 from pipeline.stages import held
@@ -20,6 +20,7 @@ from pipeline.stages.held import Start
 
 MAX_CLIPS = 200_000
 """Most clips of one video. A day at 60 frames a second has 106,000 clips of 49 frames; more is a forgery."""
+_NEAR_SECONDS = Fraction(1, 1000)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,6 +35,8 @@ class PlannedClip:
     height: int
     width: int
     rule: ClipRule
+    rate: Rate | None = None
+    """The rate from which the video's times were rounded."""
     refused: VideoError | None = None
     """Why the clip is not decoded: it stands for a stretch of clips that is rejected as one."""
 
@@ -56,6 +59,8 @@ class PlannedClip:
             hdr=rule.hdr,
             short="pad_last" if rule.short == "pad" else "error",
             on_error=rule.on_error,
+            times=rule.times,
+            rate=self.rate,
             max_hold=None if rule.max_hold is None else exact(rule.max_hold),
             min_motion=rule.min_motion,
             max_pixels=rule.max_pixels,
@@ -72,7 +77,8 @@ def plan_clips(
     end: Fraction | None = None,
     accepted: Callable[[int], int | None] = lambda n: n,
 ) -> list[PlannedClip]:
-    """Return the clips of one video in order of time. With `start` and `end` (seconds) the grid lies in [start, end).
+    """Return the clips of one video in order of time. With `start` and `end` (seconds) the grid lies in [start, end);
+    with times="exact", each of them is moved to a frame that is very near, see `_near_frame`.
 
     A truncated file is planned with the length that it claims: its clips before the gap are decoded, and those in the
     missing part are rejected. A stretch that shows one picture, or is missing, for longer than `rule.limit_hold` is
@@ -84,12 +90,15 @@ def plan_clips(
     """
     _check_limits(info, timeline, rule)
     _check_filters(info, timeline, rule)
+    if timeline is not None and rule.times == "exact":
+        start, end = (None if at is None else _near_frame(timeline, at) for at in (start, end))
     begin = start or Fraction(0)
     stop = _stop(timeline, end)
     if stop is not None and stop <= begin:
         raise ClipTooShortError(f"the range from {float(begin):g} s to {float(stop):g} s holds no frame")
     if info.is_image:
         return [_image_clip(info, rule, begin)]
+    rate = info.rate if timeline is None else timeline.rate
     room = _room(timeline, rule, begin, stop)
     shape = _choose_shape(info, rule, room)
     num_frames = shape[0]
@@ -107,7 +116,19 @@ def plan_clips(
     wanted = list(islice(starts, min(MAX_CLIPS + 1, rule.max_clips or MAX_CLIPS + 1)))
     if len(wanted) > MAX_CLIPS:
         raise LimitExceededError(f"more than {MAX_CLIPS} clips")
-    return [_planned(rule, clip, at, (num_frames, *shape[1:]), refused) for clip, (at, refused) in enumerate(wanted)]
+    return [
+        _planned(rule, clip, at, (num_frames, *shape[1:]), rate, refused) for clip, (at, refused) in enumerate(wanted)
+    ]
+
+
+def _near_frame(timeline: Timeline, at: Fraction) -> Fraction:
+    """Return the time of a frame, or the end of the video, that is less than 1 ms and a quarter of a step away, else
+    `at`: programs write 1/30 s as 0.0333 or 0.033, and mean the frame that begins there."""
+    index = bisect_left(timeline.ticks, timeline.times.first_from(at))
+    times = [timeline.time(i) for i in (index - 1, index) if 0 <= i < timeline.num_frames]
+    nearest = min([*times, timeline.promised], key=lambda time: abs(time - at))
+    near = min(_NEAR_SECONDS, timeline.step * timeline.time_base / 4)
+    return nearest if abs(nearest - at) < near else at
 
 
 def _stop(timeline: Timeline | None, end: Fraction | None) -> Fraction | None:
@@ -176,7 +197,7 @@ class _NativeFrames:
         """Return the first frame at or after a time."""
         timeline = self._timeline
         if at <= self._last:
-            return bisect_left(timeline.ticks, timeline.origin + at / timeline.time_base)
+            return bisect_left(timeline.ticks, timeline.times.first_from(at))
         missing = math.ceil((at - self._last) / self._step) - 1 if timeline.is_truncated else 0
         return timeline.num_frames + missing
 
@@ -206,11 +227,16 @@ def _image_clip(info: VideoInfo, rule: ClipRule, begin: Fraction) -> PlannedClip
 
 
 def _planned(
-    rule: ClipRule, clip: int, at: Fraction, shape: tuple[int, int, int], refused: VideoError | None = None
+    rule: ClipRule,
+    clip: int,
+    at: Fraction,
+    shape: tuple[int, int, int],
+    rate: Rate | None = None,
+    refused: VideoError | None = None,
 ) -> PlannedClip:
     num_frames, height, width = shape
     return PlannedClip(
-        clip=clip, start=at, num_frames=num_frames, height=height, width=width, rule=rule, refused=refused
+        clip=clip, start=at, num_frames=num_frames, height=height, width=width, rule=rule, rate=rate, refused=refused
     )
 
 

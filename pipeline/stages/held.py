@@ -53,7 +53,7 @@ def until_missing(
 
 def _on_screen(timeline: Timeline, at: Fraction, stop: Fraction) -> tuple[Fraction, Fraction]:
     """Return since when and until when the picture at this time is on screen."""
-    index = bisect_right(timeline.ticks, timeline.origin + math.floor(at / timeline.time_base)) - 1
+    index = bisect_right(timeline.ticks, timeline.times.last_by(at)) - 1
     return timeline.time(index), timeline.time(index + 1) if index + 1 < timeline.num_frames else stop
 
 

@@ -81,7 +81,7 @@ def stages_of(
     deadline = job.workers.decode_deadline
     return Stages(
         read=read or partial(read_shard, max_bytes=max_bytes, allow_private=private, allow_local=local),
-        decode=Decoder(clip=job.clip, latent=job.latent, info=info, deadline=deadline, decode=decode),
+        decode=Decoder(clip=spec.clip, latent=spec.latent, info=info, deadline=deadline, decode=decode),
         make_encoder=partial(encode, job.vae, spec, threads=threads, largest=largest),
         encode_deadline=job.workers.encode_deadline,
         output=Storage(job.output),
