@@ -28,6 +28,7 @@ class ClipBuilder:
         self.spec = spec
         self._codec: str = stream.codec_context.name
         self._times = FrameTimes(stream.time_base, origin, spec.rate)
+        self._needed = -1, 0
         self._drops_alpha = drops_alpha(stream)
         self.shares = False
         """Whether its frames are shared with other clips. Set before the first frame is taken."""
@@ -41,7 +42,9 @@ class ClipBuilder:
 
     def need(self, i: int) -> int:
         """Return the time of frame i on the grid, in ticks. Not for native frames, which are counted."""
-        return self._times.last_by(self.spec.target(i))
+        if self._needed[0] != i:  # each picture asks for the same frame until it comes
+            self._needed = i, self._times.last_by(self.spec.target(i))
+        return self._needed[1]
 
     def restart(self) -> None:
         """Drop every picture, because the pass starts again."""
