@@ -16,11 +16,9 @@ import latentmill
 from jobs import text as command
 from latentmill import format
 from pipeline.control.stop import STATUS
-from pipeline.output.layout import text_claim_path
 from pipeline.storage import Storage
 from pipeline.text import shard_file
 from pipeline.text.checkpoint import TextCheckpoint, resolve
-from pipeline.text.driver import sweep_claims
 from pipeline.text.encoder import TextEncoder
 from pipeline.text.job import TextJob, TextWorkers
 from pipeline.text.run import run
@@ -193,16 +191,6 @@ def test_bad_configuration_is_one_line_before_ray_starts(
         assert command.main([*usual, *length, *flags]) == 2
         (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("latentmill text:")]
         assert message in line
-
-
-def test_a_claim_that_a_killed_run_left_on_a_finished_shard_is_swept(encoders: Encoders, tmp_path: Path) -> None:
-    write_output(tmp_path, num_shards=3)
-    write_text(tmp_path, encoders("t5"), shards=["empty", *shard_names(2)])
-    output = Storage(str(tmp_path))
-    for shard in ("empty", *shard_names(3)):
-        assert output.create(text_claim_path("t5", shard), b"somebody's")
-    sweep_claims(output, "t5")
-    assert [path.name for path in tmp_path.glob("_claims/**/*") if path.is_file()] == [shard_names(3)[2]]
 
 
 def test_many_empty_captions_are_said_and_refused_if_asked(

@@ -20,12 +20,15 @@ from pipeline.stages.tables import Shared
 from pipeline.storage import Storage
 from pipeline.text import shard_file
 from pipeline.text.captions import check_column, open_shards, read_captions
+from pipeline.text.job import TextJob
 from pipeline.text.receipts import TextProgress, TextReceipt
 from pipeline.text.records import Caption, Embedding, NonfiniteTextError
+from pipeline.text.run import run
 from pipeline.text.spec import TextSpec
 from pipeline.text.stages import EncodeActor, TextStages, read, receipts, store
 from tests.outputs import rewrite
 from tests.reader.made import shard_names, write_output
+from tests.text.made import write_text
 
 SPEC = TextSpec(
     encoder={"model_type": "t5", "width": 4},
@@ -235,3 +238,15 @@ def test_the_line_says_what_another_run_holds() -> None:
     assert "held by another run 1" in progress.line()
     progress.find({"a"})
     assert "another run" not in progress.line()
+
+
+def test_a_claim_that_a_killed_run_left_on_a_finished_shard_is_swept(
+    encoders: Callable[[str], Path], tmp_path: Path
+) -> None:
+    write_output(tmp_path, num_shards=2)
+    write_text(tmp_path, encoders("t5"))
+    for shard in (EMPTY, *shard_names(2)):
+        assert Storage(str(tmp_path)).create(text_claim_path("t5", shard), b"of a run that was killed")
+    job = TextJob(output=str(tmp_path), encoder=str(encoders("t5")), dtype="float32")
+    assert run(job).open_shards == {}  # nothing to encode, so Ray does not start
+    assert [path.name for path in tmp_path.glob("_claims/**/*") if path.is_file()] == []
