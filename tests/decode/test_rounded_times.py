@@ -23,6 +23,7 @@ from pipeline.records import Chunk, Video
 from pipeline.settings.clip_rule import ClipRule
 from pipeline.settings.spec import LatentRule
 from pipeline.stages.decode_video import Decoder
+from tests.small import HEALTHY
 from tests.videos import make_video, read_number
 
 NTSC = Fraction(1000, 1001)
@@ -40,8 +41,14 @@ CONTAINERS: dict[str, dict[str, Any]] = {
     "ASF": {"container": "asf", "codec": "msmpeg4"},
     "MP4 of exact times": {"container": "mp4"},
 }
-RATES = [Fraction(24), 24 * NTSC, 60 * NTSC]
-FULL = [*(Fraction(n) for n in (12, 15, 16, 18, 20, 25, 30, 48, 50, 60)), *(n * NTSC for n in (12, 15, 16, 30, 48))]
+QUICK = {
+    *((name, Fraction(24)) for name in ("Matroska", "WebM", "MP4 of milliseconds", "ASF")),
+    *((name, 24 * NTSC) for name in ("Matroska", "FLV", "QuickTime of 1/600 s", "MPEG program stream")),
+    *(("MPEG transport stream", n * NTSC) for n in (24, 60)),
+    ("MP4 of exact times", 24 * NTSC),
+}
+WHOLE = (24, 12, 15, 16, 18, 20, 25, 30, 48, 50, 60)
+RATES = [*map(Fraction, WHOLE), *(n * NTSC for n in (24, 60, 12, 15, 16, 30, 48))]
 MPEG2 = {24 * NTSC, Fraction(24), Fraction(25), 30 * NTSC, Fraction(30), Fraction(50), 60 * NTSC, Fraction(60)}
 """The rates that MPEG-2 has."""
 
@@ -54,7 +61,7 @@ def encoded(name: str, rate: Fraction, late: int = 0, num_frames: int = NUM_FRAM
 
 def clips_of(data: bytes, rule: ClipRule, **changes: Any) -> list[list[int]]:
     """The numbers of the frames of each clip, through the job's stage; an empty list for a rejected one."""
-    decoder = Decoder(clip=rule, latent=LatentRule(), info=INFO, deadline=60)
+    decoder = Decoder(clip=rule, latent=LatentRule(), info=INFO, deadline=HEALTHY)
     clips = []
     for record in decoder(Video(shard="s", video=0, key="k", uri="u", payload=data, **changes), Strikes()):
         if isinstance(record, Chunk):
@@ -79,9 +86,9 @@ def expected(rate: Fraction, fps: Fraction, num_frames: int = 5) -> list[list[in
 @pytest.mark.parametrize(
     ("name", "rate"),
     [
-        pytest.param(name, rate, id=f"{name} {rate}", marks=[] if rate in RATES else [pytest.mark.slow])
+        pytest.param(name, rate, id=f"{name} {rate}", marks=[] if (name, rate) in QUICK else [pytest.mark.slow])
         for name in CONTAINERS
-        for rate in (*RATES, *FULL)
+        for rate in RATES
         if name != "MPEG program stream" or rate in MPEG2
     ],
 )
@@ -167,7 +174,7 @@ def test_the_facts_name_the_rate() -> None:
         data = encoded(name, 24 * NTSC)
         (chunk,) = (
             record
-            for record in Decoder(clip=on_grid(24, clips="first"), latent=LatentRule(), info=INFO, deadline=60)(
+            for record in Decoder(clip=on_grid(24, clips="first"), latent=LatentRule(), info=INFO, deadline=HEALTHY)(
                 Video(shard="s", video=0, key="k", uri="u", payload=data), Strikes()
             )
             if isinstance(record, Chunk)
