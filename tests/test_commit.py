@@ -238,8 +238,19 @@ def test_tidy_makes_what_a_killed_run_left_undone(output: Storage) -> None:
     output.delete("index/s.parquet")
     output.delete("rejected/s.jsonl")
     put_parts(output)
+    output.put("_claims/s", b"of a run that was killed between commit and release")
     tidy(output, done={"s"}, leftovers=("s",))
     assert files(output) == whole
+
+
+def test_tidy_leaves_the_claims_on_open_shards_and_on_texts(output: Storage) -> None:
+    put_parts(output)
+    commit(output, SPEC, SHARD)
+    claims = ["_claims/open", "_claims/text/t5/s"]
+    for path in claims:
+        output.put(path, b"of a run")
+    tidy(output, done={"s"}, leftovers=())
+    assert [entry.path for entry in output.list("_claims/")] == claims
 
 
 def test_seal_joins_the_indexes(output: Storage) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pipeline.errors import AccessError, ChangedError, ConfigError
+from pipeline.output.commit import tidy
 from pipeline.plan.frozen import Plan, make_plan, plan_dry_run, read_plan
 from pipeline.plan.plan_file import ROWS_PER_GROUP
 from pipeline.records import ChunkId
@@ -167,9 +168,12 @@ def test_done_and_staged_are_what_the_listings_say(tmp_path: Path, output: Stora
 def test_temporary_files_are_swept_when_they_are_old(tmp_path: Path, output: Storage) -> None:
     sources = make_sources(tmp_path)
     output.put("_staging/_tmp/0123", b"")
-    assert make_plan(output, sources).leftovers == ()
+    output.put("_staging/_tmp/4567", b"")
     os.utime(tmp_path / "out/_staging/_tmp/0123", (0, output.now() - 4000))
-    assert make_plan(output, sources).leftovers == ("_tmp",)
+    plan = make_plan(output, sources)
+    assert plan.leftovers == ()
+    tidy(output, plan.done, plan.leftovers)
+    assert [entry.path for entry in output.list("_staging/")] == ["_staging/_tmp/4567"]
 
 
 def test_shards_do_not_carry_their_members_and_find_them_again(tmp_path: Path, output: Storage) -> None:

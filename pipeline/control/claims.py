@@ -77,9 +77,9 @@ class Claims:
         clock: Callable[[], float] = time.monotonic,
         *,
         claim: Callable[[str], str] = claim_path,
-        done: Callable[[str], str] = data_path,
+        done: Callable[[str], str] | None = data_path,
     ) -> None:
-        """Hold claims at the path `claim(shard)`. A shard needs none once the file `done(shard)` exists."""
+        """Hold claims at the path `claim(shard)`. A shard needs none once `done(shard)` exists, if given."""
         self._output = output
         self._clock = clock
         self._path, self._done = claim, done
@@ -121,7 +121,7 @@ class Claims:
 
     def _is_open(self, shard: str) -> bool:
         """Return whether the shard is not done: another run deletes its claim after it committed."""
-        if self._output.exists(self._done(shard)):
+        if self._done and self._output.exists(self._done(shard)):
             self._output.delete(self._path(shard))
             return False
         return True

@@ -16,11 +16,10 @@ import hashlib
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from safetensors.torch import save
-
 from pipeline.export.families import COGVIDEOX
 from pipeline.export.recipes import T5_XXL
 from pipeline.export.row import Conversion, ExportRow
+from pipeline.export.tensor_file import tensor_file
 from pipeline.export.trainer import Counts, Piece, Trainer, joined_lists, list_path, put_each
 from pipeline.storage import Storage
 
@@ -38,9 +37,9 @@ def write(piece: Piece, rows: Iterator[ExportRow], into: Storage) -> Counts:
             videos.append(f"videos/{row.id}.mp4")
             assert row.text is not None
             name = hashlib.sha256(prompt.encode()).hexdigest()
-            yield f"cache/prompt_embeddings/{name}.safetensors", partial(save, {"prompt_embedding": row.text})
+            yield f"cache/prompt_embeddings/{name}.safetensors", partial(tensor_file, {"prompt_embedding": row.text})
             latent = {"encoded_video": row.latent}
-            yield f"cache/video_latent/{piece.model}/{resolution}/{row.id}.safetensors", partial(save, latent)
+            yield f"cache/video_latent/{piece.model}/{resolution}/{row.id}.safetensors", partial(tensor_file, latent)
             yield videos[-1], bytes
 
     put_each(into, files())

@@ -47,7 +47,7 @@ def run_import(job: ImportJob, rule: SpreadRule, echo: Callable[[str], None] = l
     writable(output)
     write_spec(output, spec)
     plan = plan_more(output, lambda files: new_shards(job, files))
-    tidy(output, plan.done, (), spec.to_json())
+    tidy(output, plan.done, plan.leftovers, spec.to_json())
     todo, done, sizes = list(plan.remaining()), set(plan.done), dict(plan.data_bytes)
     summary = ImportSummary(shards=plan.num_shards, done=len(done))
     with Stop(rule.grace) as stop, contextlib.suppress(GraceOverError), stop.limited():

@@ -18,12 +18,12 @@ import json
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from safetensors.torch import save
 from torch import Tensor
 
 from pipeline.export.families import WAN_21
 from pipeline.export.recipes import WAN_512
 from pipeline.export.row import ExportRow
+from pipeline.export.tensor_file import tensor_file
 from pipeline.export.trainer import Counts, Piece, Trainer, joined_lists, list_path, local_path, put_each
 from pipeline.storage import Storage
 
@@ -44,14 +44,12 @@ def write(piece: Piece, rows: Iterator[ExportRow], into: Storage) -> Counts:
             items.append(json.dumps({"video_path": row.id, "caption": caption}))
             text = {f"varlen_t5_{_dtype(row.text)}": row.text}
             about = {"architecture": ARCHITECTURE, "format_version": VERSION}
-            yield (
-                f"cache/{row.id}_{ARCHITECTURE}_te.safetensors",
-                partial(save, text, metadata=about | {"caption1": caption}),
-            )
+            captioned = about | {"caption1": caption}
+            yield f"cache/{row.id}_{ARCHITECTURE}_te.safetensors", partial(tensor_file, text, captioned)
             name = f"{row.id}_00000-{row.num_frames:03d}_{row.width:04d}x{row.height:04d}_{ARCHITECTURE}"
             latent = {f"latents_{frames}x{height}x{width}_{_dtype(row.latent)}": row.latent}
             sizes = {"width": str(row.width), "height": str(row.height), "frame_count": str(row.num_frames)}
-            yield f"cache/{name}.safetensors", partial(save, latent, metadata=about | sizes)
+            yield f"cache/{name}.safetensors", partial(tensor_file, latent, about | sizes)
 
     put_each(into, files())
     into.put(list_path(piece.name), "".join(f"{item}\n" for item in items).encode())

@@ -1,7 +1,8 @@
 """Say which rows are exported, and in which pieces. What can be refused is refused here, before anything is written.
 
 A piece is what an export takes of one shard of the output. The rows of all pieces are pinned: the driver puts their
-index beside the export, and every worker opens the output with it, whatever is committed meanwhile.
+index beside the export, and every worker opens the output with it, whatever is committed meanwhile. Each piece has the
+digest of its rows.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import re
 from dataclasses import dataclass
 from functools import reduce
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,19 +24,23 @@ import latentmill
 from latentmill.dataset import LatentDataset
 from latentmill.errors import ReadError
 from latentmill.format import shard_of
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, NotFoundError
 from pipeline.export.families import described, family_of, foreign_scaling
 from pipeline.export.text import captions_of, check_captions, check_text, without
-from pipeline.export.trainer import RECORDS, Piece, Target, Trainer, shape_name, trainer_of
+from pipeline.export.trainer import Piece, Target, Trainer, shape_name, trainer_of
 from pipeline.export.where import expression_of
 from pipeline.output.captions import Captions
+from pipeline.output.layout import plan_path
 from pipeline.records import canonical_json
+from pipeline.storage import Storage
+from pipeline.storage.addresses import redacted
+from pipeline.storage.store import is_at
 
 MOST_SHOWN = 5
 """Shapes that a message lists."""
 
-ROWS_PATH = f"{RECORDS}rows.index"
-"""The index of the exported rows: Parquet, under a name that no trainer takes for a file of its own."""
+DIGESTED = ("id", "caption", "latent_crc32")
+"""The columns that tell whether a row is the same."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,11 +83,16 @@ class Plan:
     """The rows, with their text."""
     pieces: list[Piece]
     record: dict[str, Any]
-    """What decides the files, as JSON."""
+    """What decides the files, and of which output they are, as JSON."""
     captions: Captions
     """Of the rows."""
     note: str
     """What is to be said about the text."""
+
+    @property
+    def selection(self) -> str:
+        """The digest of all rows."""
+        return _sha256([piece.digest for piece in self.pieces])
 
 
 def plan_export(job: ExportJob) -> Plan:
@@ -90,11 +101,13 @@ def plan_export(job: ExportJob) -> Plan:
     Raises:
         ConfigError: the output, or what was asked, does not suit the trainer. The message says what it takes.
     """
-    trainer = trainer_of(job.to)
+    trainer, output = trainer_of(job.to), Storage(job.output)
+    _check_apart(output, Storage(job.into))
     latents = _selected(job, trainer)
     _check_shapes(latents, trainer)
     _check_flags(latents, trainer, job)
     record, note = job.record | {"spec_sha256": _sha256(latents.spec)}, ""
+    record |= {"output": redacted(output.uri), "output_sha256": _identity(output)}
     if job.text:
         selected, latents = latents, _selected(job, trainer, job.text)
         assert latents.text
@@ -102,19 +115,24 @@ def plan_export(job: ExportJob) -> Plan:
         record["text_spec_sha256"] = _sha256(latents.text.spec)
     column = latents.text.spec["caption_column"] if latents.text else "caption"
     captions = check_captions(latents, column, where=job.where, strict=job.strict)
-    index = latents.to_arrow().select(["id", "latent_crc32", "file"]).combine_chunks()
+    index = latents.to_arrow().select([*DIGESTED, "file"]).combine_chunks()
     pieces = [
         Piece(
             name=name,
             start=start,
             stop=stop,
-            digest=_digest(index.slice(start, stop - start)),
+            digest=digest_of(*(index[name].slice(start, stop - start).to_pylist() for name in DIGESTED)),
             text_room=latents.text.spec["max_length"] if latents.text else 0,
             model=job.model,
         )
         for name, start, stop in _shards(index)
     ]
     return Plan(latents=latents, pieces=pieces, record=record, captions=captions, note=note)
+
+
+def digest_of(*columns: list[Any]) -> str:
+    """Return the digest of rows by their DIGESTED columns."""
+    return _sha256(columns)
 
 
 def opened(output: str, text: str | None, index: str | None = None) -> LatentDataset:
@@ -137,6 +155,28 @@ def _selected(job: ExportJob, trainer: Trainer, text: str | None = None) -> Late
         raise
     except ReadError as error:
         raise ConfigError(str(error)) from error
+
+
+def _check_apart(output: Storage, into: Storage) -> None:
+    """Refuse a place inside the output: what a reader finds there would be the export's."""
+    inner, outer = into.uri, output.uri
+    if "://" not in inner:
+        inner, outer = (str(Path(uri).resolve()) for uri in (inner, outer))
+    if is_at(inner, outer):
+        raise ConfigError(
+            f"--into {redacted(into.uri)} is inside the output {redacted(output.uri)}: use a place of its own"
+        )
+
+
+def _identity(output: Storage) -> str:
+    """Return a digest that an output keeps when it is moved or copied: of the first file of its plan.
+
+    The plan and the Spec decide all rows. An output that has lost its plan is known by its address.
+    """
+    try:
+        return hashlib.sha256(output.read(plan_path(0))).hexdigest()
+    except NotFoundError:
+        return _sha256(redacted(output.uri))
 
 
 def _check_vae(spec: dict[str, Any], trainer: Trainer) -> None:
@@ -223,12 +263,6 @@ def _shards(index: pa.Table) -> list[tuple[str, int, int]]:
     numbers = np.array([place[name] for name in shards])[files.indices.to_numpy()]
     edges = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
     return [(names[numbers[start]], start, stop) for start, stop in pairwise(edges)]
-
-
-def _digest(rows: pa.Table) -> str:
-    digest = hashlib.sha256(rows["latent_crc32"].to_numpy().astype("<u4").tobytes())
-    digest.update("".join(rows["id"].to_pylist()).encode())
-    return digest.hexdigest()
 
 
 def _sha256(value: Any) -> str:

@@ -11,9 +11,10 @@ from latentmill.errors import ReadError
 from pipeline.control.spread import SpreadRule, spread
 from pipeline.control.stop import GraceOverError, Stop
 from pipeline.errors import LatentmillError
-from pipeline.export.pieces import check_place, claim_place, finished, write_piece
-from pipeline.export.plan import ExportJob, plan_export
-from pipeline.export.trainer import Counts, trainer_of
+from pipeline.export.pieces import write_piece
+from pipeline.export.place import begin, claimed, end, finished
+from pipeline.export.plan import ExportJob, Plan, plan_export
+from pipeline.export.trainer import Counts, Piece, trainer_of
 from pipeline.output.captions import Captions
 from pipeline.storage import Storage
 
@@ -53,18 +54,31 @@ def export(job: ExportJob, rule: SpreadRule, echo: Callable[[str], None] = log.i
     Raises:
         ConfigError: the output, or what was asked, does not suit the trainer, or the place is taken. Nothing was
             written.
-        StorageError: the output cannot be read, or the place not be written.
+        StorageError: the output cannot be read, the place not be written, or another run works there.
     """
-    plan, into = plan_export(job), Storage(job.into)
-    there = finished(into, plan.pieces) if check_place(into, plan.record) else {}
-    todo = [piece for piece in plan.pieces if piece.name not in there]
+    plan, into, finish = plan_export(job), Storage(job.into), trainer_of(job.to).finish
+    there = finished(into, plan)
     summary = ExportSummary(rows=len(plan.latents), pieces=len(plan.pieces), finished=len(there))
     summary.captions, summary.note = plan.captions, plan.note
     summary.counts = sum(there.values(), Counts())
-    if todo:
-        claim_place(into, plan.record, plan.latents)
+    if summary.is_whole and not finish:
+        return summary
+    with claimed(into):
+        begin(into, plan, there)
+        _write(job, plan, [piece for piece in plan.pieces if piece.name not in there], summary, rule, echo)
+        if summary.is_whole:
+            if finish:
+                finish([piece.name for piece in plan.pieces], summary.counts, into)
+            end(into, plan)
+    return summary
+
+
+def _write(
+    job: ExportJob, plan: Plan, todo: list[Piece], summary: ExportSummary, rule: SpreadRule, echo: Callable[[str], None]
+) -> None:
+    """Write the pieces, and count them in the summary."""
     with Stop(rule.grace) as stop, contextlib.suppress(GraceOverError), stop.limited():
-        for piece, outcome in spread(write_piece, (job, plan.latents.digest), todo, stop, rule):
+        for piece, outcome in spread(write_piece, (job, plan.selection), todo, stop, rule):
             if isinstance(outcome, LatentmillError | ReadError):
                 summary.failures[piece.name] = str(outcome)
             elif isinstance(outcome, Exception):
@@ -74,6 +88,3 @@ def export(job: ExportJob, rule: SpreadRule, echo: Callable[[str], None] = log.i
                 summary.finished, summary.written = summary.finished + 1, summary.written + 1
             echo(f"pieces {summary.finished}/{summary.pieces}  clips {summary.counts.total()}/{summary.rows}")
     summary.stopped = stop.by
-    if summary.is_whole and (finish := trainer_of(job.to).finish):
-        finish([piece.name for piece in plan.pieces], summary.counts, into)
-    return summary

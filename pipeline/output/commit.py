@@ -13,7 +13,7 @@ from __future__ import annotations
 import io
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -81,7 +81,7 @@ def commit(output: Storage, spec: str, shard: CompleteShard) -> Committed:
 
 
 def tidy(output: Storage, done: Iterable[str], leftovers: Iterable[str], spec: str | None = None) -> None:
-    """Finish the steps that a killed run did not reach after it put a data file.
+    """Finish the steps that a killed run did not reach after it put a data file, and sweep what kills left.
 
     Args:
         output: root of the output.
@@ -93,9 +93,22 @@ def tidy(output: Storage, done: Iterable[str], leftovers: Iterable[str], spec: s
         ConfigError: a data file without an index is damaged, or does not belong to this output.
     """
     indexed = {shard for shard, _ in layout.list_shards(output, layout.INDEX)}
-    for shard in sorted(set(done) - indexed):
+    done = set(done)
+    for shard in sorted(done - indexed):
         derive(output, shard, spec)
     sweep(output, leftovers)
+    sweep_claims(output, layout.CLAIMS, done)
+    output.sweep_temporary()
+
+
+def sweep_claims(output: Storage, folder: str, done: Set[str]) -> None:
+    """Delete the claims on done shards: a run that was killed after it committed one leaves its claim.
+
+    Nobody needs them: where another run still holds one, it deletes it, too.
+    """
+    for entry in output.list(folder):
+        if entry.path.removeprefix(folder) in done:
+            output.delete(entry.path)
 
 
 def sweep(output: Storage, shards: Iterable[str]) -> None:

@@ -23,7 +23,7 @@ from pipeline.output import layout
 from pipeline.output.tally import Target
 from pipeline.plan.plan_file import PlanFile, write_plan_file
 from pipeline.plan.retries import retry_shards, tried_again
-from pipeline.plan.staged import OF_THE_STORE, list_staged
+from pipeline.plan.staged import list_staged
 from pipeline.shards import NOTHING_STAGED, ListedVideo, Shard, Staged
 from pipeline.sources.listing import NO_MORE, list_source
 from pipeline.storage import Entry, Storage
@@ -52,8 +52,8 @@ class Plan:
         self.done = done = set(data_bytes)
         """Names of the shards whose data file exists."""
         self._staged = {name: parts for name, parts in staged.items() if name not in done}
-        self.leftovers = tuple(sorted(staged.keys() & {*done, OF_THE_STORE}))
-        """What to delete under `_staging/`: folders of done shards, and old temporary files of the store."""
+        self.leftovers = tuple(sorted(staged.keys() & done))
+        """Done shards that still have files under `_staging/`."""
         self.num_shards = self.num_bytes = self.num_remaining = self.remaining_bytes = 0
         for shard in self:
             is_open = shard.name not in done

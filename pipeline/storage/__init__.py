@@ -24,7 +24,7 @@ from pipeline.storage.local_store import LocalStore
 from pipeline.storage.other_store import OtherStore
 from pipeline.storage.retry import retried
 from pipeline.storage.s3_store import S3Store
-from pipeline.storage.store import TEMPORARY, Entry, Store
+from pipeline.storage.store import TEMPORARY, TEMPORARY_SECONDS, Entry, Store
 from pipeline.storage.stream import READ_BYTES, Stream
 from pipeline.storage.web_store import WebStore
 
@@ -105,6 +105,14 @@ class Storage:
         for batch in _batches(entry.path for entry in self.list(path)):
             retried(lambda batch=batch: store.remove(batch))  # type: ignore[misc]
         store.remove_folders(path)
+
+    def sweep_temporary(self) -> None:
+        """Delete the temporary files that a kill left: those that are older than TEMPORARY_SECONDS."""
+        if entries := list(self.list(TEMPORARY)):
+            now = self.now()
+            for entry in entries:
+                if now - entry.mtime > TEMPORARY_SECONDS:
+                    self.delete(entry.path)
 
     def exists(self, path: str) -> bool:
         try:

@@ -14,6 +14,9 @@ from typing import NamedTuple, Protocol
 TEMPORARY = "_staging/_tmp/"
 """Folder for unfinished objects. It is deleted with the rest of `_staging/`."""
 
+TEMPORARY_SECONDS = 3600.0
+"""A temporary file of a store that is older than this was left by a kill: no write takes an hour."""
+
 
 class Entry(NamedTuple):
     """One listed object."""
