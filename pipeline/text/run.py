@@ -25,7 +25,6 @@ from pipeline.control.stop import GraceOverError, Stop
 from pipeline.errors import ConfigError, EncoderError, StorageError
 from pipeline.output import layout, run_records
 from pipeline.output.captions import Captions
-from pipeline.output.commit import sweep_claims
 from pipeline.output.spec_file import load_spec
 from pipeline.storage import Storage
 from pipeline.storage.addresses import redacted
@@ -102,7 +101,6 @@ def run(
     weights_bytes = plan.checkpoint.weights_bytes
     check_encoder_pool(workers, job.output, weights_bytes)
     driver = Driver(plan, echo, echo_seconds)
-    sweep(plan)
     with Stop(job.grace) as stop:
         if plan.todo:
             log.info("starting Ray: the text of %d of %d shards is left", len(plan.todo), driver.progress.num_shards)
@@ -117,14 +115,8 @@ def run(
                     driver.drive(make, encoders, stop)
     with contextlib.suppress(StorageError):  # the next run sweeps, too
         sweep_claims(plan.output, plan.name)
+        plan.output.sweep_temporary()
     return driver.summary(stop.by)
-
-
-def sweep(plan: Plan) -> None:
-    """Delete what a killed run left: claims on shards that are done, and temporary files of the store."""
-    done = {shard for shard, _ in layout.list_shards(plan.output, layout.text_of(plan.name))}
-    sweep_claims(plan.output, layout.text_claim_path(plan.name, ""), done)
-    plan.output.sweep_temporary()
 
 
 @contextlib.contextmanager
