@@ -109,6 +109,8 @@ class Driver:
     def _goes_on(self, is_held: bool, stop: Stop) -> bool:
         """Look what is open. Return whether another pass can make progress."""
         before = len(self._todo)
+        if is_held:
+            log.info("another run held %d shards of this pass", len(self.progress.elsewhere))
         left = set(open_shards(self._plan.output, self._plan.name)[0])
         self._todo = [shard for shard in self._todo if shard in left]
         self.progress.find(set(self._plan.todo) - left)
