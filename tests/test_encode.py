@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -21,7 +22,7 @@ from pipeline.receipts import ClipsReceipt, RejectionReceipt
 from pipeline.records import Chunk, Latent
 from pipeline.settings.spec import LatentRule
 from pipeline.stages.decode_video import Decoder
-from pipeline.stages.encode_chunk import Encoder, EncodeStage, NonfiniteLatentError, or_die
+from pipeline.stages.encode_chunk import Encoder, EncodeStage, NonfiniteLatentError, is_of_the_device, or_die
 from tests.small import CLIP, HEALTHY, spec, video
 from vae.turns import THREADS
 
@@ -116,7 +117,7 @@ class OneWay:
     """An encoder that kills its process on every chunk: at most in a child of its own."""
 
     def __call__(self, chunk: Chunk) -> Latent:
-        raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 1 byte")
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte")
 
 
 class Buggy:
@@ -151,6 +152,12 @@ def test_bad_code_crashes_and_is_no_strike() -> None:
         torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
         RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
         RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`"),
+        RuntimeError("GET was unable to find an engine to execute this computation"),
+        RuntimeError("FIND was unable to find an engine to execute this computation"),
+        RuntimeError("Unable to find a valid cuDNN algorithm to run convolution"),
+        RuntimeError("CUDA driver error: out of memory"),
+        RuntimeError("No CUDA GPUs are available"),
+        RuntimeError("failed to allocate pinned GPU Memory"),
         RuntimeError("Triton Error [CUDA]: unspecified launch failure"),
         MemoryError(),
     ],
@@ -162,14 +169,24 @@ def test_where_the_device_fails_the_process_ends_and_the_clip_is_tried_again(err
     def fail() -> Latent:
         raise error
 
+    assert kills(partial(or_die, fail, chunk))
+
+
+def kills(step: Callable[[], object]) -> bool:
+    """Whether the step ends its process by SIGKILL."""
     if (child := os.fork()) == 0:
         try:
-            or_die(fail, chunk)
+            step()
         finally:
             os._exit(0)
     _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status)
-    assert os.WTERMSIG(status) == signal.SIGKILL
+    return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+
+
+def test_torch_itself_says_of_host_memory_what_we_look_for() -> None:
+    with pytest.raises(RuntimeError) as found:
+        torch.empty(1 << 55, dtype=torch.uint8)
+    assert is_of_the_device(found.value)
 
 
 @pytest.mark.parametrize("latent", [EXACT, replace(EXACT, posterior="sample"), replace(EXACT, dtype="bfloat16")])
@@ -208,6 +225,39 @@ def test_a_suspect_chunk_is_encoded_alone_and_only_its_own_death_rejects_it(tmp_
     latent = EncodeStage(healthy, guard, HEALTHY)(chunk)
     assert isinstance(latent, Latent)
     assert latent.payload == healthy()(chunk).payload
+
+
+def only_in(process: int, make: Callable[[], Callable[[Chunk], Latent]]) -> Callable[[Chunk], Latent]:
+    """An encoder that starts in one process; in any other, another encoder has the device's memory."""
+    if os.getpid() != process:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 10.50 GiB")
+    return make()
+
+
+def test_a_healthy_suspect_whose_child_gets_no_memory_is_encoded() -> None:
+    (chunk,) = chunks()
+    guard, healthy = Strikes(), partial(Encoder, "tiny", spec(latent=EXACT))
+    for _ in range(MAX_STRIKES):
+        guard.begin("s/0/0/0/encode")
+    latent = EncodeStage(partial(only_in, os.getpid(), healthy), guard, HEALTHY)(chunk)
+    assert isinstance(latent, Latent)
+    assert latent.payload == healthy()(chunk).payload
+
+
+def test_a_suspect_that_kills_and_whose_child_gets_no_memory_ends_as_a_verdict() -> None:
+    (chunk,) = chunks()
+    guard = Strikes()
+    for _ in range(MAX_STRIKES):
+        guard.begin("s/0/0/0/encode")
+    stage = EncodeStage(partial(only_in, os.getpid(), OneWay), guard, HEALTHY)
+    for _ in range(MAX_STRIKES):
+        assert kills(partial(stage, chunk)), "it is tried here, and dies as before"
+        guard.begin("s/0/0/0/encode")  # what the dead process told the counter, which is elsewhere
+    rejected = stage(chunk)
+    assert isinstance(rejected, RejectionReceipt)
+    assert (rejected.rejection.reason, rejected.verdict) == ("encode_crashed", True)
+    assert "killed 6 encoders" in rejected.rejection.message
+    assert "OutOfMemoryError: CUDA out of memory. Tried to allocate 10.50 GiB" in rejected.rejection.message
 
 
 def test_only_an_encoder_on_a_gpu_works_on_several_chunks() -> None:

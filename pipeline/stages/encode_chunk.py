@@ -44,6 +44,10 @@ class NonfiniteLatentError(LatentmillError):
     """The latent holds NaN or infinity: the clip is rejected, as `nonfinite`."""
 
 
+class NoRoomError(LatentmillError):
+    """Memory or the device failed while an encoder started, before it saw the chunk."""
+
+
 class Encoder:
     """Load the VAE, check it, then turn chunks into latents."""
 
@@ -156,8 +160,13 @@ class Encoder:
         return noise[:, :, chunk.latent_start : chunk.latent_start + frames]
 
 
-DEVICE_SIGNS = ("not enough memory", "cuDNN error", "CUBLAS_STATUS", "CUDA error", "Triton Error")
-"""Texts in the messages of such errors."""
+DEVICE_SIGNS = (
+    *("DefaultCPUAllocator", "failed to allocate", "out of memory"),
+    *("cuDNN error", "unable to find an engine", "Unable to find a valid cuDNN algorithm"),
+    *("CUDA error", "CUDA driver error", "No CUDA GPUs are available", "CUBLAS_STATUS", "cuFFT error", "Triton Error"),
+)
+"""Texts of the messages by which torch's libraries tell that memory or a device failed, in any case of letters. cuDNN
+finds no engine where no workspace fits."""
 
 
 class EncodeStage:
@@ -208,12 +217,30 @@ class EncodeStage:
         """
         key = f"{chunk.id.shard}/{chunk.id.video}/{chunk.id.clip}/{chunk.id.chunk}/encode"
         with attempt(self._guard, key) as strikes:
-            if strikes >= MAX_STRIKES:
-                latent = alone(self._deadline, _encode_alone, self._make_encoder, chunk)
+            if strikes >= MAX_STRIKES and (latent := self._alone(chunk, strikes)):
                 return lambda: latent
             with deadline(self._deadline):
                 finish = or_die(compute, chunk)
         return partial(or_die, finish, chunk)
+
+    def _alone(self, chunk: Chunk, strikes: int) -> Latent | None:
+        """Encode a suspect in a child process, which gets the memory that this one only keeps for later.
+
+        Returns None if the child's encoder cannot start, which proves nothing: the suspect is then tried here, as any
+        other chunk. If it kills this encoder, it comes again with one strike more.
+
+        Raises:
+            DiedAloneError: it killed its child; or no child could start, and it has killed twice MAX_STRIKES encoders.
+        """
+        torch.cuda.empty_cache()
+        try:
+            return alone(self._deadline, _encode_alone, self._make_encoder, chunk)
+        except NoRoomError as error:
+            if strikes >= 2 * MAX_STRIKES:
+                reason = f"killed {strikes} encoders, and no other could start to try it alone: {error}"
+                raise DiedAloneError(reason, timed_out=False) from None
+            log.warning("shard=%s cannot be tried alone: %s", chunk.id.shard, error)
+            return None
 
 
 def _in_one_step(encode: Callable[[Chunk], Latent]) -> Callable[[Chunk], Compute[Latent]]:
@@ -248,11 +275,19 @@ def is_of_the_device(error: Exception) -> bool:
     cuDNN and cuBLAS, and Triton does so for every error of the driver."""
     if isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError | MemoryError):
         return True
-    return any(sign in str(error) for sign in DEVICE_SIGNS)
+    message = str(error).casefold()
+    return any(sign.casefold() in message for sign in DEVICE_SIGNS)
 
 
 def _encode_alone(make_encoder: Callable[[], Callable[[Chunk], Latent]], chunk: Chunk) -> Latent:
-    return or_die(partial(make_encoder(), chunk), chunk)
+    """Run in the child. Raises NoRoomError."""
+    try:
+        encoder = make_encoder()
+    except (RuntimeError, MemoryError) as error:
+        if not is_of_the_device(error):
+            raise
+        raise NoRoomError(f"{type(error).__name__}: {error}") from None
+    return or_die(partial(encoder, chunk), chunk)
 
 
 def _refuse(chunk: Chunk, reason: str, message: str, *, verdict: bool = False) -> Receipt:
