@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.control.claims import Claims, Owner
 from pipeline.control.driver import Driver
+from pipeline.control.encoders import Encoders
 from pipeline.control.pools import Pools, check_workers
 from pipeline.control.stop import GraceOverError, Stop
 from pipeline.decode import iter_clips
@@ -116,7 +117,7 @@ def run(
                 with contextlib.suppress(GraceOverError), ray_for(job, info, stop) as pools, stop.limited():
                     write_spec(output, spec)  # now that nothing is left to refuse
                     record.start(output, pools.device)
-                    _stream(driver, stop, pools, stages, spec.to_json())
+                    _stream(driver, stop, pools, stages, spec.to_json(), record)
                 driver.look()
             log.info("sealing: the indexes of %d shards", len(driver.done | plan.done))
             with stop.limited():
@@ -133,7 +134,7 @@ def run(
     return summary
 
 
-def _stream(driver: Driver, stop: Stop, pools: Pools, stages: tables.Stages, spec: str) -> None:
+def _stream(driver: Driver, stop: Stop, pools: Pools, stages: tables.Stages, spec: str, record: RunRecord) -> None:
     """Let the driver drive the graph, with the claims and the strike counter beside it."""
     from pipeline.control.ray_cluster import receipts
     from pipeline.control.ray_metrics import Metrics
@@ -143,7 +144,6 @@ def _stream(driver: Driver, stop: Stop, pools: Pools, stages: tables.Stages, spe
     driver.progress.slots, driver.measure = pools.slots, Metrics().update
 
     def one_pass(shards: list[Shard]) -> Iterator[Receipt]:
-        guard.started()  # encoders that were still starting when the last pass ended did not die
-        return receipts(graph(shards, pools, stages, tables.Shared(claims, guard)))
+        return Encoders(guard, record).heard(receipts(graph(shards, pools, stages, tables.Shared(claims, guard))))
 
     driver.drive(one_pass, partial(remotely(commit, retries=COMMIT_RETRIES), stages.output, spec), claims, stop)

@@ -16,13 +16,14 @@ import vae
 from latentmill.format import DTYPES
 from pipeline.control.pools import Pools
 from pipeline.errors import ConfigError, EncoderError
+from pipeline.guard.device import is_of_the_device
 from pipeline.guard.strikes import MAX_STRIKES, Strikes
 from pipeline.output.parts import join
 from pipeline.receipts import ClipsReceipt, RejectionReceipt
 from pipeline.records import Chunk, Latent
 from pipeline.settings.spec import LatentRule
 from pipeline.stages.decode_video import Decoder
-from pipeline.stages.encode_chunk import Encoder, EncodeStage, NonfiniteLatentError, is_of_the_device, or_die
+from pipeline.stages.encode_chunk import Encoder, EncodeStage, NonfiniteLatentError, or_die
 from tests.small import CLIP, HEALTHY, spec, video
 from vae.turns import THREADS
 

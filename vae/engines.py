@@ -39,6 +39,25 @@ def make_deterministic(threads: int, *, float32: bool) -> None:
     torch.backends.cudnn.allow_tf32 = not float32
 
 
+def complaint(dtype: str, capability: tuple[int, int]) -> str:
+    """Return why a GPU of this compute capability does not encode in this dtype, or "".
+
+    Below 8.0 cuDNN has no bfloat16 convolution. torch then unfolds every input without a word: 27 times the memory, and
+    tens of times the time (aten/src/ATen/native/Convolution.cpp, use_cudnn).
+    """
+    if dtype != "bfloat16" or capability >= (8, 0):
+        return ""
+    return (
+        f"--dtype bfloat16 needs a GPU of compute capability 8.0 or above, this one has {capability[0]}.{capability[1]}"
+        " and no such convolution: use --dtype float16"
+    )
+
+
+def device_name(device: str) -> str:
+    """Return the name of the GPU that "cuda" is; else, or if it does not answer, `device`."""
+    return torch.cuda.get_device_name() if device == "cuda" and torch.cuda.is_available() else device
+
+
 def cudnn_version() -> int | None:
     """Return cuDNN's version as a number, 92000 for 9.20.0, or None without CUDA."""
     version: int | None = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]

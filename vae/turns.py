@@ -88,9 +88,14 @@ class Courier:
         return receive
 
     def fetch(self, x: Tensor) -> Tensor:
-        """Return x on the CPU, when everything before it on its stream has ended. It raises errors of the device."""
+        """Return x on the CPU, when everything before it on its stream has ended. It raises errors of the device.
+
+        The wait blocks: `Stream.synchronize` would keep a core busy, which decoding needs.
+        """
         if self._stream is None:
             return x.cpu()
         pinned = torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True)
-        torch.cuda.current_stream(self._device).synchronize()
+        ended = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        ended.record(torch.cuda.current_stream(self._device))
+        ended.synchronize()
         return pinned

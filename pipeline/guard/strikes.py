@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from typing import Protocol, TypeVar
 
 from pipeline.guard.deadline import die
+from pipeline.guard.starts import Starts, Told
 
 T = TypeVar("T")
 
@@ -37,7 +38,9 @@ class Guard(Protocol):
     def end(self, key: str) -> None: ...
     def suspects(self, prefix: str) -> frozenset[str]: ...
     def starting(self) -> int: ...
-    def started(self) -> None: ...
+    def started(self, told: Told | None = None) -> None: ...
+    def is_any_standing(self) -> bool: ...
+    def cannot_start(self, reason: str) -> bool: ...
 
 
 class Strikes:
@@ -48,7 +51,7 @@ class Strikes:
         self._excused = excused
         self._unfinished: dict[str, list[str]] = {}
         self._num_excused: Counter[str] = Counter()
-        self._starts = 0
+        self._encoders = Starts()
 
     def begin(self, key: str, process: str = "") -> int:
         """Add a strike for an attempt that begins; `end` removes it.
@@ -85,14 +88,29 @@ class Strikes:
             if len(processes) >= MAX_STRIKES and key.startswith(prefix)
         )
 
-    def starting(self) -> int:
-        """Count an encoder that begins to start. Return the starts since the last success, this one included."""
-        self._starts += 1
-        return self._starts
+    def new_pass(self) -> None:
+        """Forget the encoders of the last pass: those that were still starting when it ended did not die."""
+        self._encoders.new_pass()
 
-    def started(self) -> None:
-        """Reset the count of starts, because an encoder has started."""
-        self._starts = 0
+    def starting(self) -> int:
+        """See Starts.begin."""
+        return self._encoders.begin()
+
+    def started(self, told: Told | None = None, encoder: str = "") -> None:
+        """See Starts.stands."""
+        self._encoders.stands(encoder, told)
+
+    def is_any_standing(self) -> bool:
+        """See Starts.is_any_standing."""
+        return self._encoders.is_any_standing()
+
+    def cannot_start(self, reason: str, encoder: str = "") -> bool:
+        """See Starts.fails."""
+        return self._encoders.fails(encoder, reason)
+
+    def encoders(self) -> tuple[list[Told], list[str]]:
+        """Return what the encoders told, and what is new of them: see Starts."""
+        return self._encoders.told(), self._encoders.news()
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
 
+from pipeline.guard.starts import Told
 from pipeline.output import layout
 from pipeline.output.summary import Summary
 from pipeline.settings.job import Job
@@ -38,6 +39,8 @@ class RunRecord:
     began: datetime
     environment: dict[str, Any] = field(default_factory=dict)
     """Empty until the stream starts."""
+    encoders: list[Told] = field(default_factory=list)
+    """What the encoders told of themselves, each once: on a cluster they have other devices than the driver."""
 
     def start(self, output: Storage, device: str) -> None:
         """Record the environment, and warn if it differs from that of the output's first run."""
@@ -53,10 +56,16 @@ class RunRecord:
             "began": self.began.isoformat(),
             "job": asked,
             "spec_sha256": self.spec_digest,
-            "environment": self.environment,
+            "environment": self._environment(),
+            "encoders": [asdict(told) for told in self.encoders],
             "summary": asdict(summary),
         }
         put_record(output, facts, failure)
+
+    def _environment(self) -> dict[str, Any]:
+        """Return the environment, with the devices of the encoders: those of the driver's machine compute nothing."""
+        devices = sorted({told.device for told in self.encoders})
+        return self.environment | ({"device": ", ".join(devices)} if devices else {})
 
 
 def put_record(output: Storage, facts: dict[str, Any], failure: str = "", folder: str = layout.RUNS) -> None:
@@ -101,7 +110,8 @@ def warn_of_differences(output: Storage, ours: dict[str, Any], folder: str = lay
     """Compare this run's environment with that of the first run in the folder, and warn of each difference."""
     first = next((environment for _, environment in environments(output, folder)), ours)
     for name in sorted(ours.keys() | first.keys()):
-        if ours.get(name) != first.get(name):
+        is_unknown = name == "device" and ours.get(name) == "cuda"  # no GPU is here; the encoders tell what they have
+        if ours.get(name) != first.get(name) and not is_unknown:
             log.warning(
                 "%s=%s in this run, %s in the first run of this output: the last bits may differ",
                 name,

@@ -18,14 +18,17 @@ import torch
 
 import vae
 from latentmill.format import DTYPES
-from pipeline.errors import ConfigError, EncoderError, LatentmillError
+from pipeline.errors import ConfigError, LatentmillError
 from pipeline.guard.alone import DiedAloneError, alone
 from pipeline.guard.deadline import deadline, die
+from pipeline.guard.device import is_of_the_device
+from pipeline.guard.starts import Told, start_encoder
 from pipeline.guard.strikes import MAX_STRIKES, Guard, attempt
 from pipeline.receipts import Receipt, Record, RejectionReceipt
 from pipeline.records import Chunk, Latent, Rejection
 from pipeline.settings.spec import Spec, other_encoder
-from vae.engines import cudnn_version, make_deterministic
+from vae.engines import complaint, cudnn_version, device_name, make_deterministic
+from vae.kernels.selfcheck import SMALL, check
 from vae.turns import Compute, Courier, Finish, Turns
 
 T = TypeVar("T")
@@ -35,9 +38,6 @@ log = logging.getLogger(__name__)
 SELFCHECK_BOUND = 0.05
 """Largest relative L2 error of the compute dtype against float32 that an encoder may show at start. bfloat16 shows
 about 0.01 on random weights; the cuDNN release that was silently wrong (pytorch#163539) is off by more than 1."""
-
-CPU_SELFCHECK_SHAPE = (9, 64, 96)
-"""T, H, W of the self-check on a CPU, where the real shape would take minutes in float32."""
 
 
 class NonfiniteLatentError(LatentmillError):
@@ -70,25 +70,44 @@ class Encoder:
             largest: (T, H, W) of the largest planned window; checked at this shape on CUDA.
 
         Raises:
-            ConfigError: the weights are not those of the Spec, or the self-check failed.
+            ConfigError: the weights are not those of the Spec, the self-check failed, or the GPU is too old.
+            NoRoomError: memory or the device failed.
         """
         make_deterministic(threads, float32=spec.latent.dtype == "float32")
         self._spec = spec
         self._device = torch.device(device)
-        self._courier = Courier(self._device)
+        try:
+            if device == "cuda" and (reason := complaint(spec.latent.dtype, torch.cuda.get_device_capability())):
+                raise ConfigError(reason)
+            self._courier = Courier(self._device)
+            self._vae = self._load(where)
+            found = check(self._vae, largest)
+        except (RuntimeError, MemoryError) as error:
+            if not is_of_the_device(error):
+                raise
+            reason = (str(error) or type(error).__name__).partition("\n")[0]
+            raise NoRoomError(
+                f"no encoder for clips of {'x'.join(map(str, largest or SMALL))} in {spec.latent.dtype} can start on "
+                f"{device_name(device)}: {reason}. Try a smaller --height and --width, a larger device, or fewer "
+                "encoders on each (--gpus-per-encoder 1)"
+            ) from None
+        if not found.error <= SELFCHECK_BOUND:
+            raise ConfigError(
+                f"self-check: {spec.latent.dtype} differs from float32 by {found.error:.3g} relative at {largest} on "
+                f"{device_name(device)}, allowed {SELFCHECK_BOUND}: torch {torch.__version__}, cuDNN {cudnn_version()}"
+            )
+        self.told = Told(device=device_name(device), digest=found.digest)
+
+    def _load(self, where: str) -> vae.VideoVAE:
+        """Load the VAE with the normalisation of the Spec. Raises ConfigError."""
+        spec = self._spec
         dtype: torch.dtype = getattr(torch, spec.latent.dtype)
-        loaded = vae.load_vae(where, dtype=dtype, device=device, schedule=spec.latent.schedule)
+        loaded = vae.load_vae(where, dtype=dtype, device=str(self._device), schedule=spec.latent.schedule)
         if reason := other_encoder(loaded.info.schedule, spec.vae["schedule"]):
             raise ConfigError(f"vae {where}: {reason}")
-        self._vae = loaded.normalised(spec.vae["scale"], spec.vae["shift"])  # may not be the checkpoint's
-        if (found := self._vae.info.weights_sha256) != (wanted := spec.vae["weights_sha256"]):
+        if (found := loaded.info.weights_sha256) != (wanted := spec.vae["weights_sha256"]):
             raise ConfigError(f"vae {where} has weights {found}, the spec says {wanted}: it changed while the job ran")
-        shape = largest if largest and self._device.type == "cuda" else CPU_SELFCHECK_SHAPE
-        if not (error := self._vae.selfcheck(shape)) <= SELFCHECK_BOUND:
-            raise ConfigError(
-                f"self-check: {spec.latent.dtype} differs from float32 by {error:.3g} relative at {shape} on {device}, "
-                f"allowed {SELFCHECK_BOUND}: torch {torch.__version__}, cuDNN {cudnn_version()}"
-            )
+        return loaded.normalised(spec.vae["scale"], spec.vae["shift"])  # may not be the checkpoint's
 
     def __call__(self, chunk: Chunk) -> Latent:
         """Encode one chunk: uint8 frames [T, H, W, 3] to the stored bytes of its body's latent.
@@ -160,15 +179,6 @@ class Encoder:
         return noise[:, :, chunk.latent_start : chunk.latent_start + frames]
 
 
-DEVICE_SIGNS = (
-    *("DefaultCPUAllocator", "failed to allocate", "out of memory"),
-    *("cuDNN error", "unable to find an engine", "Unable to find a valid cuDNN algorithm"),
-    *("CUDA error", "CUDA driver error", "No CUDA GPUs are available", "CUBLAS_STATUS", "cuFFT error", "Triton Error"),
-)
-"""Texts of the messages by which torch's libraries tell that memory or a device failed, in any case of letters. cuDNN
-finds no engine where no workspace fits."""
-
-
 class EncodeStage:
     """Encode chunks under the guard; receipts pass through."""
 
@@ -181,20 +191,14 @@ class EncodeStage:
         *,
         threads: int = 1,
     ) -> None:
-        """Start the encoder of a pool of `pool` encoders.
+        """Start the encoder of a pool of `pool` encoders; it raises what `start_encoder` raises.
 
         `make_encoder` must pickle: a suspect chunk is encoded by a separate encoder in a child process. With more than
         one thread, chunks overlap: one computes while others are copied to the device or finish (`vae.turns`).
-
-        Raises:
-            EncoderError: MAX_STRIKES encoders in a row died while they started. Ray would restart them for ever.
         """
-        if (deaths := guard.starting() - pool) >= MAX_STRIKES:
-            raise EncoderError(f"{deaths} encoders in a row died while they started: is there memory for the model?")
         self._make_encoder = make_encoder
-        encoder = make_encoder()
+        encoder = start_encoder(make_encoder, guard, pool)
         self._turns = Turns(encoder.start if threads > 1 and isinstance(encoder, Encoder) else _in_one_step(encoder))
-        guard.started()
         self._guard = guard
         self._deadline = deadline
 
@@ -268,15 +272,6 @@ def or_die(step: Callable[[], T], chunk: Chunk) -> T:
             raise
         log.error("shard=%s video=%d clip=%d encoder dies: %s", chunk.id.shard, chunk.id.video, chunk.id.clip, error)
         die()
-
-
-def is_of_the_device(error: Exception) -> bool:
-    """Return whether memory or the device failed, and not the code. torch raises a plain RuntimeError for host memory,
-    cuDNN and cuBLAS, and Triton does so for every error of the driver."""
-    if isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError | MemoryError):
-        return True
-    message = str(error).casefold()
-    return any(sign.casefold() in message for sign in DEVICE_SIGNS)
 
 
 def _encode_alone(make_encoder: Callable[[], Callable[[Chunk], Latent]], chunk: Chunk) -> Latent:

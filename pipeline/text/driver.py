@@ -80,7 +80,7 @@ class Driver:
         with showing, every(RENEW_SECONDS, claims.renew), stop.calling(claims.stop):
             try:
                 while self._todo and not stop.asked:
-                    guard.started()  # encoders that were still starting when the last pass ended did not die
+                    guard.new_pass()
                     is_held = self._one_pass(stages.receipts(stream(self._todo, operators, pool)))
                     claims.release_all()
                     if not self._goes_on(is_held, stop):

@@ -16,6 +16,7 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -23,6 +24,7 @@ import pyarrow as pa
 from latentmill.format import EMPTY
 from pipeline.errors import EncoderError, LatentmillError, StorageError
 from pipeline.guard.deadline import die
+from pipeline.guard.starts import start_encoder
 from pipeline.guard.strikes import MAX_STRIKES, attempt
 from pipeline.output.layout import text_path
 from pipeline.stages.tables import Shared
@@ -96,16 +98,9 @@ class EncodeActor:
     """The encode actor: it holds one encoder."""
 
     def __init__(self, stages: TextStages, shared: Shared, device: str, pool: int) -> None:
-        """Start the encoder of a pool of `pool` encoders.
-
-        Raises:
-            EncoderError: MAX_STRIKES encoders in a row died while they started. Ray would restart them for ever.
-        """
-        if (deaths := shared.guard.starting() - pool) >= MAX_STRIKES:
-            raise EncoderError(f"{deaths} encoders in a row died while they started: is there memory for the model?")
+        """Start the encoder of a pool of `pool` encoders; it raises what `start_encoder` raises."""
         self._stages, self._guard = stages, shared.guard
-        self._encode = stages.make_encoder(device=device)
-        shared.guard.started()
+        self._encode = start_encoder(partial(stages.make_encoder, device=device), shared.guard, pool)
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
         """Encode the captions of each shard; receipts pass through."""
@@ -146,7 +141,7 @@ def is_empty(spec: TextSpec, text: str | None) -> bool:
 
 def encode_or_die(encode: Encode, shard: str, texts: set[str]) -> dict[str, Embedding]:
     """Encode, or end this process if the device cannot continue: Ray restarts the actor, which tries again."""
-    from pipeline.stages.encode_chunk import is_of_the_device
+    from pipeline.guard.device import is_of_the_device  # imported late: torch costs every worker seconds
 
     try:
         return encode(texts)

@@ -1,0 +1,56 @@
+"""Say what the encoders of a run tell, and keep it for the record of the run."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator
+from typing import Protocol
+
+from pipeline.errors import StorageError
+from pipeline.guard.starts import Told
+from pipeline.output.run_records import RunRecord
+from pipeline.receipts import Receipt
+
+log = logging.getLogger(__name__)
+
+ASK_SECONDS = 1.0
+"""How often the driver asks at most."""
+
+
+class Asked(Protocol):
+    """What is needed of Strikes."""
+
+    def new_pass(self) -> None: ...
+    def encoders(self) -> tuple[list[Told], list[str]]: ...
+
+
+class Encoders:
+    """The encoders as the driver knows them."""
+
+    def __init__(self, guard: Asked, record: RunRecord) -> None:
+        self._guard, self._record = guard, record
+        self._asked = 0.0
+
+    def heard(self, receipts: Iterator[Receipt]) -> Iterator[Receipt]:
+        """Pass on the receipts of a pass. Ask the encoders before the first one counts, now and then, and at the end.
+
+        An encoder tells what it is before it takes a chunk, so it is known before its first clip, or ASK_SECONDS later.
+        """
+        self._guard.new_pass()
+        self._asked = 0.0
+        try:
+            for receipt in receipts:
+                if time.monotonic() - self._asked >= ASK_SECONDS:
+                    self._ask()
+                yield receipt
+        finally:
+            with contextlib.suppress(StorageError):  # Ray has ended
+                self._ask()
+
+    def _ask(self) -> None:
+        self._record.encoders, news = self._guard.encoders()
+        self._asked = time.monotonic()
+        for line in news:
+            log.warning("%s", line)
