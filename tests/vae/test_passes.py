@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.vae.test_cost import real_encoder
+from tests.vae.test_selfcheck import MODELS
 from vae import kernels
 from vae.encoder import Encoder3D, EncoderCache
 
@@ -25,7 +26,7 @@ if find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
 from vae import fused
-from vae.kernels import cuda
+from vae.kernels import cuda, selfcheck
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,23 +45,59 @@ def test_the_kernels_and_the_walk_are_exact_in_every_dtype() -> None:
     interpret("full")
 
 
-def launches(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> dict[object, tuple[Any, dict[str, object]]]:
-    """Every launch of two windows of 480x720 that Triton compiles apart: the kernel and all of its arguments."""
+def special(kernel: Any, arguments: Any) -> Iterator[object]:
+    """For each argument, by what Triton compiles the kernel apart (its `create_specialize_impl`)."""
+    for parameter, value in zip(kernel.params, arguments, strict=False):
+        if isinstance(value, Tensor):
+            yield value.dtype
+        elif isinstance(value, int):
+            yield value >= 2**31
+            yield None if parameter.do_not_specialize else (value == 1, value % 16 == 0)
+
+
+def real_windows(
+    height: int = 480, width: int = 720, lengths: tuple[int, ...] = (9, 8)
+) -> Callable[[torch.dtype], None]:
+    """Encode windows of a real CogVideoX without data."""
+
+    def run(dtype: torch.dtype) -> None:
+        encoder, cache = real_encoder().to(dtype), EncoderCache()
+        for length in lengths:
+            encoder.step(torch.empty(1, 3, length, height, width, dtype=dtype, device="meta"), cache)
+
+    return run
+
+
+def launches(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, *runs: Callable[[torch.dtype], object]
+) -> dict[object, tuple[Any, dict[str, object]]]:
+    """Every launch that Triton compiles apart: the kernel and all of its arguments. Of two windows of 480x720."""
     found: dict[object, tuple[Any, dict[str, object]]] = {}
     inner: Callable[..., None] = cuda._launch
 
     def spy(kind: str, kernel: Any, grid: object, arguments: Any, constants: Any, **tensors: Any) -> None:
         named = dict(zip(kernel.arg_names, arguments, strict=False)) | constants
-        special = [(value == 1, value % 16 == 0, value >= 2**31) for value in arguments if isinstance(value, int)]
-        found.setdefault((kernel.__name__, *constants.items(), *special), (kernel, named))
+        found.setdefault((kernel.__name__, *constants.items(), *special(kernel, arguments)), (kernel, named))
         inner(kind, kernel, grid, arguments, constants, **tensors)
 
     monkeypatch.setattr(cuda, "_launch", spy)
-    encoder, cache = real_encoder().to(dtype), EncoderCache()
     with torch.no_grad(), kernels.workspace():
-        for length in (9, 8):
-            encoder.step(torch.empty(1, 3, length, 480, 720, dtype=dtype, device="meta"), cache)
+        for run in runs or (real_windows(),):
+            run(dtype)
+    monkeypatch.setattr(cuda, "_launch", inner)
     return found
+
+
+def test_the_selfcheck_compiles_all_that_a_job_of_many_buckets_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before, 480x720 took 44 compilations, and these five buckets 88."""
+    buckets = [(480, 720), (720, 480), (512, 512), (384, 640), (264, 440)]
+    first = launches(monkeypatch, torch.bfloat16)
+    every = launches(monkeypatch, torch.bfloat16, *(real_windows(*bucket, (13, 8, 8)) for bucket in buckets))
+    checked = launches(
+        monkeypatch, torch.bfloat16, lambda dtype: selfcheck.compare(MODELS["CogVideoX"](dtype), (9, 240, 368))
+    )
+    assert len(first) == len(every) == 24
+    assert set(first) == set(every) <= set(checked)
 
 
 def compile_for(kernel: Any, named: dict[str, object], architecture: int) -> dict[str, Any]:
@@ -76,12 +113,12 @@ def compile_for(kernel: Any, named: dict[str, object], architecture: int) -> dic
             signature[name], divisible[i,] = types[value.dtype], [["tt.divisibility", 16]]
         elif isinstance(value, float):
             signature[name] = "fp32"
-        elif name.isupper() or value == 1:
+        elif name.isupper() or (value == 1 and not kernel.params[i].do_not_specialize):
             signature[name], constants[name] = "constexpr", value
         else:
             assert isinstance(value, int)
             signature[name] = "i64" if value >= 2**31 else "i32"
-            if value % 16 == 0:
+            if value % 16 == 0 and not kernel.params[i].do_not_specialize:
                 divisible[i,] = [["tt.divisibility", 16]]
     source = triton.compiler.ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=divisible)
     options = {"enable_fp_fusion": True}

@@ -61,8 +61,8 @@ def statistics(x: Tensor) -> Statistics:
         "statistics",
         passes.statistics,
         (num_blocks, batch),
-        (x, found.means, found.variances, _num_rows(x), channels, x.stride(0)),
-        {"COLS": _cols(channels), "TILE": _tile(channels), "BLOCK": found.block_rows},
+        (x, found.means, found.variances, _num_rows(x), channels, _apart(x), found.block_rows),
+        {"COLS": _cols(channels), "TILE": _tile(channels)},
         reads=[x],
         writes=[found.means, found.variances],
     )
@@ -94,7 +94,7 @@ class Norm:
             (triton.cdiv(_num_rows(x), _tile(channels)), batch),
             (
                 *(x, out, tail, self.scale, self.shift, _num_rows(x), _num_rows(tail), channels),
-                *(x.stride(0), out.stride(0), tail.stride(0)),
+                *(_apart(x), _apart(out), _apart(tail)),
             ),
             {"KEEP": kept is not None, "COLS": _cols(channels), "TILE": _tile(channels)},
             reads=[x, self.scale, self.shift],
@@ -122,10 +122,9 @@ def measured(x: Tensor, norm: nn.GroupNorm, bias: Tensor | None = None, known: S
         "norm",
         passes.finalise,
         (norm.num_groups, batch),
-        (*blocks, *affine, scale, shift, _num_rows(x), num_blocks, repeats, norm.eps),
+        (*blocks, *affine, scale, shift, _num_rows(x), num_blocks, repeats, found.block_rows, norm.eps),
         {
             "HAS_BIAS": bias is not None,
-            "BLOCK": found.block_rows,
             "COLS": triton.next_power_of_2(repeats),
             "JOINED": JOINED_BLOCKS,
         },
@@ -148,7 +147,7 @@ def rms_silu(x: Tensor, norm: nn.RMSNorm, out: Tensor) -> None:
         "norm",
         passes.rms_silu,
         (triton.cdiv(_num_rows(x), _tile(channels)), batch),
-        (x, out, weight, _num_rows(x), channels, rms.LEAST, x.stride(0), out.stride(0)),
+        (x, out, weight, _num_rows(x), channels, rms.LEAST, _apart(x), _apart(out)),
         {"COLS": _cols(channels), "TILE": _tile(channels)},
         reads=[x, weight],
         writes=[out],
@@ -182,14 +181,13 @@ def add(
         "add",
         passes.add,
         (triton.cdiv(_num_rows(y), block), y.shape[0]),
-        (y, bias, other, other_bias, *tables, _num_rows(y), channels, y.stride(0), other.stride(0)),
+        (y, bias, other, other_bias, *tables, _num_rows(y), channels, _apart(y), _apart(other), block),
         {
             "HAS_RESIDUAL": residual is not None,
             "HAS_RESIDUAL_BIAS": residual_bias is not None,
             "MEASURE": measure,
             "COLS": _cols(channels),
             "TILE": _tile(channels),
-            "BLOCK": block,
         },
         reads=[t for t in (y, bias, residual, residual_bias) if t is not None],
         writes=[y, *(tables if measure else [])],
@@ -213,7 +211,7 @@ def pool_time(x: Tensor, alone: int, out: Tensor) -> None:
         (triton.cdiv(_num_rows(out), _tile(channels)), batch),
         (
             *(x, out, _num_rows(out), channels, height, width),
-            *(alone, out.shape[3] - height, x.stride(0), out.stride(0)),
+            *(alone, out.shape[3] - height, _apart(x), _apart(out)),
         ),
         {"COLS": _cols(channels), "TILE": _tile(channels)},
         reads=[x[:, :, :read]],
@@ -251,6 +249,13 @@ def _empty_statistics(x: Tensor) -> Statistics:
 
 def _num_rows(x: Tensor) -> int:
     return x[0, 0].numel()
+
+
+def _apart(x: Tensor) -> int:
+    """Return how many rows lie from one sample to the next. Of one sample, any number will do."""
+    rows, rest = divmod(x.stride(0), x.shape[1])
+    assert not rest or x.shape[0] == 1, (x.shape, x.stride())
+    return rows
 
 
 def _cols(channels: int) -> int:

@@ -1,8 +1,12 @@
 """Triton kernels over channels-last memory: each one pass. Launched by `vae.kernels.cuda` only.
 
-A sample is a matrix of `num_rows` pixels by `channels`, dense, row after row; samples lie `..._stride` elements apart.
+A sample is a matrix of `num_rows` pixels by `channels`, dense, row after row; samples lie `..._apart` rows apart.
 Sums are in float32, joins of blocks in float64. No kernel uses atomics and no block size is tuned at run time, so the
 order of every sum is fixed by the shape. Indices are 64 bits wide: level 0 of a 49x480x720 clip has 2.2e9 elements.
+
+Counts of rows and of blocks are not specialised: Triton would compile a kernel once for those that are 1, once for
+multiples of 16, and once for others. Samples lie whole rows apart, so that an address is a multiple of `channels`,
+which is specialised.
 """
 
 # Triton reads the source of a kernel; its annotations are of the compiler, not of mypy.
@@ -27,11 +31,9 @@ def _merge(count, mean, spread, tile, rows_inside, inside):
     return count + num, mean, spread
 
 
-@triton.jit
-def statistics(
-    x, means, variances, num_rows, channels, x_stride, COLS: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr
-):
-    """Compute mean and biased variance of each block of BLOCK rows, per channel."""
+@triton.jit(do_not_specialize=["num_rows", "x_apart", "block_rows"])
+def statistics(x, means, variances, num_rows, channels, x_apart, block_rows, COLS: tl.constexpr, TILE: tl.constexpr):
+    """Compute mean and biased variance of each block of `block_rows` rows, per channel."""
     block = tl.program_id(0).to(tl.int64)
     sample = tl.program_id(1).to(tl.int64)
     cols = tl.arange(0, COLS)
@@ -39,10 +41,10 @@ def statistics(
     count = 0.0
     mean = tl.zeros([COLS], dtype=tl.float32)
     spread = tl.zeros([COLS], dtype=tl.float32)
-    for start in range(0, BLOCK, TILE):
-        rows = block * BLOCK + start + tl.arange(0, TILE)
+    for start in range(0, block_rows, TILE):
+        rows = block * block_rows + start + tl.arange(0, TILE)
         inside = (rows < num_rows)[:, None] & in_cols[None, :]
-        where = sample * x_stride + rows[:, None] * channels + cols[None, :]
+        where = (sample * x_apart + rows)[:, None] * channels + cols[None, :]
         tile = tl.load(x + where, mask=inside, other=0.0).to(tl.float32)
         count, mean, spread = _merge(count, mean, spread, tile, rows < num_rows, inside)
     place = (sample * tl.num_programs(0) + block) * channels + cols
@@ -50,7 +52,7 @@ def statistics(
     tl.store(variances + place, spread / count, mask=in_cols)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "y_apart", "residual_apart", "block_rows"])
 def add(
     y,
     y_bias,
@@ -60,14 +62,14 @@ def add(
     variances,
     num_rows,
     channels,
-    y_stride,
-    residual_stride,
+    y_apart,
+    residual_apart,
+    block_rows,
     HAS_RESIDUAL: tl.constexpr,
     HAS_RESIDUAL_BIAS: tl.constexpr,
     MEASURE: tl.constexpr,
     COLS: tl.constexpr,
     TILE: tl.constexpr,
-    BLOCK: tl.constexpr,
 ):
     """Add to y its bias, the residual and the residual's bias, in place, rounded once. MEASURE: as `statistics`.
 
@@ -83,14 +85,16 @@ def add(
     count = 0.0
     mean = tl.zeros([COLS], dtype=tl.float32)
     spread = tl.zeros([COLS], dtype=tl.float32)
-    for start in range(0, BLOCK, TILE):
-        rows = block * BLOCK + start + tl.arange(0, TILE)
+    for start in range(0, block_rows, TILE):
+        rows = block * block_rows + start + tl.arange(0, TILE)
         inside = (rows < num_rows)[:, None] & in_cols[None, :]
         where = rows[:, None] * channels + cols[None, :]
-        at = y + sample * y_stride + where
+        at = y + sample * y_apart * channels + where
         total = tl.load(at, mask=inside, other=0.0).to(tl.float32)
         if HAS_RESIDUAL:
-            total += tl.load(residual + sample * residual_stride + where, mask=inside, other=0.0).to(tl.float32)
+            total += tl.load(residual + sample * residual_apart * channels + where, mask=inside, other=0.0).to(
+                tl.float32
+            )
         rounded = (total + bias[None, :]).to(y.dtype.element_ty)
         tl.store(at, rounded, mask=inside)
         if MEASURE:
@@ -102,7 +106,7 @@ def add(
         tl.store(variances + place, spread / count, mask=in_cols)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "num_blocks", "block_rows"])
 def finalise(
     means,
     variances,
@@ -114,9 +118,9 @@ def finalise(
     num_rows,
     num_blocks,
     repeats,
+    block_rows,
     eps,
     HAS_BIAS: tl.constexpr,
-    BLOCK: tl.constexpr,
     COLS: tl.constexpr,
     JOINED: tl.constexpr,
 ):
@@ -139,7 +143,9 @@ def finalise(
     for start in range(0, num_blocks, JOINED):
         blocks = start + tl.arange(0, JOINED)
         inside = (blocks < num_blocks)[:, None] & in_cols[None, :]
-        sizes = tl.maximum(tl.minimum(num_rows - blocks.to(tl.int64) * BLOCK, BLOCK), 0).to(tl.float64) / elements
+        sizes = (
+            tl.maximum(tl.minimum(num_rows - blocks.to(tl.int64) * block_rows, block_rows), 0).to(tl.float64) / elements
+        )
         where = (sample * num_blocks + blocks)[:, None] * channels + cols[None, :]
         part = tl.load(means + where, mask=inside, other=0.0).to(tl.float64) + moved[None, :]
         mean += tl.sum(tl.where(inside, sizes[:, None] * part, 0.0), axis=0)
@@ -148,7 +154,9 @@ def finalise(
     for start in range(0, num_blocks, JOINED):
         blocks = start + tl.arange(0, JOINED)
         inside = (blocks < num_blocks)[:, None] & in_cols[None, :]
-        sizes = tl.maximum(tl.minimum(num_rows - blocks.to(tl.int64) * BLOCK, BLOCK), 0).to(tl.float64) / elements
+        sizes = (
+            tl.maximum(tl.minimum(num_rows - blocks.to(tl.int64) * block_rows, block_rows), 0).to(tl.float64) / elements
+        )
         where = (sample * num_blocks + blocks)[:, None] * channels + cols[None, :]
         away = tl.load(means + where, mask=inside, other=0.0).to(tl.float64) + moved[None, :] - group_mean
         within = tl.load(variances + where, mask=inside, other=0.0).to(tl.float64)
@@ -160,7 +168,7 @@ def finalise(
     tl.store(shift + place, (start_at + (moved - group_mean) * factor).to(tl.float32), mask=in_cols)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "num_kept", "x_apart", "out_apart", "kept_apart"])
 def scale_shift_silu(
     x,
     out,
@@ -170,9 +178,9 @@ def scale_shift_silu(
     num_rows,
     num_kept,
     channels,
-    x_stride,
-    out_stride,
-    kept_stride,
+    x_apart,
+    out_apart,
+    kept_apart,
     KEEP: tl.constexpr,
     COLS: tl.constexpr,
     TILE: tl.constexpr,
@@ -185,32 +193,32 @@ def scale_shift_silu(
     where = rows[:, None] * channels + cols[None, :]
     factor = tl.load(scale + sample * channels + cols, mask=cols < channels, other=0.0)
     offset = tl.load(shift + sample * channels + cols, mask=cols < channels, other=0.0)
-    value = tl.load(x + sample * x_stride + where, mask=inside, other=0.0).to(tl.float32)
+    value = tl.load(x + sample * x_apart * channels + where, mask=inside, other=0.0).to(tl.float32)
     y = value * factor[None, :] + offset[None, :]
     y = (y / (1.0 + tl.exp(-y))).to(out.dtype.element_ty)
-    tl.store(out + sample * out_stride + where, y, mask=inside)
+    tl.store(out + sample * out_apart * channels + where, y, mask=inside)
     if KEEP:
         row_kept = rows - (num_rows - num_kept)
         place = row_kept[:, None] * channels + cols[None, :]
-        tl.store(kept + sample * kept_stride + place, y, mask=inside & (row_kept >= 0)[:, None])
+        tl.store(kept + sample * kept_apart * channels + place, y, mask=inside & (row_kept >= 0)[:, None])
 
 
-@triton.jit
-def rms_silu(x, out, weight, num_rows, channels, least, x_stride, out_stride, COLS: tl.constexpr, TILE: tl.constexpr):
+@triton.jit(do_not_specialize=["num_rows", "x_apart", "out_apart"])
+def rms_silu(x, out, weight, num_rows, channels, least, x_apart, out_apart, COLS: tl.constexpr, TILE: tl.constexpr):
     """Compute silu(x / max(|x|, least) * weight) of TILE rows, |x| over the channels, in float32, rounded once."""
     rows = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
     sample = tl.program_id(1).to(tl.int64)
     cols = tl.arange(0, COLS)
     inside = (rows < num_rows)[:, None] & (cols < channels)[None, :]
     where = rows[:, None] * channels + cols[None, :]
-    y = tl.load(x + sample * x_stride + where, mask=inside, other=0.0).to(tl.float32)
+    y = tl.load(x + sample * x_apart * channels + where, mask=inside, other=0.0).to(tl.float32)
     length = tl.maximum(tl.sqrt(tl.sum(y * y, axis=1)), least)
     y = y / length[:, None] * tl.load(weight + cols, mask=cols < channels, other=0.0)[None, :]
     y = y / (1.0 + tl.exp(-y))
-    tl.store(out + sample * out_stride + where, y.to(out.dtype.element_ty), mask=inside)
+    tl.store(out + sample * out_apart * channels + where, y.to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "height", "width", "alone", "edge", "x_apart", "out_apart"])
 def pool_time(
     x,
     out,
@@ -220,8 +228,8 @@ def pool_time(
     width,
     alone,
     edge,
-    x_stride,
-    out_stride,
+    x_apart,
+    out_apart,
     COLS: tl.constexpr,
     TILE: tl.constexpr,
 ):
@@ -240,10 +248,10 @@ def pool_time(
     loaded = stored & ((across < width) & (down < height))[:, None]
     paired = loaded & (frame >= alone)[:, None]
     first = tl.where(frame < alone, frame, alone + 2 * (frame - alone))
-    where = sample * x_stride + ((first * height + down) * width + across)[:, None] * channels + cols[None, :]
+    where = (sample * x_apart + (first * height + down) * width + across)[:, None] * channels + cols[None, :]
     left = tl.load(x + where, mask=loaded, other=0.0).to(tl.float32)
     partner = where + tl.full([], 1, tl.int64) * height * width * channels
     right = tl.load(x + partner, mask=paired, other=0.0).to(tl.float32)
     value = tl.where(paired, (left + right) * 0.5, left)
-    at = out + sample * out_stride + rows[:, None] * channels + cols[None, :]
+    at = out + (sample * out_apart + rows)[:, None] * channels + cols[None, :]
     tl.store(at, value.to(out.dtype.element_ty), mask=stored)
