@@ -9,7 +9,6 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.errors import StorageError
-from pipeline.guard.starts import Told
 from pipeline.guard.strikes import Strikes
 
 RESTARTS = 100
@@ -79,23 +78,11 @@ class RemoteStrikes(Remote):
     """The strike counter. It knows the process of each attempt, so that it can excuse processes that Ray ended."""
 
     def __init__(self) -> None:
-        super().__init__(Strikes, ended_for_memory, told=("end", "new_pass"))
+        super().__init__(Strikes, ended_for_memory, told=("end", "started", "new_pass"))
 
     def begin(self, key: str) -> int:
         standing: int = answer(self._actor.begin.remote(key, ray.get_runtime_context().get_worker_id()))
         return standing
-
-    def started(self, told: Told | None = None) -> None:
-        self._actor.started.remote(told, _this_actor())
-
-    def cannot_start(self, reason: str) -> bool:
-        leaves: bool = answer(self._actor.cannot_start.remote(reason, _this_actor()))
-        return leaves
-
-
-def _this_actor() -> str:
-    """Return the id of the actor that calls, which it keeps when it is restarted; "" elsewhere."""
-    return ray.get_runtime_context().get_actor_id() or ""
 
 
 def ended_for_memory(worker: str) -> bool:

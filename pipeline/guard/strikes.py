@@ -39,8 +39,6 @@ class Guard(Protocol):
     def suspects(self, prefix: str) -> frozenset[str]: ...
     def starting(self) -> int: ...
     def started(self, told: Told | None = None) -> None: ...
-    def is_any_standing(self) -> bool: ...
-    def cannot_start(self, reason: str) -> bool: ...
 
 
 class Strikes:
@@ -96,17 +94,9 @@ class Strikes:
         """See Starts.begin."""
         return self._encoders.begin()
 
-    def started(self, told: Told | None = None, encoder: str = "") -> None:
+    def started(self, told: Told | None = None) -> None:
         """See Starts.stands."""
-        self._encoders.stands(encoder, told)
-
-    def is_any_standing(self) -> bool:
-        """See Starts.is_any_standing."""
-        return self._encoders.is_any_standing()
-
-    def cannot_start(self, reason: str, encoder: str = "") -> bool:
-        """See Starts.fails."""
-        return self._encoders.fails(encoder, reason)
+        self._encoders.stands(told)
 
     def encoders(self) -> tuple[list[Told], list[str]]:
         """Return what the encoders told, and what is new of them: see Starts."""
