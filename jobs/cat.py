@@ -44,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.to.suffix not in (".npy", ".pt"):
         print(printable(f"latentmill cat: --to must end in .npy or .pt, got {args.to}"), file=sys.stderr)
         return 2
+    if not args.to.parent.is_dir():
+        print(f"latentmill cat: --to {args.to}: there is no folder {args.to.parent}: create it first", file=sys.stderr)
+        return 2
     return reading("cat", lambda: _cat(args))
 
 

@@ -40,12 +40,11 @@ class Export:
 def main(argv: Sequence[str] | None = None) -> int:
     """Export an output. The module docstring lists the exit codes."""
     log_to_stderr(logging.WARNING)
-    args = tyro.cli(
-        Export, args=argv, prog="latentmill export", description=__doc__, config=(tyro.conf.OmitArgPrefixes,)
-    )
     from pipeline.export.run import export
 
     try:
+        flags = (tyro.conf.OmitArgPrefixes,)
+        args = tyro.cli(Export, args=argv, prog="latentmill export", description=__doc__, config=flags)
         summary = export(args.job, args.workers, echo=lambda line: print(printable(line), file=sys.stderr, flush=True))
     except (ConfigError, EncoderError, StorageError, latentmill.StorageError) as error:
         print(printable(f"latentmill export: {error}"), file=sys.stderr)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pipeline.control.stop import Stop
+from pipeline.errors import ConfigError
 
 T = TypeVar("T")
 
@@ -21,6 +22,10 @@ class SpreadRule:
     """`local` starts a Ray on this machine; `auto` or an address joins a cluster."""
     grace: float = 60.0
     """Seconds that the pieces under way have after SIGTERM or Ctrl-C."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 0:
+            raise ConfigError(f"--workers must be 0 (one for each CPU) or more, got {self.workers}")
 
 
 def spread(

@@ -78,11 +78,14 @@ def spec_of(job: ImportJob) -> Spec:
         ConfigError: the source holds no latent, its VAE cannot be loaded, or does not fit the first latent.
     """
     source = source_of(job)
-    first = next(
-        (one for shard in source.list(Storage(job.source), 1, frozenset()) for one in source.read(shard, job.key)), None
-    )
-    if not isinstance(first, ForeignLatent):
-        why = first.message if first else f"there is none of --from {job.origin}"
+    why, first = f"there is none of --from {job.origin}", None
+    clips = (one for shard in source.list(Storage(job.source), 1, frozenset()) for one in source.read(shard, job.key))
+    for one in clips:
+        if isinstance(one, ForeignLatent):
+            first = one
+            break
+        why = one.message
+    if first is None:
         raise ConfigError(f"--source {redacted(job.source)}: no first latent to go by: {why}")
     if (fps := job.fps or first.fps) is None:
         raise ConfigError(f"--fps is needed: {first.uri} does not say how many frames of its video make a second")

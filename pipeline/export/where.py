@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import reduce
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset
 
@@ -44,6 +45,10 @@ def expression_of(text: str) -> pyarrow.dataset.Expression:
         found = _translated(ast.parse(text.strip(), mode="eval").body)
     except SyntaxError as error:
         raise ConfigError(f"--where {text!r}: {error.msg} at character {error.offset}") from None
+    except ConfigError:
+        raise
+    except (ValueError, TypeError, ArithmeticError, RecursionError, MemoryError, pa.ArrowException) as error:
+        raise ConfigError(f"--where {text[:200]!r} cannot be an expression: {error}") from None
     if not isinstance(found, pc.Expression):
         raise ConfigError(f"--where {text!r} names no column")
     return found

@@ -20,6 +20,8 @@ import torch
 
 import latentmill
 from jobs import export as command
+from jobs import export as export_command
+from jobs import import_latents as import_command
 from pipeline.control.spread import SpreadRule
 from pipeline.errors import ConfigError
 from pipeline.export.plan import ExportJob
@@ -184,6 +186,35 @@ def test_where_and_bucket_choose_rows(output: Path, tmp_path: Path) -> None:
 )
 def test_where_is_an_expression_over_columns(text: str, expression: pc.Expression) -> None:
     assert expression_of(text).equals(expression)
+
+
+@pytest.mark.parametrize("command", ["export", "import"])
+def test_workers_below_zero_are_refused_in_words(
+    output: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    main = {"export": export_command.main, "import": import_command.main}[command]
+    flags = ["--to", "pt", "--into", "x"] if command == "export" else ["--from", "pt", "--source", "x"]
+    assert main(["--output", str(output), *flags, "--workers", "-1"]) == 2
+    assert "--workers must be 0 (one for each CPU) or more, got -1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("1 / 0 == height", "'a' - 1 == height", "height in ['a', 1]", "height == " + "9" * 5000, "not " * 9000 + "x"),
+        *(
+            "(" * 300 + "x" + ")" * 300,
+            "height == 'a\0",
+            "x\0",
+            "key in [1, [2]]",
+            "height == \ud800",
+            "-" * 9000 + "1",
+        ),
+    ],
+)
+def test_where_has_no_traceback(text: str) -> None:
+    with pytest.raises(ConfigError, match="--where"):
+        expression_of(text)
 
 
 @pytest.mark.parametrize(

@@ -6,20 +6,24 @@ Its own writer and reader use float32 whatever the dtype column says; a value of
 from __future__ import annotations
 
 from collections.abc import Iterator
-from fractions import Fraction
+from functools import partial
 from math import prod
 from pathlib import PurePosixPath
 from typing import Any
 
+import pyarrow as pa
+
 from latentmill.format import DTYPES, to_float32
+from pipeline.errors import StorageError
 from pipeline.records import Rejection
 from pipeline.shards import Shard, TableRange, shard_name
-from pipeline.sources.latents import ForeignLatent, ForeignSource
+from pipeline.sources.latents import BadRowError, ForeignLatent, ForeignSource, fps_of, taken
 from pipeline.sources.samples import plain
 from pipeline.storage import Storage
 from pipeline.storage.range_file import open_parquet
 
 NEEDED = ("vae_latent_bytes", "vae_latent_shape", "vae_latent_dtype")
+NAMES = ("file_name", "id")
 EXTRA = ("id", "media_type", "num_frames", "height", "width", "duration_sec")
 """Columns that go to `extra_json`, as they stand there."""
 
@@ -54,33 +58,54 @@ def read_shard(shard: Shard, key: str) -> Iterator[ForeignLatent | Rejection]:
     assert isinstance(rows, TableRange)
     assert rows.table_size is not None
     file = open_parquet(shard.uri, rows.table_size, shard.etag)
-    names = file.schema_arrow.names
+    there = file.schema_arrow.names
+    names = [name for name in dict.fromkeys((*NEEDED, *NAMES, *EXTRA, "caption", "fps")) if name in there]
     number = 0
     for group in range(file.num_row_groups):
         length = file.metadata.row_group(group).num_rows
         if number < rows.stop and number + length > rows.start:
-            for i, row in enumerate(file.read_row_group(group).to_pylist()):
-                if rows.start <= number + i < rows.stop:
-                    yield _latent(f"{shard.uri}#{number + i}", row, [name for name in NEEDED if name not in names])
+            try:
+                table: pa.Table | Exception = file.read_row_group(group, columns=names)
+            except StorageError:
+                raise
+            except (pa.ArrowException, OSError, ValueError) as error:  # its pages are damaged
+                table = error
+            for i in range(max(0, rows.start - number), min(length, rows.stop - number)):
+                uri = f"{shard.uri}#{number + i}"
+                yield taken(_key(table, i, uri), uri, partial(_latent, uri, table, i))
         number += length
 
 
-def _latent(uri: str, row: dict[str, Any], lacking: list[str]) -> ForeignLatent | Rejection:
-    key = str(row.get("file_name") or row.get("id") or uri.rpartition("/")[2])
-    if lacking:
-        return Rejection(reason="bad_row", stage="read", message=f"no column {lacking[0]!r}", key=key, uri=uri)
+def _key(table: pa.Table | Exception, i: int, uri: str) -> str:
+    """Return the name of a row, or its number where it has none that can be read."""
+    for name in NAMES:
+        try:
+            if isinstance(table, pa.Table) and name in table.column_names and (value := table[name][i].as_py()):
+                return str(value)
+        except ValueError:  # not UTF-8
+            continue
+    return uri.rpartition("/")[2]
+
+
+def _latent(uri: str, table: pa.Table | Exception, i: int) -> ForeignLatent:
+    if isinstance(table, Exception):
+        raise table
+    if lacking := [name for name in NEEDED if name not in table.column_names]:
+        raise BadRowError(f"no column {lacking[0]!r}")
+    row: dict[str, Any] = {name: table[name][i].as_py() for name in table.column_names}
     content, shape = row["vae_latent_bytes"] or b"", row["vae_latent_shape"] or []
+    if len(shape) != 4 or min(shape) < 1:
+        raise BadRowError(f"the shape must be [C, T, H, W], got {shape}")
     stated = "float32" if len(content) == 4 * prod(shape) else str(row["vae_latent_dtype"])
     if wrong := _what_is_wrong(content, stated, shape):
-        return Rejection(reason="bad_row", stage="read", message=wrong, key=key, uri=uri)
-    fps = row.get("fps")
+        raise BadRowError(wrong)
     return ForeignLatent(
-        key=key,
+        key=_key(table, i, uri),
         uri=uri,
         values=to_float32(content, stated).reshape(shape),
         dtype=stated,
         caption=row.get("caption") or None,
-        fps=str(Fraction(fps).limit_denominator(1001)) if fps else None,
+        fps=fps_of(row.get("fps")),
         extra=plain({name: row.get(name) for name in EXTRA}),
     )
 

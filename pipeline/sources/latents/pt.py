@@ -6,20 +6,18 @@ Files are loaded with weights_only=True, so code in them never runs.
 from __future__ import annotations
 
 import io
-import pickle
 from collections.abc import Iterator
-from fractions import Fraction
+from functools import partial
 from itertools import islice
 from typing import Any
 
 import torch
 
 from latentmill.format import DTYPES
-from pipeline.errors import NotFoundError
 from pipeline.records import Rejection
 from pipeline.shards import FileGroup, ListedVideo, Shard
 from pipeline.sources.folders import files_shard
-from pipeline.sources.latents import ForeignLatent, ForeignSource
+from pipeline.sources.latents import ForeignLatent, ForeignSource, fps_of, taken
 from pipeline.sources.samples import plain
 from pipeline.storage import Storage
 
@@ -45,17 +43,11 @@ def read_shard(shard: Shard, key: str) -> Iterator[ForeignLatent | Rejection]:
     group, folder = shard.members, Storage(shard.uri)
     assert isinstance(group, FileGroup)
     for file in group.videos:
-        uri = folder.address(file.path)
-        try:
-            yield _latent(file.path, uri, folder.read(file.path, etag=file.etag), key)
-        except NotFoundError as error:
-            yield Rejection(reason="not_found", stage="read", message=str(error), key=file.path, uri=uri)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-            message = f"{type(error).__name__}: {error}"
-            yield Rejection(reason="unreadable", stage="read", message=message, key=file.path, uri=uri)
+        yield taken(file.path, folder.address(file.path), partial(_latent, folder, file, key))
 
 
-def _latent(path: str, uri: str, content: bytes, key: str) -> ForeignLatent:
+def _latent(folder: Storage, file: ListedVideo, key: str) -> ForeignLatent:
+    content = folder.read(file.path, etag=file.etag)
     found: Any = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     facts: dict[str, Any] = found if isinstance(found, dict) else {}
     names = [key] if key else [name for name in KEYS if name in facts]
@@ -67,20 +59,26 @@ def _latent(path: str, uri: str, content: bytes, key: str) -> ForeignLatent:
         raise ValueError(
             f"the latent must be a tensor of {', '.join(DTYPES)}, got {getattr(found, 'dtype', type(found))}"
         )
+    if found.layout != torch.strided or found.device.type != "cpu" or found.nbytes > len(content):
+        # The last: a tensor that repeats few stored values, so that a small file would fill the memory.
+        raise ValueError(f"the latent must be a dense tensor whose values are all stored, got {found.layout}")
     if found.ndim == 5 and len(found) == 1:
         found = found[0]
     if found.ndim != 4:
         raise ValueError(f"a latent must be [C, T, H, W], got {list(found.shape)}")
-    fps = facts.get("fps")
     return ForeignLatent(
-        key=path,
-        uri=uri,
-        values=found.float().numpy(),
+        key=file.path,
+        uri=folder.address(file.path),
+        values=found.detach().float().numpy(),
         dtype=dtype,
         caption=next((facts[name] for name in CAPTIONS if isinstance(facts.get(name), str)), None),
-        fps=str(Fraction(fps).limit_denominator(1001)) if isinstance(fps, int | float) and fps > 0 else None,
-        extra=plain({name: value for name, value in facts.items() if isinstance(value, str | int | float | bool)}),
+        fps=fps_of(facts.get("fps")),
+        extra=plain({name: value for name, value in facts.items() if _is_plain(name, value)}),
     )
+
+
+def _is_plain(name: object, value: object) -> bool:
+    return isinstance(name, str) and isinstance(value, str | int | float | bool)
 
 
 SOURCE = ForeignSource(list=list_shards, read=read_shard)
