@@ -32,6 +32,9 @@ from pipeline.storage.addresses import redacted
 from vae.info import VAEInfo
 from vae.shapes import ChunkSpan
 
+_RATE_SECONDS = Fraction(4)
+"""Shortest stretch in which a rate is looked for: in milliseconds, 24 and 24000/1001 differ after 1 to 2 seconds."""
+
 Decode = Callable[[bytes | memoryview, Sequence[DecodeSpec]], Iterator[DecodedClip | VideoError]]
 """`iter_clips`, or its replacement in a test. It yields one result per DecodeSpec, in their order."""
 
@@ -262,7 +265,9 @@ def _look(
     is_exact = rule.times == "exact"
     has_range = is_exact and (start is not None or end is not None)
     timeline = measure(source, rule.times) if rule.needs_timeline or in_chunks or has_range else None
-    until = None if timeline or not is_exact or rule.rate is None else max(rule.shapes)[0] / rule.rate
+    until = (
+        None if timeline or not is_exact or rule.rate is None else max(_RATE_SECONDS, max(rule.shapes)[0] / rule.rate)
+    )
     found = probe(source, max_pixels=rule.max_pixels, rate_until=until)
     return plan_clips(
         found, timeline, rule, start=start, end=end, accepted=lambda num_frames: info.nearest(num_frames)[0]
