@@ -7,6 +7,7 @@ rejected, or a larger share than --max-rejected (committed shards stay); 75 stop
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from pipeline.run import run
 
         in_terminal = sys.stderr.isatty() and not job.log_json
-        echo = _no_line if job.log_json else _redraw if in_terminal else _append
+        echo = _no_line if job.log_json else redraw if in_terminal else _append
         summary = run(job, echo=echo, echo_seconds=1.0 if in_terminal else 30.0)
     except (ConfigError, EncoderError, StorageError) as error:
         print(printable(f"latentmill encode: {error}"), file=sys.stderr)
@@ -118,8 +119,11 @@ def _refused(summary: Summary) -> str:
     )
 
 
-def _redraw(line: str) -> None:
-    print(f"\r\x1b[K{printable(line)}", end="", file=sys.stderr, flush=True)
+def redraw(line: str) -> None:
+    """Show the line in place of the one before. One longer than the terminal is wide would fill the screen."""
+    width = os.get_terminal_size(sys.stderr.fileno()).columns
+    shown = printable(line)
+    print(f"\r\x1b[K{shown[: width - 1] if width else shown}", end="", file=sys.stderr, flush=True)
 
 
 def _no_line(line: str) -> None:

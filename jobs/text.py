@@ -16,7 +16,7 @@ from dataclasses import asdict
 
 import tyro
 
-from jobs.encode import CONFIG, FLAGS, LEFT, OK
+from jobs.encode import CONFIG, FLAGS, LEFT, OK, redraw
 from jobs.process import log_to_stderr, run_command
 from pipeline.control.stop import STATUS
 from pipeline.errors import ChangedError, ConfigError, EncoderError, StorageError
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"spec    {json.dumps(asdict(plan.spec))}")
             return OK
         in_terminal = sys.stderr.isatty()
-        summary = run(job, echo=_redraw if in_terminal else _append, echo_seconds=1.0 if in_terminal else 30.0)
+        summary = run(job, echo=redraw if in_terminal else _append, echo_seconds=1.0 if in_terminal else 30.0)
     except (ConfigError, EncoderError, StorageError) as error:
         print(printable(f"latentmill text: {error}"), file=sys.stderr)
         return CONFIG if isinstance(error, ConfigError | ChangedError) else LEFT
@@ -51,10 +51,6 @@ def exit_code(summary: TextSummary) -> int:
     if not summary.open_shards:
         return OK
     return STATUS[summary.stopped] if summary.stopped else LEFT
-
-
-def _redraw(line: str) -> None:
-    print(f"\r\x1b[K{printable(line)}", end="", file=sys.stderr, flush=True)
 
 
 def _append(line: str) -> None:

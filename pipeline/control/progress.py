@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from pipeline.output.wording import duration
+from pipeline.control.recent import Recent
+from pipeline.output.wording import duration, size
 from pipeline.receipts import ClipsReceipt, ElsewhereReceipt, PartReceipt, Receipt, RejectionReceipt, VideosReceipt
 
 STAGES = ("read", "decode", "encode", "stage")
@@ -27,6 +28,11 @@ class _OpenShard:
     """Rejected clips. Several chunks of one clip may be rejected."""
     settled: set[tuple[int, int]] = field(default_factory=set)
     """Clips that are latents or rejections now."""
+
+    @property
+    def is_told(self) -> bool:
+        """Whether the number of its clips is known."""
+        return self.num_videos is not None and len(self.announced) >= self.num_videos
 
     def share(self, size: int) -> float:
         """Return the share of the shard that is done, in [0, 1]: settled clips of known ones, times the known part."""
@@ -65,6 +71,9 @@ class Progress:
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     """Busy time of each stage, summed over its workers."""
     started: float = 0.0
+    _num_clips: int = 0
+    """Clips of the videos that told their number."""
+    _recent: Recent = field(default_factory=Recent)
     _first_clip: float | None = None
     """When the first clip ended. The time before it is start-up and says nothing about speed."""
     _open: dict[str, _OpenShard] = field(default_factory=dict)
@@ -108,6 +117,7 @@ class Progress:
                 if receipt.video not in shard.announced:
                     shard.announced.add(receipt.video)
                     shard.num_clips += receipt.count
+                    self._num_clips += receipt.count
                     shard.read_bytes += receipt.num_bytes
             case VideosReceipt():
                 shard.num_videos = receipt.count
@@ -117,7 +127,10 @@ class Progress:
     def _settle(self, shard: _OpenShard, clip: tuple[int, int]) -> None:
         shard.settled.add(clip)
         self.doing = ""
-        self._first_clip = self.clock() if self._first_clip is None else self._first_clip
+        now = self.clock()
+        self._first_clip = now if self._first_clip is None else self._first_clip
+        if self._recent.is_due(now):
+            self._recent.add(now, *self._grown())
 
     def commit(self, shard: str) -> None:
         """Count a shard that this run or another one committed."""
@@ -140,16 +153,25 @@ class Progress:
         shares = {stage: self.seconds[stage] / n for stage, n in self.slots.items() if n}
         return max(shares, key=lambda stage: shares[stage], default="-")
 
-    def time_left(self) -> float | None:
-        """Return the seconds left, by source bytes, at the speed since the first clip ended; None before."""
-        if self._first_clip is None:
-            return None
+    def _grown(self) -> tuple[float, float, float]:
+        """Return what grows while the run makes progress: clips, bytes read, and source bytes whose clips are done."""
         done = float(self._done_bytes)
         for name, shard in list(self._open.items()):
-            size = self._size(name)
-            done += size * shard.share(size) if size else 0.0
-        left = self._all_bytes - done
-        return (self.clock() - self._first_clip) * left / done if done else None
+            num_bytes = self._size(name)
+            done += num_bytes * shard.share(num_bytes) if num_bytes else 0.0
+        return self.clips, self.read_bytes, done
+
+    def _rates(self) -> tuple[float, ...]:
+        return self._recent.rates(self.clock(), *self._grown())
+
+    def time_left(self) -> float | None:
+        """Return the seconds left, by source bytes, at the speed of the last minute; None while that is not known."""
+        if self._first_clip is None:
+            return None
+        left, rates = self._all_bytes - self._grown()[2], self._rates()
+        if left <= 0:
+            return 0.0
+        return left / rates[2] if rates and rates[2] > 0 else None
 
     def shards(self) -> dict[str, int]:
         """Return the number of shards that are done, in work here, held by another run, and not begun."""
@@ -181,17 +203,27 @@ class Progress:
         }
 
     def line(self) -> str:
-        """Return the line: shards, clips, rates, rejections, time left and bottleneck, or what the run waits for."""
-        elapsed = max(self.elapsed, 1e-9)
+        """Return the line: shards, clips, rates of the last minute, time left, rejections and bottleneck, or what the
+        run waits for. What matters least stands last, where a narrow terminal cuts it."""
         done, total = self.num_done_before + len(self.committed), self.num_done_before + self.num_shards
-        head = f"shards {done}/{total}  clips {self.clips}  "
+        head = f"shards {done}/{total}  clips {self.clips}{self._of_how_many()}  "
         if self.elsewhere:
             head += f"held by another run {len(self.elsewhere)}  "
         if self.doing:
-            return f"{head}{self.doing} ({duration(elapsed)})"
+            return f"{head}{self.doing} ({duration(self.elapsed)})"
         left = self.time_left()
+        rates = self._rates()
+        clips, num_bytes = (f"{rates[0]:.3g}", f"{size(rates[1])}/s") if rates else ("?", "?")
+        refused = f"rejected {self.rejected.total()}  " if self.rejected else ""
         return (
-            f"{head}{self.clips / elapsed:.2f} clips/s  "
-            f"{self.read_bytes / elapsed / 1e6:.1f} MB/s in  rejected {self.rejected.total()}  "
-            f"ETA {'?' if left is None else duration(left)}  bottleneck {self.bottleneck()}"
+            f"{head}{clips} clips/s  ETA {'?' if left is None else duration(left)}  {refused}"
+            f"bottleneck {self.bottleneck()}  {num_bytes} in"
         )
+
+    def _of_how_many(self) -> str:
+        """Return how many latents there will be if no further clip is refused: "/9", or "/9+" while more may come."""
+        known = self._num_clips - self.rejected.total()
+        if not self._num_clips or known < self.clips:
+            return ""
+        told = sum(shard.is_told for shard in list(self._open.values())) + len(self.committed)
+        return f"/{known}{'' if told >= self.num_shards else '+'}"
