@@ -53,12 +53,8 @@ def test_the_line_tells_shards_clips_rates_rejections_time_left_and_the_bottlene
     made.add(part(1, encode_seconds=1.0))
     made.add(refused(2))
     made.commit("a")
-    assert (
-        made.line()
-        == (
-            "shards 7/10  clips 2/2+  0.02 clips/s  ETA 3:45  rejected 1  bottleneck encode  0 B/s in"  # since the first clip
-        )
-    )
+    line = "shards 7/10  clips 2/2+  0.02 clips/s  ETA 3:45  rejected 1  bottleneck encode  0 B/s in"
+    assert made.line() == line  # rates of the 50 s since the first clip
     made.add(part(1, decode_seconds=60.0))
     assert "bottleneck decode" in made.line()  # 132 s of 8 slots, 31 s of 2
     made.add(ClipsReceipt(shard="b", video=0, count=1, read_seconds=9))
