@@ -12,7 +12,7 @@ from pipeline.control.spread import SpreadRule, spread
 from pipeline.control.stop import GraceOverError, Stop
 from pipeline.errors import LatentmillError
 from pipeline.export.pieces import write_piece
-from pipeline.export.place import begin, claimed, end, finished
+from pipeline.export.place import CLAIM_PATH, begin, claimed, end, finished
 from pipeline.export.plan import ExportJob, Plan, plan_export
 from pipeline.export.trainer import Counts, Piece, trainer_of
 from pipeline.output.captions import Captions
@@ -61,7 +61,7 @@ def export(job: ExportJob, rule: SpreadRule, echo: Callable[[str], None] = log.i
     summary = ExportSummary(rows=len(plan.latents), pieces=len(plan.pieces), finished=len(there))
     summary.captions, summary.note = plan.captions, plan.note
     summary.counts = sum(there.values(), Counts())
-    if summary.is_whole and not finish:
+    if summary.is_whole and not finish and not into.exists(CLAIM_PATH):  # a run that was killed last of all leaves one
         return summary
     with claimed(into):
         begin(into, plan, there)
