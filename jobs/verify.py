@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -22,6 +22,10 @@ from pipeline.storage import Storage
 from pipeline.verify.findings import Problem
 from pipeline.verify.whole import verify
 from vae.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from pipeline.stages.decode_video import Decoder
+    from pipeline.stages.encode_chunk import Encoder
 
 COUNTS = ("shards", "remaining", "latents", "latent_bytes", "rejections", "texts", "encoded_again")
 
@@ -39,7 +43,7 @@ class Verify:
     seed: int = 0
     """Random seed for the choice of clips."""
     vae: str = ""
-    """With --reencode: the checkpoint, as for encode. Not needed for `tiny`."""
+    """With --reencode: the checkpoint, as for encode. Default: the one that the last run was given."""
     threads: int | None = None
     """With --reencode: torch threads on a CPU. Default: the number recorded in the output."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -118,6 +122,7 @@ class Report:
 
 def _verify(args: Verify) -> int:
     output, report = Storage(args.output), Report(quiet=args.as_json)
+    stages = _stages(args, output, report) if args.reencode else None  # before the long part: it may raise
     sound: dict[str, int] = {}
     for checked in verify(output):
         for problem in checked.problems:
@@ -130,14 +135,19 @@ def _verify(args: Verify) -> int:
             report.count(shards=1, latents=checked.rows)
             if not checked.problems:
                 sound[checked.shard] = checked.rows
-    if args.reencode:
-        _reencode(args, output, sound, report)
+    if stages:
+        _reencode(args, output, stages, sound, report)
     print(json.dumps(report.as_dict(), indent=2) if args.as_json else printable(report.text()))
     return 1 if report.problems else 0
 
 
-def _reencode(args: Verify, output: Storage, rows: dict[str, int], report: Report) -> None:
-    """Encode some clips of shards without problems again, and compare."""
+def _stages(args: Verify, output: Storage, report: Report) -> tuple[Decoder, Encoder, float | None]:
+    """Load what encodes clips again: the job's two stages, and the bound of the difference, None for equal bytes.
+
+    Raises:
+        ConfigError: there is no video to encode again, or no checkpoint is known.
+        CheckpointError: the checkpoint cannot be loaded, or is another one than that of the output.
+    """
     import torch
 
     from pipeline.output import run_records
@@ -145,26 +155,41 @@ def _reencode(args: Verify, output: Storage, rows: dict[str, int], report: Repor
     from pipeline.settings.resolve import largest_clip
     from pipeline.stages.decode_video import Decoder
     from pipeline.stages.encode_chunk import Encoder
-    from pipeline.verify.reencode import BOUNDS, choose, differences, recorded_threads, reencode
-    from vae.checkpoints.tiny import TINY_NAME
+    from pipeline.verify.reencode import BOUNDS, differences, recorded_threads
     from vae.info import VAEInfo
 
     spec = load_spec(output)
     if origin := spec.vae["config"].get("imported_from"):
         raise ConfigError(f"--reencode: these latents were imported from {origin}: there is no video to encode again")
-    where = args.vae or ("tiny" if spec.vae["name"] == TINY_NAME else "")
+    where = args.vae or run_records.recorded_vae(output)
     if not where:
-        raise ConfigError(
-            f"--reencode needs --vae, the checkpoint of {spec.vae['name']}: an output does not record its path"
-        )
+        raise ConfigError(f"--reencode: no run recorded its checkpoint: name that of {spec.vae['name']} by --vae")
     device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
     threads = args.threads or recorded_threads(output)
-    encoder = Encoder(where, spec, device=device, threads=threads, largest=largest_clip(spec.clip))
+    try:
+        encoder = Encoder(where, spec, device=device, threads=threads, largest=largest_clip(spec.clip))
+    except (CheckpointError, ConfigError) as error:
+        if args.vae:
+            raise
+        raise ConfigError(f"--reencode: the checkpoint of the last run, {error}; name it by --vae") from error
     decoder = Decoder(clip=spec.clip, latent=spec.latent, info=VAEInfo(**spec.vae), deadline=Workers().decode_deadline)
     other = differences(output, run_records.environment(device, threads))
     for line in other:
         report.note(line)
-    bound = BOUNDS[spec.latent.dtype] if other else None
+    return decoder, encoder, BOUNDS[spec.latent.dtype] if other else None
+
+
+def _reencode(
+    args: Verify,
+    output: Storage,
+    stages: tuple[Decoder, Encoder, float | None],
+    rows: dict[str, int],
+    report: Report,
+) -> None:
+    """Encode some clips of shards without problems again, and compare."""
+    from pipeline.verify.reencode import choose, reencode
+
+    decoder, encoder, bound = stages
     for again in reencode(output, choose(rows, args.reencode, args.seed), decoder, encoder, bound):
         for problem in again.problems:
             report.wrong(problem)

@@ -41,9 +41,11 @@ class Report:
     decode: bool = True
     """Decode the latents of the sample clips to pictures. Without it, only their sources are shown."""
     vae: str = ""
-    """The checkpoint, as for encode: its decoder makes the pictures. Not needed for `tiny`."""
+    """The checkpoint, as for encode: its decoder makes the pictures. Default: that of the last run."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of the decoder. auto uses a GPU if there is one."""
+    full_paths: bool = False
+    """Show the folders of this machine. Without it, only the names of files are shown: a report is often shared."""
 
     def __post_init__(self) -> None:
         if self.clips < 0:

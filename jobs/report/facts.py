@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
 from datetime import datetime
 from typing import Any
@@ -49,6 +50,15 @@ def headline(plan: Plan, counts: Tally, seconds: float, pixel_bytes: float) -> l
         (size(written), "of latents", f"{written / read:.2g} of what was read" if read else ""),
         (f"{pixel_bytes / max(written, 1):,.0f} : 1", "compression", f"from {size(pixel_bytes)} of decoded frames"),
     ]
+
+
+def without_folders(text: str) -> str:
+    """Return `text` with every path of this machine cut to its last name: a page is shared, and folders name people."""
+    return _LOCAL_PATH.sub(r"\1.../\2", text)
+
+
+_LOCAL_PATH = re.compile(r"""(^|[\s'"(=:,])(?:/[^/\s'"]+)+/([^/\s'"]+)""")
+"""An absolute path that is no part of a URL."""
 
 
 def runs(output: Storage) -> list[dict[str, str]]:
@@ -130,10 +140,12 @@ def rejections(output: Storage, plan: Plan, counts: Tally) -> list[dict[str, Any
     shards = [shard for shard, _ in layout.list_shards(output, layout.REJECTED, layout.JSONL) if shard in plan.done]
     examples: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
     chosen = shards[:MOST_FILES]
-    for _, left in in_parallel(lambda shard: standing(output, shard, superseded.get(shard, set())), chosen):
+    for shard, (_, left) in zip(
+        chosen, in_parallel(lambda shard: standing(output, shard, superseded.get(shard, set())), chosen), strict=True
+    ):
         for rejection in left:
             found = examples[rejection["reason"]]
             if len(found) < EXAMPLES:
-                found.append(rejection)
+                found.append(rejection | {"shard": shard, "picture": ""})
     ordered = sorted(counts.rejected.items(), key=lambda item: (-item[1], item[0]))
     return [{"reason": reason, "count": count, "examples": examples[reason]} for reason, count in ordered]

@@ -12,13 +12,15 @@ import numpy as np
 
 import latentmill
 from jobs.report import Report
-from jobs.report.facts import headline, rejections, runs, words
+from jobs.report.facts import headline, rejections, runs, without_folders, words
 from jobs.report.plots import Plot, distributions, latents
-from jobs.report.samples import COLUMNS, GAIN, Decode, decoder_of, samples
+from jobs.report.refused import add_pictures
+from jobs.report.samples import COLUMNS, GAIN, Decode, decoder_of, doubt, fidelity, samples
 from jobs.stats import stats
 from latentmill.dataset import LatentDataset
 from latentmill.format import STATISTICS
 from latentmill.statistics.pool import matrix, tables
+from pipeline.output.run_records import recorded_vae
 from pipeline.output.spec_file import load_spec
 from pipeline.output.tally import tally
 from pipeline.plan.frozen import read_plan
@@ -53,23 +55,33 @@ def page(args: Report) -> str:
     dataset = latentmill.open(args.output, columns=sorted(columns))
     rows = _rows(dataset)
     chosen = random.Random(args.seed).sample(range(len(dataset)), min(args.clips, len(dataset)))
-    decode, why_not = _decoder(args, spec)
+    shared = (lambda text: text) if args.full_paths else without_folders
+    decode, why_not = _decoder(args, output, spec)
     found = _statistics(dataset) if has_statistics else {}
+    far = [clip["position"] for clip in found["furthest"]] if found and args.clips else []
+    clips = samples(output, plan, spec, _means(dataset), sorted({*chosen, *far}), decode)
+    figures = headline(plan, counts, *_amounts(rows, len(dataset)))
+    refused = rejections(output, plan, counts)
+    if args.clips:
+        add_pictures(refused, plan, spec)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("jobs.report", "."), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     return environment.get_template("page.html.j2").render(
-        output=redacted(output.uri),
+        output=shared(redacted(output.uri)),
+        shared=shared,
         made=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         open_shards=plan.num_remaining,
-        headline=headline(plan, counts, *_amounts(rows, len(dataset))),
+        headline=figures + fidelity(clips),
+        doubt=doubt(clips),
         tiny=read_tiny().facts if spec.vae["name"] == TINY_NAME else None,
-        samples=samples(output, plan, spec, _means(dataset), sorted(chosen), decode),
+        samples=sorted(clips, key=lambda clip: (clip.psnr is None, clip.psnr)),
+        pictured={clip.id: clip.pictures[0]["source"] for clip in clips if clip.pictures},
         gain=GAIN,
         why_not=why_not,
         statistics=found,
-        rejections=rejections(output, plan, counts),
+        rejections=refused,
         distributions=distributions(rows, [json.loads(text) for text in rows["source_json"]]),
         shown_rows=len(rows["caption"]),
         words=words(spec),
@@ -112,14 +124,14 @@ def _means(dataset: LatentDataset) -> LatentDataset:
     return dataset.posterior("mean") if dataset.stored_posterior == "moments" else dataset
 
 
-def _decoder(args: Report, spec: Spec) -> tuple[Decode | None, str]:
+def _decoder(args: Report, output: Storage, spec: Spec) -> tuple[Decode | None, str]:
     """Return what turns a latent into frames, or None and why there is none."""
     if not args.decode:
         return None, "--no-decode was given"
-    where = args.vae or ("tiny" if spec.vae["name"] == TINY_NAME else "")
+    where = args.vae or ("tiny" if spec.vae["name"] == TINY_NAME else recorded_vae(output))
     if not where:
-        return None, f"--vae was not given: the path or URL of {spec.vae['name']}, which an output does not record"
+        return None, f"no run recorded its checkpoint, and --vae did not name that of {spec.vae['name']}"
     try:
         return decoder_of(spec, where, args.device), ""
     except CheckpointError as error:
-        return None, str(error)
+        return None, str(error) if args.vae else f"{error}. Name the checkpoint by --vae"

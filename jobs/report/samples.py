@@ -29,6 +29,9 @@ from pipeline.storage.range_file import open_parquet
 from pipeline.verify.decode_again import clips_of, decode_again
 from vae.info import VAEInfo
 
+LEAST_PSNR = 20.0
+"""dB. Below it, the median of the sample clips is an alarm: a VAE that was trained gives 25 to 45 dB on videos, another
+VAE's weights and wrong scalings 5 to 15 dB."""
 LATENT_FRAMES = 3
 """Latent frames that are decoded: the first ones, which a causal decoder can do alone. A long clip costs no more."""
 MOST_WIDTH = 360
@@ -100,6 +103,25 @@ def samples(
     return [found[position] for position in chosen]
 
 
+def fidelity(clips: list[Sample]) -> list[tuple[str, str, str]]:
+    """Return the figure of the page for the PSNR of the sample clips; none if no clip was decoded."""
+    found = [clip.psnr for clip in clips if clip.psnr is not None]
+    if not found:
+        return []
+    return [(f"{np.median(found):.1f} dB", "PSNR", f"median of {len(found)} sample clips, worst {min(found):.1f} dB")]
+
+
+def doubt(clips: list[Sample]) -> str:
+    """Return what is wrong with the decoded pictures as a whole, or ""."""
+    found = [clip.psnr for clip in clips if clip.psnr is not None]
+    if not found or np.median(found) >= LEAST_PSNR:
+        return ""
+    return (
+        f"What comes back from the latents is not the source: the median PSNR is {np.median(found):.1f} dB, and a "
+        f"trained VAE has more than {LEAST_PSNR:g} dB. Is this the right checkpoint, with trained weights?"
+    )
+
+
 COLUMNS = ("key", "caption", "source_uri", "start_sec", "num_frames", "height", "width", "video_index", "clip_index")
 
 Clip = tuple[str, ClipKey, dict[str, Any]]
@@ -150,10 +172,10 @@ def _show(sample: Sample, source: Frames, decoded: Frames | None) -> None:
         sample.psnr = float(peak_signal_noise_ratio(source, decoded, data_range=255))
         sample.ssim = float(np.mean([_ssim(*pair) for pair in zip(source, decoded, strict=True)]))
     for i in sorted({0, count // 2, count - 1}):
-        pictures = {"source": _data_uri(source[i])}
+        pictures = {"source": data_uri(source[i])}
         if decoded is not None:
             difference = np.abs(decoded[i].astype(np.int16) - source[i]) * GAIN
-            pictures |= {"decoded": _data_uri(decoded[i]), "difference": _data_uri(difference.clip(0, 255))}
+            pictures |= {"decoded": data_uri(decoded[i]), "difference": data_uri(difference.clip(0, 255))}
         sample.pictures.append(pictures | {"frame": str(i)})
 
 
@@ -165,7 +187,8 @@ def _ssim(source: Frames, decoded: Frames) -> float:
     return float(structural_similarity(source, decoded, channel_axis=-1, data_range=255, win_size=size, **options))
 
 
-def _data_uri(frame: npt.NDArray[Any]) -> str:
+def data_uri(frame: npt.NDArray[Any]) -> str:
+    """Return a frame, uint8 [H, W, 3], as a data URI of a picture that is at most MOST_WIDTH wide and high."""
     picture = Image.fromarray(frame.astype(np.uint8))
     picture.thumbnail((MOST_WIDTH, MOST_WIDTH))
     file = io.BytesIO()

@@ -15,7 +15,9 @@ import numpy.typing as npt
 from latentmill.statistics.pool import Moments, Statistics
 
 EXPECTED_STD = (0.75, 1.33)
-"""A std outside is an alarm: a third away from 1, as 1 / 1.33 = 0.75."""
+"""A std inside is near 1: a third away from it, as 1 / 1.33 = 0.75."""
+TOLERATED_STD = (0.5, 2.0)
+"""A std outside is an alarm: the signal stands 6 dB lower or higher against the noise than the schedule expects."""
 DEAD = 0.01
 """A channel is dead if its std is below this part of the std of all channels."""
 FAR = 30.0
@@ -63,10 +65,12 @@ def verdict(statistics: Statistics, spec: dict[str, Any]) -> str:
     """Return in one sentence whether the normalisation of the Spec fits these latents."""
     _, std = training(statistics.whole, spec).overall
     under = f"these latents have std {std:.2f} under {_named(spec)}"
-    low, high = EXPECTED_STD
-    if low <= std <= high:
+    if _within(std, EXPECTED_STD):
         return f"{under}: near 1, as diffusion training expects"
-    return f"{under}: your data are not what it was fitted on; see the normalisation that fits"
+    away = f"{20 * np.log10(max(std, 1e-12)):+.1f} dB from 1, which diffusion training expects"
+    if _within(std, TOLERATED_STD):
+        return f"{under}: {away}; training tolerates it"
+    return f"{under}: {away}; your data are not what it was fitted on, see the normalisation that fits"
 
 
 def dead_channels(statistics: Statistics, spec: dict[str, Any]) -> list[int]:
@@ -79,13 +83,17 @@ def alarms(statistics: Statistics, spec: dict[str, Any]) -> list[str]:
     """Return one line for each property of these latents that is bad for training; none if all is well."""
     lines = []
     _, std = training(statistics.whole, spec).overall
-    if not EXPECTED_STD[0] <= std <= EXPECTED_STD[1]:
+    if not _within(std, TOLERATED_STD):
         lines.append(verdict(statistics, spec))
     if dead := dead_channels(statistics, spec):
         lines.append(f"dead channels: {', '.join(map(str, dead))}: std below {DEAD:.0%} of that of all channels")
     if spec["latent"]["posterior"] != "moments" and statistics.max_abs > FAR * std:
         lines.append(f"largest magnitude {statistics.max_abs:.3g}: {statistics.max_abs / std:.0f} times the std")
     return lines
+
+
+def _within(std: float, bounds: tuple[float, float]) -> bool:
+    return bounds[0] <= std <= bounds[1]
 
 
 def _factors(spec: dict[str, Any]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:

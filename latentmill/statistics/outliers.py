@@ -23,6 +23,8 @@ MEDIAN_ROWS = 1 << 16
 class Outlier(NamedTuple):
     """A row whose latent is far from the rest."""
 
+    position: int
+    """Its place in the dataset."""
     id: str
     key: str
     distance: float
@@ -48,7 +50,7 @@ def outliers(dataset: LatentDataset, count: int) -> list[Outlier]:
         kind, channel = divmod(int(_distances(mean, std, *usual).argmax()), len(usual[0]))
         value, most = row[kind][channel], usual[kind][channel]
         why = f"the {('mean', 'std')[kind]} of channel {channel} is {value:.3g}, that of most rows {most:.3g}"
-        found.append(Outlier(id_, key, float(distances[i]), why))
+        found.append(Outlier(int(i), id_, key, float(distances[i]), why))
     return found
 
 

@@ -7,6 +7,7 @@ differ in the last bits.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import platform
@@ -104,6 +105,18 @@ def environment(device: str, threads: int, packages: Sequence[str] = PACKAGES) -
         facts["cudnn_engines"] = engines()
         facts["triton"] = version("triton") if find_spec("triton") else None
     return facts
+
+
+def recorded_vae(output: Storage) -> str:
+    """Return the checkpoint that the last run was given, without secrets, or "" if no run is recorded.
+
+    It may lie on another machine, or hold other weights by now: compare its digest with that of the Spec.
+    """
+    for entry in reversed(list(output.list(layout.RUNS))):
+        with contextlib.suppress(ValueError, LookupError, TypeError):
+            if isinstance(where := json.loads(output.read(entry.path))["job"]["vae"], str):
+                return where
+    return ""
 
 
 def warn_of_differences(output: Storage, ours: dict[str, Any], folder: str = layout.RUNS) -> None:
