@@ -18,7 +18,8 @@ import pytest
 
 import latentmill
 from jobs import report
-from jobs.report.samples import COLUMNS, samples
+from jobs.report.facts import without_folders
+from jobs.report.samples import COLUMNS, Sample, doubt, fidelity, samples
 from latentmill import checksum
 from pipeline.decode import DecodeSpec, decode_clip
 from pipeline.output.layout import SEAL_PATH, data_path, index_path
@@ -89,6 +90,44 @@ def test_its_figures_are_those_of_the_output(out: Path, tmp_path: Path) -> None:
     assert "None: <code>--clips 0</code> was given." in html
     assert "which is for demos and tests only" in html
     assert load_spec(Storage(str(out))).digest in html
+
+
+def test_no_folder_of_this_machine_is_shown_unless_asked_for(out: Path, source: Path, tmp_path: Path) -> None:
+    html = made(out, tmp_path / "report.html")
+    assert str(out.parent) not in html
+    assert str(source) not in html
+    assert "<code>.../out</code>" in html
+    assert str(source) in made(out, tmp_path / "report.html", "--clips", "1", "--full-paths")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("/home/ann lee/a.tar#b.mp4 from 1 s", ".../a.tar#b.mp4 from 1 s"),
+        ("s3://bucket/d/a.mp4: 404", "s3://bucket/d/a.mp4: 404"),
+        ("cannot read '/data/x/a.mp4': gone", "cannot read '.../a.mp4': gone"),
+        ("3/4 of a/b/c", "3/4 of a/b/c"),
+    ],
+)
+def test_a_path_is_cut_to_its_last_name(text: str, shown: str) -> None:
+    assert without_folders(text, ["/home/ann lee"]) == shown
+
+
+def test_the_first_frame_of_a_rejected_video_is_shown_where_there_is_one(out: Path, tmp_path: Path) -> None:
+    html = made(out, tmp_path / "report.html")
+    examples = html.partition("<h2>Rejections</h2>")[2].partition("<h2>")[0]
+    assert examples.count('<div class="example">') == 2
+    assert examples.count('<div class="example"><img class="still" src="data:image/webp') == 1, "the cut video's"
+
+
+def test_it_asks_whether_the_checkpoint_is_right_when_nothing_comes_back() -> None:
+    def clips(*psnr: float | None) -> list[Sample]:
+        return [Sample(key="", id="", caption=None, where="", shape="", psnr=value) for value in psnr]
+
+    assert "Is this the right checkpoint" in doubt(clips(6.3, 8.0, 31.0, None))
+    assert doubt(clips(24.1, 31.4, 9.0)) == ""
+    assert doubt(clips(None)) == ""
+    assert fidelity(clips(24.0, 31.0, 9.0)) == [("24.0 dB", "PSNR", "median of 3 sample clips, worst 9.0 dB")]
 
 
 @pytest.mark.parametrize("posterior", ["mean", "sample", "moments"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
+from collections.abc import Collection
 from datetime import datetime
 from typing import Any
 
@@ -52,9 +53,21 @@ def headline(plan: Plan, counts: Tally, seconds: float, pixel_bytes: float) -> l
     ]
 
 
-def without_folders(text: str) -> str:
-    """Return `text` with every path of this machine cut to its last name: a page is shared, and folders name people."""
+def without_folders(text: str, known: Collection[str] = ()) -> str:
+    """Return `text` with every path of this machine cut to its last name: a page is shared, and folders name people.
+
+    Args:
+        known: folders that are cut even if their names hold spaces, the longest first.
+    """
+    for folder in known:
+        text = text.replace(f"{folder}/", ".../")
     return _LOCAL_PATH.sub(r"\1.../\2", text)
+
+
+def local_folders(output: Storage, plan: Plan) -> list[str]:
+    """Return the folders of this machine that hold the output and the sources, the longest first."""
+    uris = {output.uri, *(shard.uri if shard.kind != "files" else f"{shard.uri}/" for shard in plan)}
+    return sorted({uri.rpartition("/")[0] for uri in uris if uri.startswith("/")} - {""}, key=len, reverse=True)
 
 
 _LOCAL_PATH = re.compile(r"""(^|[\s'"(=:,])(?:/[^/\s'"]+)+/([^/\s'"]+)""")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import jinja2
@@ -12,7 +13,7 @@ import numpy as np
 
 import latentmill
 from jobs.report import Report
-from jobs.report.facts import headline, rejections, runs, without_folders, words
+from jobs.report.facts import headline, local_folders, rejections, runs, without_folders, words
 from jobs.report.plots import Plot, distributions, latents
 from jobs.report.refused import add_pictures
 from jobs.report.samples import COLUMNS, GAIN, Decode, decoder_of, doubt, fidelity, samples
@@ -55,7 +56,7 @@ def page(args: Report) -> str:
     dataset = latentmill.open(args.output, columns=sorted(columns))
     rows = _rows(dataset)
     chosen = random.Random(args.seed).sample(range(len(dataset)), min(args.clips, len(dataset)))
-    shared = (lambda text: text) if args.full_paths else without_folders
+    shared = str if args.full_paths else partial(without_folders, known=local_folders(output, plan))
     decode, why_not = _decoder(args, output, spec)
     found = _statistics(dataset) if has_statistics else {}
     far = [clip["position"] for clip in found["furthest"]] if found and args.clips else []
