@@ -113,11 +113,14 @@ def test_a_path_is_cut_to_its_last_name(text: str, shown: str) -> None:
     assert without_folders(text, ["/home/ann lee"]) == shown
 
 
-def test_the_first_frame_of_a_rejected_video_is_shown_where_there_is_one(out: Path, tmp_path: Path) -> None:
-    html = made(out, tmp_path / "report.html")
+def test_the_first_frame_of_a_rejected_video_is_shown_where_there_is_one(tmp_path: Path) -> None:
+    long, short = (make_video(num_frames=count, width=96, height=64) for count in (60, 3))
+    (tmp_path / "a.tar").write_bytes(make_tar([("a.mp4", long), ("b.mp4", short), ("c.mp4", b"no video")]))
+    make_output(tmp_path / "*.tar", tmp_path / "out", CLIPS)
+    html = made(tmp_path / "out", tmp_path / "report.html")
     examples = html.partition("<h2>Rejections</h2>")[2].partition("<h2>")[0]
     assert examples.count('<div class="example">') == 2
-    assert examples.count('<div class="example"><img class="still" src="data:image/webp') == 1, "the cut video's"
+    assert examples.count('<div class="example"><img class="still" src="data:image/webp') == 1, "of b.mp4"
 
 
 def test_it_asks_whether_the_checkpoint_is_right_when_nothing_comes_back() -> None:
@@ -179,7 +182,8 @@ def test_it_says_why_there_are_no_pictures(source: Path, tmp_path: Path) -> None
     spec = json.loads((tmp_path / "out/spec.json").read_text())
     spec["vae"]["name"] = "AutoencoderKLCogVideoX"
     (tmp_path / "out/spec.json").write_text(json.dumps(spec))
-    assert "--vae was not given: the path or URL of AutoencoderKLCogVideoX" in made(
+    shutil.rmtree(tmp_path / "out/runs")
+    assert "no run recorded its checkpoint, and --vae did not name that of AutoencoderKLCogVideoX" in made(
         tmp_path / "out", tmp_path / "report.html"
     )
 
