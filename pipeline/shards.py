@@ -22,7 +22,8 @@ from typing import Any, Literal, NamedTuple
 
 from pipeline.records import ChunkId, ClipKey, canonical_json
 
-ShardKind = Literal["tar", "files", "table", "retry"]
+ShardKind = Literal["webdataset", "tar", "files", "table", "retry"]
+"""What a shard is read from. tar: a tar that was planned when hidden members (see samples.is_hidden) were read, too."""
 
 
 class ListedVideo(NamedTuple):

@@ -51,7 +51,7 @@ def make_sources(root: Path) -> list[str]:
 def test_a_plan_is_frozen_and_covers_the_sources_once(tmp_path: Path, output: Storage) -> None:
     sources = make_sources(tmp_path)
     plan = make_plan(output, sources, shard_size=4)
-    assert [shard.kind for shard in plan] == ["tar"] * 3 + ["files"] * 3 + ["table"] * 6
+    assert [shard.kind for shard in plan] == ["webdataset"] * 3 + ["files"] * 3 + ["table"] * 6
     assert len({shard.name for shard in plan}) == plan.num_shards == plan.num_remaining == 12
     assert len(rows_of(plan)) == 9 + 10 + 15
     frozen = plan_files(output)

@@ -104,7 +104,7 @@ def test_what_is_hidden_is_ignored_and_counted(tmp_path: Path, s3: S3, caplog: p
 
 def test_tars_in_a_folder_are_shards_of_their_own(tmp_path: Path) -> None:
     fill(tmp_path, {"x/1.tar": make_tar([("a.mp4", b"")]), "x/0.tar": make_tar([("b.mp4", b"")]), "x/c.mp4": b""})
-    assert [shard.kind for shard in list_source(str(tmp_path), shard_size=9)] == ["tar", "tar", "files"]
+    assert [shard.kind for shard in list_source(str(tmp_path), shard_size=9)] == ["webdataset", "webdataset", "files"]
     assert seen(tmp_path) == [("b", "video"), ("a", "video"), ("x/c.mp4", "video")]
     assert seen(tmp_path / "x" / "*.tar") == [("b", "video"), ("a", "video")]
     assert seen(tmp_path / "x" / "[1-9].tar") == [("a", "video")]

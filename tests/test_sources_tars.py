@@ -7,6 +7,7 @@ import os
 import tarfile
 import tracemalloc
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,17 @@ def shard_of(path: Path, members: list[tuple[str, bytes]] | bytes) -> Shard:
 
 def videos(shard: Shard) -> list[Video]:
     return [record for record in read_shard(shard) if isinstance(record, Video)]
+
+
+def test_hidden_members_are_ignored_but_in_a_tar_that_was_planned_before(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = ["./a.mp4", "./.ipynb_checkpoints/a.mp4", "@eaDir/b.mp4", "__MACOSX/._c.mp4", "d/.Trash/e.txt", "d/e.mp4"]
+    shard = shard_of(tmp_path / "s.tar", [(name, name.encode()) for name in names])
+    assert [video.key for video in videos(shard)] == ["a", "d/e"]
+    assert "4 hidden members are ignored" in caplog.text
+    before = [record.video for record in read_shard(replace(shard, kind="tar")) if isinstance(record, Video)]
+    assert before == [0, 1, 2, 4], "3 is the rejection of e.txt, and ._c.mp4 has no key"
 
 
 def test_a_tar_gives_its_videos_in_order_with_what_stands_beside_them(tmp_path: Path) -> None:

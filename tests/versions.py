@@ -2,9 +2,10 @@
 
     python -m tests.versions [--python 3.11 3.12 3.13] [--resolution lowest-direct highest]
 
-Each pair gets an environment of its own in a temporary folder, with latentmill installed from this checkout. In it the
-demo runs: encode, verify with clips that are encoded again, read. Then a training loop takes batches. The table that is
-printed stands in CONTRIBUTING.md. It needs `uv` on the PATH, the Pythons, and about 15 GB: torch brings CUDA.
+Each pair gets an environment of its own in a temporary folder, with a wheel of this checkout and, of all else, only
+what is published as a wheel. In it the demo runs: encode, verify with clips that are encoded again, read. Then a
+training loop takes batches. The table that is printed stands in CONTRIBUTING.md. It needs `uv` on the PATH, the
+Pythons, and about 15 GB: torch brings CUDA.
 """
 
 from __future__ import annotations
@@ -48,8 +49,10 @@ def _row(python: str, resolution: str) -> bool:
         where, found = Path(folder), dict[str, str]()
         try:
             _run(["uv", "venv", "--quiet", "--python", python, "env"], where)
-            install = ["uv", "pip", "install", "--quiet", "--python", "env/bin/python", "--resolution", resolution]
-            _run([*install, str(ROOT)], where)
+            _run(["uv", "build", "--quiet", "--wheel", "--out-dir", str(where), str(ROOT)], where)
+            (wheel,) = where.glob("*.whl")
+            install = ["uv", "pip", "install", "--quiet", "--no-build", "--python", "env/bin/python"]
+            _run([*install, "--resolution", resolution, str(wheel)], where)
             listed = _run(["uv", "pip", "list", "--quiet", "--python", "env/bin/python", "--format", "json"], where)
             found = {package["name"]: package["version"] for package in json.loads(listed)}
             _run([str(where / "env/bin/latentmill"), "demo"], where)

@@ -236,7 +236,9 @@ class _Known:
             return None
         kind, size, etag, stop = self._objects[uri]
         # The size of a table's shard is its range's.
-        is_same = self._compare(uri, (size if kind == "tar" else entry.size, etag), (entry.size, entry.etag))
+        is_same = self._compare(
+            uri, (size if kind in ("webdataset", "tar") else entry.size, etag), (entry.size, entry.etag)
+        )
         return stop if is_same else NO_MORE
 
     def videos_under(self, root: str) -> Iterator[ListedVideo]:

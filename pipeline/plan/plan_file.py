@@ -99,7 +99,7 @@ class PlanFile:
         for batch in self.table.select(_SHARD_COLUMNS).to_batches(max_chunksize=1024):
             for row in batch.to_pylist():
                 place = PlanPlace(plan=self.uri, row_group=number // ROWS_PER_GROUP, row=number % ROWS_PER_GROUP)
-                yield Shard(**row, members=None if row["kind"] == "tar" else place)
+                yield Shard(**row, members=None if row["kind"] in ("webdataset", "tar") else place)
                 number += 1
 
     def num_videos(self) -> Iterator[tuple[str, int | None]]:

@@ -22,6 +22,7 @@ from pipeline.sources.samples import (
     SIDECAR_SUFFIXES,
     VIDEO_SUFFIXES,
     Sample,
+    is_hidden,
     name_refusal,
     parse_sidecars,
     refuse,
@@ -34,20 +35,10 @@ TAR_SUFFIXES = frozenset({".tar"})
 TABLE_SUFFIXES = frozenset({".parquet", ".jsonl", ".ndjson", ".csv"})
 _LOOSE_SUFFIXES = VIDEO_SUFFIXES | IMAGE_SUFFIXES | SIDECAR_SUFFIXES
 
-_HIDDEN_FOLDERS = frozenset(
-    {"@eadir", "#recycle", "#snapshot", "$recycle.bin", "system volume information", "lost+found", "__macosx"}
-)
-"""Folders without a dot that systems make beside the user's files: thumbnails, waste, snapshots. In lower case."""
-
-
-def is_hidden(path: str) -> bool:
-    """Return whether a name of `path` begins with a dot (".Trash-1000") or is a folder of the system ("@eaDir")."""
-    return any((name[:1] == "." and name != ".") or name.lower() in _HIDDEN_FOLDERS for name in path.split("/"))
-
 
 def tar_shard(uri: str, entry: Entry) -> Shard:
     name = shard_name(uri, PurePosixPath(uri).stem, "")
-    return Shard(name=name, kind="tar", uri=uri, size=entry.size, etag=entry.etag)
+    return Shard(name=name, kind="webdataset", uri=uri, size=entry.size, etag=entry.etag)
 
 
 def list_items(

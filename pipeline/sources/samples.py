@@ -74,6 +74,19 @@ class Sample:
     only: tuple[int, ...] | None = None
 
 
+_HIDDEN_FOLDERS = frozenset(
+    {"@eadir", "#recycle", "#snapshot", "$recycle.bin", "system volume information", "lost+found", "__macosx"}
+)
+"""Folders without a dot that systems make beside the user's files: thumbnails, waste, snapshots. In lower case."""
+
+
+def is_hidden(path: str) -> bool:
+    """Return whether a name of `path` begins with a dot (".Trash-1000") or is a folder of the system ("@eaDir")."""
+    return any(
+        (name[:1] == "." and name not in (".", "..")) or name.lower() in _HIDDEN_FOLDERS for name in path.split("/")
+    )
+
+
 def suffix_of(name: str) -> str:
     """Return the last suffix in lower case: "a/clip.v2.MP4" -> ".mp4"; "" for "a/clip", "clip." and ".hidden"."""
     # PurePosixPath gives the same but takes ten times as long, and a plan may need ten million suffixes.

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -24,12 +25,16 @@ from pipeline.sources.samples import (
     SIDECAR_SUFFIXES,
     VIDEO_SUFFIXES,
     Sample,
+    is_hidden,
     name_refusal,
     parse_sidecars,
     refuse,
     suffix_of,
 )
 from pipeline.sources.tar import Member, TarReader
+from pipeline.storage.addresses import redacted
+
+log = logging.getLogger(__name__)
 
 MAX_SAMPLES = 1_000_000
 """Limit per tar: all keys are kept in memory (100 bytes each), and a tar of ten million is an attack or a mistake."""
@@ -39,20 +44,27 @@ MAX_DUPLICATES = 1000
 counted."""
 
 
-def read_tar(uri: str, *, size: int, etag: str, max_bytes: int) -> Iterator[Sample | Rejection]:
+def read_tar(
+    uri: str, *, size: int, etag: str, max_bytes: int, with_hidden: bool = False
+) -> Iterator[Sample | Rejection]:
     """Yield the samples of a tar in order, with one in memory at a time, from one GET.
+
+    Args:
+        with_hidden: also read what lies in hidden folders, as a plan of an earlier version says.
 
     Raises:
         StorageError: the object is not the planned one, or not all bytes could be read.
     """
     seen: set[bytes] = set()
     group: _Group | None = None
+    hidden = 0
     with io.BufferedReader(storage.stream(uri, size=size, etag=etag), 1 << 20) as file:
         tar = TarReader(file, size)
         try:
             for member in tar:
                 key = key_of(member.name)
-                if member.kind == "folder" or key is None:
+                if member.kind == "folder" or key is None or (is_hidden(member.name) and not with_hidden):
+                    hidden += member.kind != "folder" and is_hidden(member.name)
                     continue
                 if group is None or group.key != key:
                     if group is not None:
@@ -73,6 +85,8 @@ def read_tar(uri: str, *, size: int, etag: str, max_bytes: int) -> Iterator[Samp
             return
         if group is not None:
             yield from group.close(seen)
+    if hidden:
+        log.warning("tar=%s: %d hidden members are ignored", redacted(uri), hidden)
 
 
 def key_of(name: str) -> str | None:

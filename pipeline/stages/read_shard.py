@@ -88,4 +88,5 @@ def _samples(shard: Shard, *, max_bytes: int, **allowed: bool) -> Iterator[Sampl
         case Retry() as retry:
             return only_chosen(_samples(retry.of, max_bytes=max_bytes, **allowed), retry)
         case _:
-            return read_tar(shard.uri, size=shard.size, etag=shard.etag, max_bytes=max_bytes)
+            hidden = shard.kind == "tar"
+            return read_tar(shard.uri, size=shard.size, etag=shard.etag, max_bytes=max_bytes, with_hidden=hidden)
