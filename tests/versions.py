@@ -52,7 +52,7 @@ def _row(python: str, resolution: str) -> bool:
             _run(["uv", "build", "--quiet", "--wheel", "--out-dir", str(where), str(ROOT)], where)
             (wheel,) = where.glob("*.whl")
             install = ["uv", "pip", "install", "--quiet", "--no-build", "--python", "env/bin/python"]
-            _run([*install, "--resolution", resolution, str(wheel)], where)
+            _run([*install, "--resolution", resolution, "-r", str(ROOT / "pyproject.toml"), str(wheel)], where)
             listed = _run(["uv", "pip", "list", "--quiet", "--python", "env/bin/python", "--format", "json"], where)
             found = {package["name"]: package["version"] for package in json.loads(listed)}
             _run([str(where / "env/bin/latentmill"), "demo"], where)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from latentmill import memory
+from latentmill.access import memory
 
 
 @pytest.fixture(autouse=True)
