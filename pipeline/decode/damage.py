@@ -21,7 +21,7 @@ class Place:
     disposable: bool = False
     """No other frame is predicted from its frame."""
     keyframe: bool = False
-    """Decoding can begin with this packet, according to the container."""
+    """Decoding can begin with this packet, as it is marked."""
     leads: int | None = None
     """Ticks of the keyframe that its frame leads; None if it leads none."""
 
@@ -52,18 +52,18 @@ class Damage:
     def __bool__(self) -> bool:
         return bool(self._all)
 
-    def follow(self, packet: Any, order: int, ticks: int, *, disposable: bool) -> Place:
-        """Return the place of the next packet of the stream, whose frame is shown at `ticks`."""
+    def follow(self, packet: Any, place: Place, ticks: int) -> Place:
+        """Return the place of the next packet of the stream, whose frame is shown at `ticks`, with what it leads."""
         leads = None
-        if packet.is_keyframe:
-            self._keyframes.append((order, ticks))
+        if place.keyframe:
+            self._keyframes.append((place.order, ticks))
             self._led = ticks
         elif packet.dts is None or self._last_dts is None or packet.dts <= self._last_dts:
             self._led = None
         elif self._led is not None and ticks < self._led:
             leads = self._led
         self._last_dts = packet.dts
-        return Place(order, disposable, packet.is_keyframe, leads)
+        return replace(place, leads=leads)
 
     def refuse_keyframe(self, place: Place) -> None:
         """Treat this keyframe as an ordinary frame: it is predicted and begins a gradual refresh, as H.264 allows."""

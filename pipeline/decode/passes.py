@@ -15,6 +15,7 @@ from typing import Any
 from pipeline.decode import too_short
 from pipeline.decode.builder import ClipBuilder
 from pipeline.decode.clip import DecodedClip, DecodeStats
+from pipeline.decode.first_clean import from_first_clean
 from pipeline.decode.frame_times import FrameTimes
 from pipeline.decode.lineup import Lineup
 from pipeline.decode.opening import Feed, Source, choose_stream, discard_others, open_container, open_feed
@@ -24,14 +25,10 @@ from pipeline.decode.spec import DecodeSpec
 from pipeline.decode.timeline import Timeline, measure_feed
 from pipeline.errors import (
     ClipTooShortError,
-    CorruptVideoError,
-    NoFramesError,
     TruncatedVideoError,
     VideoError,
 )
 
-_MAX_LEADING_CORRUPT = 64
-"""Flagged frames allowed before the first clean one: leading pictures of an open GOP, or a stream cut within a GOP."""
 _WORTH_MEASURING = 50
 """Packets of the whole video per frame in the clips' span, up to which measuring the video in order to skip frames is
 faster. A packet costs 10 us; a frame at 720p takes about 4 ms, and skipping saves a quarter of that."""
@@ -113,7 +110,7 @@ class _Pass:
             discard_others(container, self.stream)
             self.reader = PictureReader(container, self.stream, self.feed, self.specs[0].times)
             try:
-                pictures = self._from_first_clean()
+                pictures = from_first_clean(self.reader)
                 first = next(pictures)
                 self.seeker = Seeker(self.reader, self.feed, self.stream.time_base, first.ticks)
                 lineup = self._lined_up(first)
@@ -123,25 +120,6 @@ class _Pass:
             finally:
                 self.frames_decoded += self.reader.frames_decoded
                 self.errors += self.reader.errors
-
-    def _from_first_clean(self) -> Iterator[Picture]:
-        """Yield pictures from the first one that the decoder does not flag as corrupt. Raises if there is none."""
-        num_corrupt = 0
-        pictures = self.reader.pictures()
-        for picture in pictures:
-            if picture.corrupt:
-                num_corrupt += 1
-                if num_corrupt > _MAX_LEADING_CORRUPT:
-                    raise CorruptVideoError(f"the decoder flags the first {num_corrupt} frames as corrupt")
-                continue
-            yield picture
-            yield from pictures
-            return
-        if self.reader.errors and self.reader.lacks_keyframe:
-            raise NoFramesError("the video stream holds no keyframe that decoding could begin with")
-        if num_corrupt or self.reader.errors:
-            raise CorruptVideoError(f"no frame can be decoded: {self.reader.first_error or 'all flagged corrupt'}")
-        raise NoFramesError("the video stream holds no frame")
 
     def _lined_up(self, first: Picture) -> Lineup:
         """Return the Lineup of the clips that have no result yet, from the first picture on."""

@@ -17,6 +17,7 @@ from typing import Any
 import av
 from av.video.frame import PictureType
 
+from pipeline.decode.beginning import Beginning
 from pipeline.decode.bitstream.disposable import is_disposable, nal_length_size
 from pipeline.decode.bitstream.invisible import is_invisible
 from pipeline.decode.clock import FrameClock, has_decoding_times_only, has_invented_times, packet_ticks
@@ -54,6 +55,8 @@ class Picture:
     """Whether the timestamp was missing or did not increase."""
     tainted: bool
     """Whether it was predicted, as far as is known, from a lost packet."""
+    complete: bool
+    """Whether it needs no earlier frame, as far as the file tells; see `beginning`."""
     sar: Fraction
     """Sample aspect ratio: width / height of a pixel."""
     converted: dict[Any, Any] = field(default_factory=dict)
@@ -90,6 +93,7 @@ class PictureReader:
         self._is_bare = container.format.name in _BARE
         self._lacks_pts = has_decoding_times_only(container)
         self.clock = FrameClock(container, stream, times)
+        self.beginning = Beginning(container, stream, times)
         self._packets: Iterator[Any] | None = None
         self.times_seen: list[int] | None = None
         """If a list, the timestamps of the packets that were read and show a frame."""
@@ -106,6 +110,8 @@ class PictureReader:
             self._aspects.clear()
         self._barren = self._barren_keyframes = 0
         self._demux_errors = 0
+        self._follows_unseen = False
+        """Whether a keyframe was decoded that an edit list hides: what follows needs no earlier frame."""
 
     def seek(self, ticks: int) -> None:
         """Go to the keyframe at or before `ticks` according to the container, which may be wrong."""
@@ -209,12 +215,15 @@ class PictureReader:
         if packet.is_keyframe and self._order and self._lost_all:
             self._begin_anew()
         self._order += 1
+        is_keyframe = self.beginning.is_keyframe(packet)
         if packet.is_discard:
+            self._follows_unseen |= self.beginning.is_complete_unseen(packet)
             return Place(self._order)
         self.clock.submit(packet)
         if (ticks := packet_ticks(packet)) is None:
-            return Place(self._order, disposable)
-        place = self._places[ticks] = self.damage.follow(packet, self._order, ticks, disposable=disposable)
+            return Place(self._order, disposable, is_keyframe)
+        place = Place(self._order, disposable, is_keyframe)
+        place = self._places[ticks] = self.damage.follow(packet, place, ticks)
         heapq.heappush(self._fed, ticks)
         return place
 
@@ -254,8 +263,14 @@ class PictureReader:
             self.damage.flag(place)
         while self._fed and self._fed[0] <= ticks:
             self._places.pop(heapq.heappop(self._fed), None)
-        repaired = frame.pts != ticks
-        return Picture(frame=frame, ticks=ticks, repaired=repaired, tainted=tainted, sar=self._aspect_of(place.order))
+        return Picture(
+            frame=frame,
+            ticks=ticks,
+            repaired=frame.pts != ticks,
+            tainted=tainted,
+            complete=self._follows_unseen or self.beginning.is_complete(frame, is_keyframe=place.keyframe),
+            sar=self._aspect_of(place.order),
+        )
 
     def _note_aspect(self) -> None:
         """Store the decoder's current pixel aspect ratio, with the place in decoding order from which it is valid."""

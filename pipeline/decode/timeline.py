@@ -14,6 +14,7 @@ import av
 from pipeline.decode.bitstream.extent import breaks_off
 from pipeline.decode.bitstream.invisible import is_invisible
 from pipeline.decode.clock import nominal_step, one_on, packet_ticks, rounded_from, uses_ranked_times, with_untimed
+from pipeline.decode.first_clean import first_shown
 from pipeline.decode.frame_times import FrameTimes, Rate
 from pipeline.decode.leading import Lead
 from pipeline.decode.opening import Feed, Source, choose_stream, open_container, open_feed
@@ -120,7 +121,8 @@ def measure(src: Source, times: Times = "exact") -> Timeline:
 def measure_feed(feed: Feed, times: Times) -> Timeline:
     """Measure a source that is already open; another container may read it at the same time."""
     with open_container(feed, with_trial=False) as container:
-        return _Tally(container, choose_stream(container, feed), feed, times).timeline()
+        tally = _Tally(container, choose_stream(container, feed), feed, times)
+        return tally.timeline(None if tally.begins_complete else first_shown(feed, times))
 
 
 class _Tally:
@@ -141,7 +143,7 @@ class _Tally:
         last_dts: int | None = None
         lead: Lead | None = None
         is_short = False
-        for packet in _every_packet(reader, container):
+        for packet in reader.packets(every_stream=len(container.streams) > 1):  # a file is as long as its longest
             if packet.dts is None and packet.pts is None and packet.size == 0:
                 continue
             is_short = bool(packet.is_corrupt)
@@ -156,8 +158,7 @@ class _Tally:
                     self.restarts.append(len(self.shown))
                 last_dts = packet.dts
             ticks = packet_ticks(packet)
-            if packet.pts is None:
-                self.num_untimed += 1
+            self.num_untimed += packet.pts is None
             if packet.is_discard or (lead is not None and not self.restarts and lead.is_lost(packet, ticks)):
                 continue
             if len(self.shown) == _MAX_FRAMES:
@@ -171,9 +172,11 @@ class _Tally:
                     self.first_key = (len(self.shown) - 1, ticks)
                     if self.num_packets == 1 or container.format.name in _MPEG_STREAMS:
                         lead = Lead(packet, ticks, stream)
+        is_found = container.format.name in _MPEG_STREAMS or (self.first_key is not None and self.first_key[0] == 0)
+        self.begins_complete = not self.is_exact or (reader.beginning.is_held_back and is_found)
         self.is_cut = reader.is_cut or (is_short and container.format.name not in _MPEG_STREAMS)
 
-    def timeline(self) -> Timeline:
+    def timeline(self, begin: int | None) -> Timeline:  # without the frames before `begin`, in ticks
         if not self.shown:
             raise NoFramesError("the video stream holds no frame")
         synthetic = all(ticks is None for ticks, _ in self.shown)
@@ -183,9 +186,11 @@ class _Tally:
         self._drop_before_first_keyframe()
         self._join_fields(nominal)
         shown = self._in_order_of_show(nominal)
+        trusted = not (self.num_untimed or self.restarts or self.is_ranked)
+        trusted &= len({t for t, _ in self.shown}) == len(shown)
+        if begin is not None and not synthetic:
+            shown = [(t, duration) for t, duration in shown if t >= begin] or shown[-1:]
         ticks = tuple(t for t, _ in shown)
-        trusted = not self.num_untimed and not self.restarts and len({t for t, _ in self.shown}) == len(ticks)
-        trusted &= not self.is_ranked
         steps = sorted(b - a for a, b in pairwise(ticks))
         step = steps[len(steps) // 2] if steps else nominal
         end = ticks[-1] + (shown[-1][1] or step)
@@ -293,8 +298,3 @@ def _gives_a_frame(packet: Any) -> bool:
         return bool(packet.decode())
     except (av.FFmpegError, ValueError):
         return False
-
-
-def _every_packet(reader: PictureReader, container: Any) -> Any:
-    """Yield the packets of all streams: a file is truncated if none of them is as long as the header states."""
-    return reader.packets(every_stream=True) if len(container.streams) > 1 else reader.packets()

@@ -19,6 +19,7 @@ REFUSED = {
     "rails__video_without_video_stream.mp4": "no_video_stream",
     "androidx__sample_fragmented_uuid.mp4": "corrupt",
     "androidx__subsample_encrypted_noaltref.webm": "corrupt",
+    "libwebm__block_ends_beyond_cluster.mkv": "no_frames",
     "libwebm__invalid_vp9_bitstream-bug_1416.webm": "limit_exceeded",
     "mp4parse__bipbop_cbcs_video_init.mp4": "no_frames",
     "streamio__broken.mp4": "unreadable",
