@@ -52,10 +52,14 @@ def make_output(
     normalisation: dict[str, Any] | None = None,
     vae: str = "tiny",
 ) -> Storage:
-    """Encode everything at `source` into an output at `where`, as a job with one thread does; sealed and recorded."""
+    """Encode everything at `source` into an output at `where`, as a job with one thread does; sealed and recorded.
+
+    `normalisation` changes fields of the VAE in the Spec; None leaves one out, as an earlier version did.
+    """
     output = Storage(str(where))
     rule = replace(spec(clip, latent, vae), format_version=version)
-    rule = check(output, replace(rule, vae=rule.vae | (normalisation or {})))
+    changed = {name: value for name, value in (rule.vae | (normalisation or {})).items() if value is not None}
+    rule = check(output, replace(rule, vae=changed))
     write_spec(output, rule)
     decoder = Decoder(clip=rule.clip, latent=latent, info=VAEInfo(**rule.vae), deadline=HEALTHY)
     encoder = Encoder(vae, rule)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -21,8 +22,9 @@ LATENT = LatentRule(dtype="bfloat16")
 
 
 def spec(clip: ClipRule = CLIP, latent: LatentRule = LATENT, where: str = "tiny") -> Spec:
-    """The Spec of a VAE."""
-    return Spec(vae=vae.load_vae(where, schedule=latent.schedule).info.to_json(), clip=clip, latent=latent)
+    """The Spec of a VAE, as a new run makes it."""
+    info = replace(vae.load_vae(where, schedule=latent.schedule).info, exact_statistics=latent.dtype == "float32")
+    return Spec(vae=info.to_json(), clip=clip, latent=latent)
 
 
 def video(num_frames: int = 48, **kwargs: Any) -> Video:

@@ -14,10 +14,12 @@ import vae
 from jobs.verify import main as verify
 from pipeline.output.spec_file import check, load_spec, write_spec
 from pipeline.settings.clip_rule import ClipRule
-from pipeline.settings.spec import LatentRule
+from pipeline.settings.job import Job
+from pipeline.settings.resolve import resolve
+from pipeline.settings.spec import LatentRule, Spec
 from pipeline.storage import Storage
 from tests.outputs import make_output
-from tests.small import spec
+from tests.small import CLIP, spec
 from tests.vae.test_diffusers_vae import TINY
 from tests.vae.wan_models import random_wan
 from tests.videos import make_video
@@ -66,6 +68,38 @@ def test_an_output_from_before_a_field_of_the_vae_goes_on_without_it(tmp_path: P
     assert check(output, rule).to_json() == old.to_json() == load_spec(output).to_json()
     write_spec(other := Storage(str(tmp_path / "new")), rule)
     assert check(other, rule).vae["time_tiling"] == [16, 12]
+
+
+def test_float32_sums_exactly_and_an_output_of_before_goes_on_with_its_own_sums(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both kinds of output are encoded again to equal bytes, and they differ; bfloat16 knows one kind of sum only."""
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "one.mp4").write_bytes(make_video(num_frames=48, width=96, height=64))
+    job = Job(source=(str(tmp_path / "videos"),), output=str(tmp_path / "new"), vae="tiny", latent=LATENT)
+    now, _ = resolve(job)
+    assert now.vae["exact_statistics"]
+    assert "exact_statistics" not in resolve(replace(job, latent=LatentRule()))[0].vae
+    latents = {}
+    for name, exact in (("new", True), ("old", False)):
+        output = make_output(
+            tmp_path / "videos",
+            tmp_path / name,
+            CLIP,
+            LATENT,
+            normalisation={} if exact else {"exact_statistics": None},
+        )
+        assert check(output, now_of(output, now)).vae.get("exact_statistics", False) == exact
+        assert verify(["--output", output.uri, "--reencode", "9"]) == 0
+        assert "relative difference" not in capsys.readouterr().out
+        latents[name] = latentmill.open(output.uri)[0]["latent"]
+    assert not torch.equal(latents["new"], latents["old"])
+    torch.testing.assert_close(latents["new"], latents["old"], rtol=1e-3, atol=1e-3)
+
+
+def now_of(output: Storage, now: Spec) -> Spec:
+    """The Spec that a run of today makes of the settings of an output."""
+    return replace(load_spec(output), vae=now.vae)
 
 
 def test_the_info_of_a_spec_is_the_vaes(tmp_path: Path) -> None:

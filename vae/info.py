@@ -45,6 +45,10 @@ class VAEInfo:
     """Frames of a tile and from tile to tile, where the VAE's own code encodes a longer clip in tiles of time that it
     blends (HunyuanVideo); else None."""
 
+    exact_statistics: bool = False
+    """Whether an output computes the norms of float32 data on a CPU from exact sums (`vae.kernels.statistics`). Set in
+    the Specs of `--dtype float32`; an output without it goes on with the sums of before."""
+
     @property
     def frame_rule(self) -> str:
         """The accepted frame counts as text, for k = 0, 1, 2, ..."""
@@ -103,7 +107,7 @@ class VAEInfo:
         return {name: _lists(value) for name, value in fields if name not in _ABSENT or value != _ABSENT[name]}
 
 
-_ABSENT: dict[str, Any] = {"exact_context": None, "time_tiling": None}
+_ABSENT: dict[str, Any] = {"exact_context": None, "time_tiling": None, "exact_statistics": False}
 """Fields that came later, and their defaults: left out, so that the Spec of an older output keeps its bytes."""
 
 

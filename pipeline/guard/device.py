@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from pipeline.errors import LatentmillError
+
 DEVICE_SIGNS = (
     *("DefaultCPUAllocator", "failed to allocate", "out of memory"),
     *("cuDNN error", "unable to find an engine", "Unable to find a valid cuDNN algorithm"),
@@ -11,6 +13,10 @@ DEVICE_SIGNS = (
 )
 """Texts of the messages by which torch's libraries tell that memory or a device failed, in any case of letters. cuDNN
 finds no engine where no workspace fits."""
+
+
+class NoRoomError(LatentmillError):
+    """Memory or the device failed while an encoder started, before it saw the chunk."""
 
 
 def is_of_the_device(error: Exception) -> bool:

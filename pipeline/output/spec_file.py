@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from pipeline.storage import Storage
 
 
-_RECORDED_LATER = {"time_tiling"}
-"""Fields of the VAE that say what was always so. An output that lacks one is continued without it."""
+_RECORDED_LATER = {"time_tiling", "exact_statistics"}
+"""Fields of the VAE that came later: they say what was always so, or what an output of before goes on without."""
 
 
 def write_spec(output: Storage, spec: Spec) -> None:

@@ -36,6 +36,7 @@ def resolve(job: Job) -> tuple[Spec, VAEInfo]:
         info,
         scale=info.scale if job.scale is None else scaling_numbers("--scale", job.scale, info),
         shift=info.shift if job.shift is None else scaling_numbers("--shift", job.shift, info),
+        exact_statistics=job.latent.dtype == "float32",
     )
     for num_frames, height, width in job.clip.shapes:
         _check_shape(num_frames, height, width, info, job.latent)

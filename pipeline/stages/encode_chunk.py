@@ -21,7 +21,7 @@ from latentmill.format import DTYPES
 from pipeline.errors import ConfigError, LatentmillError
 from pipeline.guard.alone import DiedAloneError, alone
 from pipeline.guard.deadline import deadline, die
-from pipeline.guard.device import is_of_the_device
+from pipeline.guard.device import NoRoomError, is_of_the_device
 from pipeline.guard.starts import Told, start_encoder
 from pipeline.guard.strikes import MAX_STRIKES, Guard, attempt
 from pipeline.receipts import Receipt, Record, RejectionReceipt
@@ -42,10 +42,6 @@ about 0.01 on random weights; the cuDNN release that was silently wrong (pytorch
 
 class NonfiniteLatentError(LatentmillError):
     """The latent holds NaN or infinity: the clip is rejected, as `nonfinite`."""
-
-
-class NoRoomError(LatentmillError):
-    """Memory or the device failed while an encoder started, before it saw the chunk."""
 
 
 class Encoder:
@@ -142,7 +138,8 @@ class Encoder:
     def _moments(self, chunk: Chunk, receive: Callable[[], torch.Tensor]) -> torch.Tensor:
         """Return float32 moments [1, 2C, T', H', W'] on the CPU."""
         pixels_BCTHW = receive().permute(3, 0, 1, 2).unsqueeze(0)
-        return self._courier.fetch(self._vae.encode_windows(pixels_BCTHW, chunk.windows, chunk.num_context).float())
+        with vae.kernels.statistics(exact=self._spec.vae.get("exact_statistics", False)):
+            return self._courier.fetch(self._vae.encode_windows(pixels_BCTHW, chunk.windows, chunk.num_context).float())
 
     @torch.inference_mode()
     def _finish(self, chunk: Chunk, moments: torch.Tensor, encode_seconds: float) -> Latent:

@@ -124,7 +124,7 @@ def test_compute_dtype_does_not_change_the_digest(tiny: VideoVAE) -> None:
 def test_info_is_json(tiny: VideoVAE) -> None:
     """A field that came later is left out at its default, so that the Spec of an older output keeps its bytes."""
     fields = asdict(tiny.info)
-    assert [fields.pop(name) for name in ("exact_context", "time_tiling")] == [None, None]
+    assert [fields.pop(name) for name in ("exact_context", "time_tiling", "exact_statistics")] == [None, None, False]
     assert json.loads(json.dumps(tiny.info.to_json())) == fields
     assert replace(tiny.info, exact_context=3).to_json()["exact_context"] == 3
 

@@ -31,6 +31,7 @@ _GROUP_NORM = nn.GroupNorm.forward
 _CONV = nn.Conv3d.forward
 
 _PLAIN: ContextVar[bool] = ContextVar("latentmill_plain_kernels", default=False)
+_EXACT: ContextVar[bool] = ContextVar("latentmill_exact_statistics", default=True)
 _WORKSPACE: ContextVar[dict[str, Tensor] | None] = ContextVar("latentmill_workspace", default=None)
 
 Norm = nn.GroupNorm | nn.RMSNorm
@@ -48,6 +49,19 @@ def plain() -> Iterator[None]:
         yield
     finally:
         _PLAIN.reset(token)
+
+
+@contextmanager
+def statistics(*, exact: bool) -> Iterator[None]:
+    """Choose how GroupNorm sums float32 statistics on a CPU: exactly, which is the default, or as before 2026-12.
+
+    The earlier sums were off by up to 1e-2 of a latent on flat frames. Outputs that began with them keep their bytes.
+    """
+    token = _EXACT.set(exact)
+    try:
+        yield
+    finally:
+        _EXACT.reset(token)
 
 
 @contextmanager
@@ -89,7 +103,7 @@ def norm_silu(x: Tensor, norm: Norm, out: Tensor | None = None) -> Tensor:
     if out is None:
         return F.silu(group_norm(x, norm), inplace=not torch.is_grad_enabled())
     if x.device.type == "cpu" and x.dtype in cpu.DTYPES and _can_norm(x, norm, out):
-        cpu.norm_silu(x, norm, out)
+        cpu.norm_silu(x, norm, out, exact=_EXACT.get())
         return out
     if has_passes(x) and _can_norm(x, norm, out):
         from vae.kernels import cuda
