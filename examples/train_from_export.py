@@ -1,6 +1,6 @@
 """From videos to NeMo Automodel's own dataset, and three steps of a toy diffusion transformer on it.
 
-    pip install latentmill[diffusers] transformers nemo-automodel
+    pip install '.[diffusers,text]' nemo-automodel       # in a checkout of latentmill
     python examples/train_from_export.py --work toy
 
 It makes the videos of the demo, encodes them, encodes their captions, exports both, and trains on what Automodel's

@@ -5,6 +5,7 @@ readers are given, the files that are named.
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,18 @@ def type_of(field: pa.Field) -> str:
     if pa.types.is_list(field.type):
         return f"list of {type_of(field.type.value_field)}"
     return {"double": "float64", "float": "float32"}.get(str(field.type), str(field.type))
+
+
+def test_what_a_message_asks_to_install_exists_and_is_what_its_extra_brings() -> None:
+    """latentmill itself is on no index: a message names the packages that are missing, a page the checkout."""
+    code = [path for folder in ("jobs", "latentmill", "pipeline", "vae") for path in ROOT.glob(f"{folder}/**/*.py")]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    brought = {re.split("[>=;<]", line)[0] for lines in project["optional-dependencies"].values() for line in lines}
+    messages = re.findall(r"pip install ([a-z0-9 -]+)", "".join(path.read_text() for path in code))
+    assert len(messages) >= 6
+    assert {name for names in messages for name in names.split()} <= brought | {"huggingface-hub"}  # of diffusers
+    for path in [*code, *PAPERS, *ROOT.glob("examples/**/*")]:
+        assert not path.is_file() or "latentmill[" not in path.read_text(), path
 
 
 def test_the_table_of_columns_is_the_schema() -> None:

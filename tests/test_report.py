@@ -213,7 +213,7 @@ def test_bad_input_is_one_line(
     make_plan(Storage(str(tmp_path / "empty")), [str(source / "*.tar")])
     assert "committed" in said("--output", str(tmp_path / "empty"))
     monkeypatch.setattr(report, "NEEDED", ("no_such_module",))
-    assert "pip install 'latentmill[report]'" in said("--output", str(out))
+    assert "pip install jinja2 matplotlib scikit-image" in said("--output", str(out))
 
 
 @pytest.mark.slow

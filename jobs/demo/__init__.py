@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
          ["--output", "demo/latents/folder", *again]),
     ]  # fmt: skip
     if absent := report.absent():
-        print(f"\nNo report at the end: it needs {', '.join(absent)} (pip install 'latentmill[report]')")
+        print(f"\nNo report at the end: it needs {', '.join(absent)} (pip install jinja2 matplotlib scikit-image)")
     else:
         steps.append(("Make a page to look at", "report", report.main, REPORT))
     for heading, name, command, argv in steps:

@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = tyro.cli(Report, args=argv, prog="latentmill report", description=__doc__)
         if missing := absent():
-            raise ConfigError(f"needs {', '.join(missing)}: pip install 'latentmill[report]'")
+            raise ConfigError(f"needs {', '.join(missing)}: pip install jinja2 matplotlib scikit-image")
         return reading("report", lambda: _report(args))
     except ConfigError as error:
         print(printable(f"latentmill report: {error}"), file=sys.stderr)

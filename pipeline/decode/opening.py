@@ -123,8 +123,8 @@ def open_container(feed: Feed, *, with_trial: bool = True) -> Iterator[Any]:
     """
     with _open(feed, _AV_OPTIONS if with_trial or not _is_mp4(feed) else _AV_OPTIONS | _NO_TRIAL) as container:
         feed.check()
-        if container.format.name == "webp_pipe" and _is_animated_webp(feed.read_at(0, 21)):
-            raise UnsupportedCodecError("an animated WebP, which FFmpeg does not decode")
+        if _is_animated_webp(feed.read_at(0, 21)):
+            raise UnsupportedCodecError("an animated WebP, which FFmpeg decodes from release 9 on only")
         try:
             yield container
         except av.FFmpegError as error:
@@ -133,7 +133,7 @@ def open_container(feed: Feed, *, with_trial: bool = True) -> Iterator[Any]:
 
 
 def _is_animated_webp(head: bytes) -> bool:
-    return len(head) > 20 and head[12:16] == b"VP8X" and bool(head[20] & 2)
+    return len(head) > 20 and (head[:4], head[8:16]) == (b"RIFF", b"WEBPVP8X") and bool(head[20] & 2)
 
 
 def _is_mp4(feed: Feed) -> bool:

@@ -147,7 +147,7 @@ def _client(bucket_url: str) -> Any:
         from obstore.exceptions import BaseError
         from obstore.store import from_url
     except ImportError as error:
-        raise ConfigError(f"{bucket_url} needs the extra `cloud`: pip install 'latentmill[cloud]'") from error
+        raise ConfigError(f"{bucket_url} needs obstore: pip install obstore") from error
     # Plain HTTP is allowed only if the user's endpoint, such as an emulator, uses it.
     is_plain = os.environ.get("AZURE_STORAGE_ENDPOINT", "").startswith("http://")
     client = {"timeout": timedelta(seconds=600), "connect_timeout": timedelta(seconds=20), "allow_http": is_plain}

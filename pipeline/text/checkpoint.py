@@ -197,7 +197,7 @@ def complaint(what: str) -> Iterator[None]:
         yield
     except ImportError as error:
         if error.name == "transformers":
-            raise ConfigError("latentmill text needs transformers: pip install 'latentmill[text]'") from error
+            raise ConfigError("latentmill text needs transformers: pip install transformers sentencepiece") from error
         raise ConfigError(f"{what} cannot be read: {_first_line(error)}") from error
     except Exception as error:  # transformers raises every kind
         raise ConfigError(f"{what} cannot be read: {_first_line(error)}") from error

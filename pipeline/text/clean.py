@@ -30,9 +30,7 @@ def cleaner(kind: str) -> Callable[[str], str]:
     try:
         from ftfy import fix_text
     except ImportError as error:
-        raise ConfigError(
-            f"--clean {kind} needs ftfy: pip install ftfy, or pip install '.[text]' in a checkout of latentmill"
-        ) from error
+        raise ConfigError(f"--clean {kind} needs ftfy: pip install ftfy") from error
 
     def wan(caption: str) -> str:
         return " ".join(html.unescape(html.unescape(fix_text(caption))).split())

@@ -107,7 +107,7 @@ def build_model(name: str, config: dict[str, Any], folder: Path) -> Any:
     try:
         import diffusers
     except ImportError as error:
-        raise CheckpointError(f"{folder}: {name} needs diffusers; install latentmill[diffusers]") from error
+        raise CheckpointError(f"{folder}: {name} needs diffusers: pip install diffusers") from error
     try:
         model_class = getattr(diffusers, name)
     except AttributeError as error:

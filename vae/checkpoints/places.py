@@ -96,7 +96,7 @@ def _fetch_repository(repo_id: str) -> Path:
         from huggingface_hub import snapshot_download
     except ImportError as error:
         raise CheckpointError(
-            f"no path {repo_id!r}; to load it as a Hugging Face repository, install latentmill[diffusers]"
+            f"no path {repo_id!r}; to load it as a Hugging Face repository: pip install huggingface-hub"
         ) from error
     patterns = ["config.json", "model_index.json", "diffusion_pytorch_model*.safetensors*", "vae/*"]
     try:
