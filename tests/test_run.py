@@ -201,6 +201,7 @@ def test_an_encoder_that_cannot_start_ends_the_run_and_says_why(tars: Path, tmp_
     assert not list((tmp_path / "out" / "_claims").iterdir())
 
 
+@pytest.mark.slow
 def test_an_output_that_cannot_be_written_ends_the_run_in_one_line(
     tars: Path, tmp_path: Path, local_ray: None, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:

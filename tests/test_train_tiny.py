@@ -45,6 +45,7 @@ def shipped() -> TinyVAE:
     return model
 
 
+@pytest.mark.slow
 def test_training_in_pieces_is_one_run(clips: list[np.ndarray], tmp_path: Path) -> None:
     whole = train(SHORT, clips, clips, tmp_path / "whole", save_every=1)
     for _ in range(SHORT.steps):
@@ -83,11 +84,13 @@ def test_soap_of_a_bias_is_adam() -> None:
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_it_begins_as_good_as_a_linear_code(started: TinyVAE, clips: list[np.ndarray]) -> None:
     ((_, ours, theirs),) = judge(started, LinearCode(clips), {"made": clips})
     assert ours > theirs - 0.3
 
 
+@pytest.mark.slow
 def test_standard_deviations_become_1_and_pixels_stay(started: TinyVAE, clips: list[np.ndarray]) -> None:
     before = restored(started, clips[0]).astype(int)
     standardise(started, clips)

@@ -193,6 +193,7 @@ def test_bad_configuration_is_one_line_before_ray_starts(
         assert message in line
 
 
+@pytest.mark.slow
 def test_many_empty_captions_are_said_and_refused_if_asked(
     encoders: Encoders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
