@@ -23,14 +23,14 @@ from pipeline.decode.spec import Times
 from pipeline.errors import LimitExceededError, NoFramesError
 
 _HONEST_DURATION = {"matroska", "flv"}
-"""Containers whose header states the duration. Not MPEG streams, where it is estimated from the bit rate; not MP4,
-where edit lists change its meaning, but the number of samples is stated; not AVI, where FFmpeg computes it from the
-file size, but the number of frames is stated."""
+"""Containers whose header states the duration. MPEG streams estimate it from the bit rate; in MP4 edit lists change its
+meaning, and in AVI FFmpeg computes it from the file size, but both state the number of frames."""
 _MPEG_STREAMS = {"mpegts", "mpeg"}
 """Containers in which a packet marked as corrupt follows a gap; in others, it was cut by the end of the file."""
-_SLACK_SECONDS = Fraction(1, 2)
-_SLACK_SHARE = Fraction(1, 50)
+_SLACK_SECONDS, _SLACK_SHARE = Fraction(1, 2), Fraction(1, 50)
 """How much shorter than the header's duration all streams may be before the file counts as truncated."""
+_AVI_CHUNK = 8
+"""Least bytes of a frame. A header with more frames than fit was written before: FFmpeg to a pipe says 2**30."""
 _MAX_FRAMES = 4_000_000
 """Limit: 37 hours at 30 frames per second. Measuring takes 270 bytes of memory per frame: 1.1 GB at this limit."""
 
@@ -196,8 +196,7 @@ class _Tally:
         end = ticks[-1] + (shown[-1][1] or step)
         promised, truncated = self._promise(end)
         base = Fraction(self.stream.time_base)
-        if not truncated:
-            end = max(end, math.floor(promised / base))
+        end = end if truncated else max(end, math.floor(promised / base))
         rate = rounded_from(ticks, self.container, self.stream) if self.is_exact else None
         times = FrameTimes(base, ticks[0], rate)
         end = times.end(end)
@@ -277,7 +276,8 @@ class _Tally:
         bases = {index: self.container.streams[index].time_base for index in self.ends}
         ends = [end * Fraction(bases[index]) for index, end in self.ends.items() if bases[index]]
         short = promised - max([seen, *ends]) > slack
-        if "avi" in formats and (frames := self.stream.frames * Fraction(self.stream.time_base)) - seen > slack:
+        frames = self.stream.frames * Fraction(self.stream.time_base)
+        if "avi" in formats and frames - seen > slack and self.stream.frames * _AVI_CHUNK <= self.feed.size:
             promised, short = frames, True
         if "mov" in formats and (num_listed := self._num_listed()) > self.num_packets:
             short = True

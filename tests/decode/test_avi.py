@@ -54,6 +54,17 @@ def spec(num_frames: int, **changes: Any) -> DecodeSpec:
     return DecodeSpec(num_frames=num_frames, **({"fps": Fraction(FPS), "height": 96, "width": 128} | changes))
 
 
+def test_an_avi_that_was_written_to_a_pipe_is_as_long_as_it_is() -> None:
+    """Its header says 2**30 frames. Where it is cut, it is truncated."""
+    source = ["-f", "lavfi", "-i", "testsrc=s=128x96:r=24:d=3"]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", *source, "-c:v", "mjpeg", "-f", "avi", "pipe:1"]
+    data = subprocess.run(command, capture_output=True, check=True).stdout
+    whole, half = measure(data), measure(data[: len(data) // 2])
+    assert (whole.promised, whole.is_truncated) == (3, False)
+    assert half.is_truncated
+    assert half.promised < 2
+
+
 @pytest.mark.parametrize("name", STREAMS)
 def test_each_frame_is_shown_until_the_next_that_was_not_dropped(name: str) -> None:
     data = with_dropped_frames(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import subprocess
 from collections.abc import Callable
 from contextlib import suppress
 from fractions import Fraction
@@ -12,6 +13,7 @@ from itertools import count
 from typing import Any
 
 import av
+import imageio_ffmpeg
 import pytest
 from PIL import Image
 
@@ -152,6 +154,16 @@ def test_a_truncated_avi_never_passes_as_complete() -> None:
     assert (timeline.is_truncated, timeline.promised) == (True, 10)
     with pytest.raises(TruncatedVideoError):
         decode_clip(data, spec(240, short="truncate"))
+
+
+@pytest.mark.parametrize("sizes", [("320x240", "160x120"), ("160x120", "320x240")])
+def test_of_two_programs_in_a_transport_stream_the_first_is_taken(sizes: tuple[str, str]) -> None:
+    """docs/frames.md says so; the ffmpeg command takes the largest picture."""
+    inputs = [word for size in sizes for word in ("-f", "lavfi", "-i", f"testsrc=s={size}:r=24:d=1")]
+    programs = ["-map", "0", "-map", "1", "-program", "title=a:st=0", "-program", "title=b:st=1"]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", *inputs, *programs, "-f", "mpegts", "pipe:1"]
+    info = probe(subprocess.run(command, capture_output=True, check=True).stdout)
+    assert f"{info.width}x{info.height}" == sizes[0]
 
 
 def test_an_animated_webp_is_no_damaged_one() -> None:
