@@ -59,7 +59,8 @@ def main(order: dict[str, str]) -> int:
     if moment in HELD:
         setattr(pipeline.run, HELD[moment], lambda *_args, **_kwargs: stand_still(mark))
     clip = ClipRule(num_frames=9, height=64, width=96)
-    job = Job(source=(order["source"],), output=order["output"], vae="tiny", clip=clip, grace=float(order["grace"]))
+    source, grace = (order["source"],), float(order["grace"])
+    job = Job(source=source, output=order["output"], vae="tiny", clip=clip, grace=grace, max_rejected=1)
     summary = pipeline.run.run(job, encode=partial(held_encoder, mark))
     print(summary.table())
     return exit_code(summary, job)
