@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from torch.utils.data import DataLoader
+
+from latentmill.rows import Rows
 from latentmill.sampler import Batch, BatchSampler, DropLast
-
-if TYPE_CHECKING:
-    from latentmill.dataset import LatentDataset
+from latentmill.tensors import ReadAhead, Sample, collate
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ class Loader:
 
     def __init__(
         self,
-        dataset: LatentDataset,
+        dataset: Rows,
         *,
         batch_size: int,
         seed: int = 0,
@@ -58,10 +59,6 @@ class Loader:
         prefetch: int = 2,
         **options: Any,
     ) -> None:
-        from torch.utils.data import DataLoader
-
-        from latentmill.tensors import collate
-
         if workers < 0 or prefetch < 1:
             raise ValueError(f"workers must be at least 0 and prefetch at least 1, got {workers} and {prefetch}")
         self.dataset = dataset
@@ -82,7 +79,7 @@ class Loader:
         if workers:
             options = {"persistent_workers": True, "prefetch_factor": prefetch} | options
         self._torch: DataLoader[Any] = DataLoader(
-            dataset,  # type: ignore[arg-type]
+            _Reads(dataset),  # type: ignore[arg-type]
             batch_sampler=_Ahead(self.sampler, max(workers, 1), prefetch),
             num_workers=workers,
             collate_fn=_Collate(options.pop("collate_fn", None) or collate),
@@ -128,6 +125,19 @@ class Loader:
             StateError: the state was saved with other rows or in another order. The message names each difference.
         """
         self.sampler.load_state_dict(state)
+
+
+class _Reads:
+    """The rows as torch's DataLoader asks for them: batch by batch."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows, self._ahead = rows, ReadAhead()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitems__(self, positions: Sequence[int]) -> list[Sample]:
+        return self._ahead.samples(self._rows, positions)
 
 
 class _Collate:

@@ -12,12 +12,14 @@ import pyarrow.parquet as pq
 from latentmill import format
 from latentmill.cache.private_files import own_folder
 from latentmill.cache.range_cache import RangeCache
-from latentmill.dataset import ROW_COLUMNS, LatentDataset
+from latentmill.dataset import LatentDataset
 from latentmill.errors import NotFoundError, OpenError
 from latentmill.files import Files
 from latentmill.index.build import open_index
+from latentmill.index.selection import Selection
 from latentmill.ranges import RangeReader
-from latentmill.text import Text
+from latentmill.rows import ROW_COLUMNS
+from latentmill.tracks.text import Text
 
 
 def open(
@@ -73,8 +75,10 @@ def open(
     names = ROW_COLUMNS if columns is None else tuple(dict.fromkeys(("id", *columns)))
     hidden = (*format.INDEX_COLUMNS.names, "latent_shape", "latent_dtype", "latent_crc32")
     shown = tuple(name for name in names if name in opened.schema.names and (columns is not None or name not in hidden))
-    dataset = LatentDataset(opened, reader, spec, shown, folder, damaged)
-    return Text(files, reader, text, pad_text).join(dataset) if text is not None else dataset
+    dataset = LatentDataset(
+        selection=Selection(index=opened, cache=folder), reader=reader, spec=spec, columns=shown, damaged=damaged
+    )
+    return dataset if text is None else dataset.with_text(Text(files, reader, text, pad_text))
 
 
 def _is_native(spec: dict[str, Any]) -> bool:

@@ -7,11 +7,11 @@ import threading
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import pairwise
 
 from isal.isal_zlib import crc32  # the checksum of zlib, ten times as fast
 
+from latentmill.access.range import Range
 from latentmill.cache.range_cache import RangeCache
 from latentmill.errors import DamagedRowError, NotFoundError
 from latentmill.files import Files
@@ -20,20 +20,6 @@ GAP_BYTES = 64 << 10
 """Ranges of one file with a smaller gap than this are read in one request."""
 JOINED_BYTES = 16 << 20
 """Most bytes of a joined request, so that several requests still run in parallel."""
-
-
-@dataclass(frozen=True, slots=True)
-class Range:
-    """The bytes of one value."""
-
-    file: str
-    """Path under the output."""
-    start: int
-    length: int
-    crc32: int | None
-    """Checksum of the bytes; None: they are not checked."""
-    row: str
-    """The id of the row, for messages."""
 
 
 class RangeReader:

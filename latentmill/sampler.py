@@ -9,15 +9,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from latentmill.errors import StateError
 from latentmill.order import Last, Order
-
-if TYPE_CHECKING:
-    from latentmill.dataset import LatentDataset
+from latentmill.rows import Rows
 
 STATE_VERSION = 1
 
@@ -101,7 +99,7 @@ class BatchSampler:
 
     def __init__(
         self,
-        dataset: LatentDataset,
+        dataset: Rows,
         *,
         batch_size: int,
         seed: int = 0,

@@ -5,30 +5,27 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
-from torch.utils.data._utils.collate import default_collate_fn_map
 
 from latentmill.access.memory import take
+from latentmill.access.range import Range
 from latentmill.errors import DamagedRowError
+from latentmill.ranges import RangeReader
+from latentmill.rows import Rows
 from latentmill.sampler import Batch
-from latentmill.text import padded
-
-if TYPE_CHECKING:
-    from latentmill.dataset import LatentDataset
-    from latentmill.join import Kind
-    from latentmill.ranges import Range, RangeReader
+from latentmill.tracks.join import Kind
 
 
 class Sample(dict[str, Any]):
-    """One row. torch's default collate function calls `collate` for it."""
+    """One row. `collate` makes a batch of several."""
 
     whole: tuple[dict[str, Tensor], int, int] | None = None
     """The tensors of the batch that the row was read with, its number of rows, and the row's position in it."""
@@ -75,41 +72,70 @@ def collate(samples: Sequence[Sample], *, collate_fn_map: object = None) -> dict
     return batch
 
 
-default_collate_fn_map[Sample] = collate
+def padded(values: Iterable[Tensor], length: int | None) -> Tensor:
+    """Return [B, S, E] of tensors [S, E], filled up with zeros to the longest of them, or to `length`."""
+    values = list(values)
+    longest = max(len(value) for value in values) if length is None else length
+    batch = torch.zeros(len(values), longest, values[0].shape[1], dtype=values[0].dtype)
+    for row, value in zip(batch, values, strict=True):
+        row[: len(value)] = value
+    return batch
 
 
-def read_ahead(dataset: LatentDataset, positions: Sequence[int]) -> list[Sample]:
-    """Read a batch, and start to read the batches that the sampler names as the next ones of this process."""
-    pid, waiting = dataset.__dict__.get("_waiting", (0, {}))
-    if pid != os.getpid():
-        waiting = {}
-    pending = waiting.pop(tuple(positions), None) or _Pending(dataset, positions)
-    upcoming = [tuple(batch) for batch in getattr(positions, "ahead", ())]
-    following = {batch: waiting.get(batch) or _Pending(dataset, batch) for batch in upcoming}
-    dataset.__dict__["_waiting"] = (os.getpid(), following)
-    return pending.samples(dataset.damaged, getattr(positions, "seed", 0), getattr(positions, "epoch", 0))
+def teach_torch() -> None:
+    """Let torch's default collate function make batches of samples by `collate`, as its documentation proposes.
+
+    Only a DataLoader that is made without our Loader and without a `collate_fn` needs this.
+    """
+    from torch.utils.data._utils.collate import default_collate_fn_map
+
+    default_collate_fn_map.setdefault(Sample, collate)
 
 
-def read_batch(dataset: LatentDataset, positions: Sequence[int], damaged: str) -> list[Sample]:
+class ReadAhead:
+    """Reads batches, and meanwhile those that the sampler names as the next ones of this process.
+
+    It pickles without what it reads: another process begins anew, and so does a fork.
+    """
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+        self._waiting: dict[tuple[int, ...], _Pending] = {}
+
+    def __reduce__(self) -> tuple[type[ReadAhead], tuple[()]]:
+        return ReadAhead, ()
+
+    def samples(self, rows: Rows, positions: Sequence[int]) -> list[Sample]:
+        """Read a batch of rows, and start to read its `ahead`. Call it with the same rows each time."""
+        if self._pid != os.getpid():
+            self.__init__()  # type: ignore[misc]
+        batch = positions if isinstance(positions, Batch) else Batch(positions)
+        pending = self._waiting.pop(tuple(batch), None) or _Pending(rows, batch)
+        upcoming = map(tuple, batch.ahead)
+        self._waiting = {one: self._waiting.get(one) or _Pending(rows, one) for one in upcoming}
+        return pending.samples(rows.damaged, batch.seed, batch.epoch)
+
+
+def read_batch(rows: Rows, positions: Sequence[int], damaged: str) -> list[Sample]:
     """Read a batch, and nothing ahead of it."""
     batch = positions if isinstance(positions, Batch) else Batch(positions)
-    return _Pending(dataset, batch).samples(damaged, batch.seed, batch.epoch)
+    return _Pending(rows, batch).samples(damaged, batch.seed, batch.epoch)
 
 
 class _Pending:
     """A batch whose bytes are being read into its tensors."""
 
-    def __init__(self, dataset: LatentDataset, positions: Sequence[int]) -> None:
-        self._dataset = dataset
+    def __init__(self, rows: Rows, positions: Sequence[int]) -> None:
+        self._rows = rows
         self._positions = list(positions)
-        ranges, kinds = dataset.ranges(self._positions)
+        ranges, kinds = rows.ranges(self._positions)
         self._ids = [one.row for one in ranges]
         self._tensors: dict[str, list[Tensor | None]] = {}
         self._wholes: dict[str, Tensor] = {}
         self._reads: list[tuple[int, Future[None]]] = []
-        self._add("latent", dataset.reader, ranges, kinds)
-        for join in dataset.joins.values():
-            for name, (places, types) in join.ranges(dataset.rows(self._positions)).items():
+        self._add("latent", rows.reader, ranges, kinds)
+        for join in rows.joins.values():
+            for name, (places, types) in join.ranges(rows.rows(self._positions)).items():
                 self._add(name, join.reader, places, types)
 
     def _add(
@@ -147,10 +173,10 @@ class _Pending:
         good = [i for i in range(len(self._positions)) if i not in bad]
         if not good:
             raise next(iter(bad.values()))
-        dataset = self._dataset
-        facts = dataset.facts(self._positions)
-        lists = dataset.list_columns
-        if _needs_change(dataset):
+        rows = self._rows
+        facts = rows.facts(self._positions)
+        lists = rows.list_columns
+        if _needs_change(rows):
             self._change(seed, epoch)
         samples = []
         for place, i in enumerate(good):
@@ -159,8 +185,8 @@ class _Pending:
                 is_gap = values[i] is None and name not in lists
                 sample[name] = math.nan if is_gap else values[i]
             sample.lists = lists
-            if dataset.text:
-                sample.pads = dataset.text.pads
+            if rows.text:
+                sample.pads = rows.text.pads
             if not bad:
                 sample.whole = (self._wholes, len(good), place)
             if damaged == "skip":
@@ -170,7 +196,7 @@ class _Pending:
 
     def _change(self, seed: int, epoch: int) -> None:
         latents = zip(self._tensors["latent"], self._ids, strict=True)
-        changed = [_changed(self._dataset, stored, id_, seed, epoch) for stored, id_ in latents if stored is not None]
+        changed = [_changed(self._rows, stored, id_, seed, epoch) for stored, id_ in latents if stored is not None]
         self._tensors["latent"] = list(changed)
         if self._wholes.pop("latent", None) is not None:
             self._wholes["latent"] = torch.stack(changed)
@@ -188,15 +214,15 @@ def _view(buffer: Tensor) -> memoryview:
     return memoryview(buffer.numpy())  # type: ignore[arg-type]
 
 
-def _needs_change(dataset: LatentDataset) -> bool:
-    return dataset.is_unscaled or (dataset.stored_posterior == "moments" and dataset.draw != "moments")
+def _needs_change(rows: Rows) -> bool:
+    return rows.is_unscaled or (rows.stored_posterior == "moments" and rows.draw != "moments")
 
 
-def _changed(dataset: LatentDataset, stored: Tensor, id_: str, seed: int, epoch: int) -> Tensor:
+def _changed(rows: Rows, stored: Tensor, id_: str, seed: int, epoch: int) -> Tensor:
     """Return the latent of a row from the stored one: [C, T', H', W'] in the stored dtype."""
-    if dataset.draw == "moments":
+    if rows.draw == "moments":
         return stored
-    z = converted(stored, dataset.spec, dataset.draw, f"{seed}/{epoch}/{id_}", is_unscaled=dataset.is_unscaled)
+    z = converted(stored, rows.spec, rows.draw, f"{seed}/{epoch}/{id_}", is_unscaled=rows.is_unscaled)
     return z.to(stored.dtype)
 
 

@@ -183,6 +183,44 @@ def test_the_wheel_holds_every_module(tmp_path: Path) -> None:
         assert (target / package / "py.typed").exists()
 
 
+def edges(package: str) -> dict[str, set[str]]:
+    """The modules of a package, and which others of it each one imports: in functions and for types only, too."""
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in modules(package)}
+    names = {name.removesuffix(".__init__"): path for name, path in names.items()}
+    found: dict[str, set[str]] = {}
+    for name, path in names.items():
+        asked: set[str] = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                asked |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert node.module
+                assert not node.level, f"{path}: relative import"
+                parts = {f"{node.module}.{alias.name}" for alias in node.names}
+                asked |= {part if part in names else node.module for part in parts}
+        found[name] = (asked & set(names)) - {name}
+    return found
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """The nodes that lie on a circle, or lead from one to another."""
+    left = {name: set(others) for name, others in graph.items()}
+    while gone := {name for name in left if not left[name] or not any(name in others for others in left.values())}:
+        left = {name: others - gone for name, others in left.items() if name not in gone}
+    return sorted(left)
+
+
+def test_circle_finds_circles_and_nothing_else() -> None:
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": set[str]()}
+    assert circle(graph) == ["b", "c"]
+    assert circle(graph | {"c": {"d"}}) == []
+
+
+def test_no_file_of_the_reader_imports_itself_by_way_of_others() -> None:
+    """A file can be read, and changed, with nothing above it in mind: what exists for type checkers counts, too."""
+    assert circle(edges("latentmill")) == []
+
+
 def test_reading_starts_without_torch_and_never_loads_the_pipeline() -> None:
     """What a training process imports: opening an output needs no torch, and nothing of the stream."""
     heavy = ["ray", "av", "vae", "pipeline", "jobs", "torch"]

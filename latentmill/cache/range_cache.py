@@ -13,12 +13,9 @@ import hashlib
 import os
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from latentmill.access.range import Range
 from latentmill.cache import private_files
-
-if TYPE_CHECKING:
-    from latentmill.ranges import Range
 
 
 class RangeCache:

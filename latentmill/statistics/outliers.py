@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from latentmill.rows import Rows
 from latentmill.statistics.pool import matrix, tables
-
-if TYPE_CHECKING:
-    from latentmill.dataset import LatentDataset
 
 Floats = npt.NDArray[np.float64]
 
@@ -24,7 +22,7 @@ class Outlier(NamedTuple):
     """A row whose latent is far from the rest."""
 
     position: int
-    """Its place in the dataset."""
+    """Its place in the rows."""
     id: str
     key: str
     distance: float
@@ -33,17 +31,17 @@ class Outlier(NamedTuple):
     """The channel that is furthest out, in words."""
 
 
-def outliers(dataset: LatentDataset, count: int) -> list[Outlier]:
+def outliers(rows: Rows, count: int) -> list[Outlier]:
     """Return the rows that are furthest out, the furthest first. The columns STATISTICS must be opened.
 
     The distance of a row is the largest, over its channels, of |mean - m| / s and |log2(std / s)|, where m and s are
     the medians over the rows of the channel's mean and std. A latent of zeros and a latent times ten are both far out,
     and do not move the medians.
     """
-    usual = _usual(dataset)
-    distances = np.concatenate([_distances(*_columns(table), *usual).max(1) for _, table in tables(dataset)])
+    usual = _usual(rows)
+    distances = np.concatenate([_distances(*_columns(table), *usual).max(1) for _, table in tables(rows)])
     chosen = np.argsort(-distances, kind="stable")[:count]
-    facts = dataset.select(["key", "latent_mean", "latent_std"]).facts(chosen.tolist())
+    facts = rows.select(["key", "latent_mean", "latent_std"]).facts(chosen.tolist())
     found = []
     for i, id_, key, *row in zip(chosen, *facts.values(), strict=True):
         mean, std = (np.array([values]) for values in row)
@@ -54,10 +52,10 @@ def outliers(dataset: LatentDataset, count: int) -> list[Outlier]:
     return found
 
 
-def _usual(dataset: LatentDataset) -> tuple[Floats, Floats]:
+def _usual(rows: Rows) -> tuple[Floats, Floats]:
     """Return the medians of mean and std of each channel, [C] each, over evenly chosen rows."""
-    step = -(-len(dataset) // MEDIAN_ROWS)
-    chosen = [_columns(table[::step] if step > 1 else table) for _, table in tables(dataset)]
+    step = -(-len(rows) // MEDIAN_ROWS)
+    chosen = [_columns(table[::step] if step > 1 else table) for _, table in tables(rows)]
     mean, std = (np.median(np.concatenate(parts), 0) for parts in zip(*chosen, strict=True))
     return mean, np.maximum(std, 1e-12)
 

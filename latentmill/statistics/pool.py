@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +16,7 @@ import pyarrow as pa
 
 from latentmill.format import STATISTICS
 from latentmill.index.file import BATCH_ROWS, SHAPE
-
-if TYPE_CHECKING:
-    from latentmill.dataset import LatentDataset
+from latentmill.rows import Rows
 
 Floats = npt.NDArray[np.float64]
 
@@ -115,11 +113,11 @@ def matrix(column: pa.ChunkedArray | pa.Array) -> npt.NDArray[Any]:
     return values.reshape(len(column), -1)
 
 
-def tables(dataset: LatentDataset) -> Iterator[tuple[int, pa.Table]]:
-    """Yield (number of its first row, rows) batch by batch: the rows of a dataset with shapes and opened columns."""
-    index = dataset.index
+def tables(rows: Rows) -> Iterator[tuple[int, pa.Table]]:
+    """Yield (number of its first row, table) batch by batch: the rows with shapes and opened columns."""
+    index = rows.index
     shapes = pa.array([shape for _, shape in index.shapes], pa.list_(pa.int32()))
-    selected = np.sort(dataset.rows(np.arange(len(dataset))))
+    selected = rows.selection.all_numbers()
     for number in range(index.columns.num_batches):
         batch = index.columns.batch(number)
         begin, stop = np.searchsorted(selected, [number * BATCH_ROWS, number * BATCH_ROWS + batch.num_rows])
@@ -129,11 +127,11 @@ def tables(dataset: LatentDataset) -> Iterator[tuple[int, pa.Table]]:
         yield int(begin), table
 
 
-def statistics_of(dataset: LatentDataset) -> Statistics | None:
-    """Return the statistics of the rows of a dataset; None if the columns STATISTICS are not there or not opened."""
-    if not set(STATISTICS.names) <= set(dataset.index.columns.schema.names):
+def statistics_of(rows: Rows) -> Statistics | None:
+    """Return the statistics of rows; None if the columns STATISTICS are not there or not opened."""
+    if not set(STATISTICS.names) <= set(rows.index.columns.schema.names):
         return None
     pool = Pool()
-    for _, table in tables(dataset):
+    for _, table in tables(rows):
         pool.add(table)
     return pool.result()

@@ -6,6 +6,8 @@ import json
 import pickle
 import random
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -257,6 +259,37 @@ def test_a_plain_dataloader_needs_nothing_but_the_sampler(output: Path, workers:
     batches = list(DataLoader(latents, batch_sampler=sampler, num_workers=workers))  # type: ignore[arg-type]
     assert sorted(id_ for batch in batches for id_ in batch["id"]) == sorted(row["id"] for row in true_rows(output))
     assert all(batch["latent"].shape[0] == len(batch["caption"]) for batch in batches)
+
+
+LEFT_ALONE = """
+import sys
+from torch.utils.data._utils import collate
+before = dict(collate.default_collate_fn_map)
+import latentmill, latentmill.tensors
+assert sum(len(batch["id"]) for batch in latentmill.open(sys.argv[1]).loader(batch_size=2, drop_last=False)) == 24
+assert collate.default_collate_fn_map == before
+"""
+
+
+def test_importing_and_loading_change_nothing_of_torch(output: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", LEFT_ALONE, output], capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_rows_are_frozen_and_what_is_made_of_them_leaves_them_as_they_were(output: Path) -> None:
+    latents = latentmill.open(output)
+    before = vars(latents).copy()
+    for other in (
+        latents.where(pc.field("height") == 32),
+        latents.select(["key"]),
+        latents.unscaled(),
+        latents.join("more", pa.table({"id": latents.to_arrow()["id"], "score": range(24)})),
+    ):
+        assert type(other) is latentmill.LatentDataset
+        assert vars(other) != before
+        assert vars(latents) == before
+    with pytest.raises(AttributeError):
+        latents.columns = ()  # type: ignore[misc]
 
 
 def test_a_batch_of_two_shapes_says_what_to_use(output: Path) -> None:

@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 
 import latentmill
 from latentmill import ranges as ranges_module
+from latentmill.access.range import Range
 from latentmill.cache.range_cache import RangeCache
 from latentmill.files import Files
-from latentmill.ranges import Range, RangeReader
+from latentmill.ranges import RangeReader
 from tests.reader.made import write_output
 from tests.small import LATENT
 

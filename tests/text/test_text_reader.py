@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import latentmill
-import latentmill.text as text_module
+import latentmill.tracks.text as text_module
 from latentmill.format import text_path
 from latentmill.ranges import RangeReader
 from tests.reader.made import shard_names, write_output

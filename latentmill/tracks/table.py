@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -28,16 +28,14 @@ from latentmill.cache.kept import Kept, publish
 from latentmill.cache.private_files import building
 from latentmill.errors import EmptySelectionError, OpenError
 from latentmill.files import Files
-from latentmill.index.file import BATCH_ROWS, ColumnFile, write_columns
-from latentmill.ranges import Range, RangeReader
-
-if TYPE_CHECKING:
-    from latentmill.dataset import LatentDataset
+from latentmill.index.file import BATCH_ROWS, IndexFile, write_columns
+from latentmill.index.selection import Selection
+from latentmill.ranges import RangeReader
+from latentmill.tracks.join import PARTS, PLACE, Join
 
 Table = str | Path | Any
 """A path, a URL or a pyarrow.Table."""
 Missing = Literal["raise", "drop", "null"]
-Kind = tuple[str, tuple[int, ...]]
 
 VALUE_BYTES = 64 << 10
 """A column with larger values on average must be a tensor, so that it can stay in the table."""
@@ -45,96 +43,38 @@ VALUE_BYTES = 64 << 10
 LAYOUT = 2
 """Version of the files in the cache."""
 
-_PARTS = ("file", "start", "length", "shape", "dtype", "crc32")
 
-
-class Join:
-    """A joined table: the values, and the byte ranges of the tensors, of each row of the index. Pickles by path."""
-
-    def __init__(self, kept: Kept, reader: RangeReader | None) -> None:
-        self.folder = kept.folder
-        self._reader = reader
-        facts = kept.facts
-        self.columns: list[str] = facts["columns"]
-        """Columns of values."""
-        self.tensors: list[str] = facts["tensors"]
-        self.varying: list[str] = facts["varying"]
-        """Tensors that become a list in a batch: rows differ in shape, or some rows have none."""
-        self.nulls: dict[str, int] = facts["nulls"]
-        self.file = ColumnFile(kept.files["rows.arrow"])
-
-    def __getstate__(self) -> tuple[Path, RangeReader | None]:
-        return self.folder, self._reader
-
-    def __setstate__(self, state: tuple[Path, RangeReader | None]) -> None:
-        folder, reader = state
-        self.__init__(Kept(folder), reader)  # type: ignore[misc]
-
-    @property
-    def reader(self) -> RangeReader:
-        assert self._reader
-        return self._reader
-
-    def batch(self, number: int) -> dict[str, pa.Array]:
-        """Return the columns of values for a batch of the index."""
-        batch = self.file.batch(number)
-        return {name: batch.column(name) for name in self.columns}
-
-    def ranges(
-        self, rows: Sequence[int] | npt.NDArray[np.int64]
-    ) -> dict[str, tuple[list[Range | None], list[Kind | None]]]:
-        """Return the byte range and the (dtype, shape) of each row, by tensor column; None: the row has no value."""
-        found: dict[str, tuple[list[Range | None], list[Kind | None]]] = {}
-        for name in self.tensors:
-            ranges: list[Range | None] = []
-            kinds: list[Kind | None] = []
-            for place, row in zip(self.file.values(f"_{name}", rows), rows, strict=True):
-                if place is None:
-                    ranges.append(None)
-                    kinds.append(None)
-                else:
-                    file, start, length, shape, dtype, crc32 = (place[part] for part in _PARTS)
-                    ranges.append(Range(file, start, length, crc32, f"{name} of row {row}"))
-                    kinds.append((dtype, tuple(shape)))
-            found[name] = ranges, kinds
-        return found
-
-
-def join(
-    dataset: LatentDataset,
+def joined(
+    selection: Selection,
     name: str,
     table: Table,
     *,
     on: str,
     missing: Missing,
     storage_options: dict[str, Any] | None = None,
-) -> LatentDataset:
-    """See `LatentDataset.join`."""
-    if not name.isidentifier() or name in dataset.joins:
+) -> tuple[Join, Selection]:
+    """See `LatentDataset.join`. Return the joined columns, and the rows that are kept."""
+    if not name.isidentifier():
         raise OpenError(f"a join needs a name of its own that is an identifier, got {name!r}")
     if missing not in ("raise", "drop", "null"):
         raise OpenError(f"missing must be 'raise', 'drop' or 'null', got {missing!r}")
     source = _Source(table, storage_options)
     theirs = source.table(on)
-    places = _partners(dataset, theirs, on)
-    selected = dataset.rows(np.arange(len(dataset)))
+    places = _partners(selection.index, theirs, on)
+    selected = selection.all_numbers()
     alone = selected[places[selected] < 0]
     if len(alone) and missing == "raise":
-        values = dataset.index.columns.values(on, alone[:3])
+        values = selection.index.columns.values(on, alone[:3])
         raise OpenError(
-            f"{source.label} has no row for {len(alone)} of {len(dataset)}, such as {on} = {values}; "
+            f"{source.label} has no row for {len(alone)} of {len(selection)}, such as {on} = {values}; "
             "missing='drop' leaves them out, 'null' keeps them"
         )
-    made = _write(dataset, name, theirs, places, on, source)
+    made = _write(selection.cache, name, theirs, places, on, source)
     reader = RangeReader(source.files, concurrency=4 if source.files.root else 32) if source.files else None
-    joined = dataset._with(joins=dataset.joins | {name: Join(made, reader)})
-    joined = joined._with(columns=(*dataset.columns, *joined.joins[name].columns))
-    if len(alone) and missing == "drop":
-        kept = selected[places[selected] >= 0]
-        if not len(kept):
-            raise EmptySelectionError(f"{source.label} has no row for any of {len(dataset)}")
-        joined = joined._of_rows(kept)
-    return joined
+    if len(alone) == len(selection) and missing == "drop":
+        raise EmptySelectionError(f"{source.label} has no row for any of {len(selection)}")
+    is_smaller = len(alone) > 0 and missing == "drop"
+    return Join(made, reader), selection.narrowed(selected[places[selected] >= 0]) if is_smaller else selection
 
 
 class _Source:
@@ -159,7 +99,7 @@ class _Source:
                 raise OpenError(f"{self.label} holds no Parquet file")
 
     def table(self, on: str) -> pa.Table:
-        """Return all rows. The column `_<name>` has the byte range of a tensor, a struct of _PARTS, in its place."""
+        """Return all rows. The column `_<name>` has the byte range of a tensor, a struct of PARTS, in its place."""
         if self._given is not None:
             tables = [self._given]
         else:
@@ -214,20 +154,8 @@ class _Source:
                 )
             start = chunk.data_page_offset + chunk.total_compressed_size - length
             values = (name, start, length, shape, dtype, row.get(f"{column}_crc32"))
-            places.append(dict(zip(_PARTS, values, strict=True)))
+            places.append(dict(zip(PARTS, values, strict=True)))
         return pa.array(places, PLACE)
-
-
-PLACE = pa.struct(
-    [
-        ("file", pa.string()),
-        ("start", pa.int64()),
-        ("length", pa.int64()),
-        ("shape", pa.list_(pa.int32())),
-        ("dtype", pa.string()),
-        ("crc32", pa.uint32()),
-    ]
-)
 
 
 def _is_binary(file: pq.ParquetFile, name: str) -> bool:
@@ -235,9 +163,9 @@ def _is_binary(file: pq.ParquetFile, name: str) -> bool:
     return bool(pa.types.is_binary(type_) or pa.types.is_large_binary(type_))
 
 
-def _partners(dataset: LatentDataset, theirs: pa.Table, on: str) -> npt.NDArray[np.int64]:
+def _partners(index: IndexFile, theirs: pa.Table, on: str) -> npt.NDArray[np.int64]:
     """Return, for each row of the index, its row in the table; -1: there is none."""
-    columns = dataset.index.columns
+    columns = index.columns
     if on not in columns.schema.names or on.startswith("_"):
         raise OpenError(f"the output has no column {on!r} to join on; open it with columns=[{on!r}, ...]")
     keys = theirs[on].combine_chunks()
@@ -250,9 +178,7 @@ def _partners(dataset: LatentDataset, theirs: pa.Table, on: str) -> npt.NDArray[
     return np.concatenate([rows.fill_null(-1).to_numpy(zero_copy_only=False) for rows in found]).astype(np.int64)
 
 
-def _write(
-    dataset: LatentDataset, name: str, theirs: pa.Table, places: npt.NDArray[np.int64], on: str, source: _Source
-) -> Kept:
+def _write(cache: Path, name: str, theirs: pa.Table, places: npt.NDArray[np.int64], on: str, source: _Source) -> Kept:
     """Write the values in the order of the index, and return the folder, which is named by its content."""
     fields = {column: column for column in theirs.column_names if column != on and not column.startswith("_")}
     tensors = [column[1:] for column in theirs.column_names if column.startswith("_")]
@@ -272,12 +198,12 @@ def _write(
                 nulls[column] += table[column].null_count
             yield table
 
-    with building(dataset.cache) as folder:
+    with building(cache) as folder:
         write_columns(folder / "rows.arrow", schema, tables())
         varying = [f"{name}_{t}" for t in tensors if nulls[f"_{name}_{t}"] or _num_shapes(theirs[f"_{t}"]) > 1]
         columns, names = [f"{name}_{column}" for column in fields], [f"{name}_{tensor}" for tensor in tensors]
         facts = {"columns": columns, "tensors": names, "varying": varying, "nulls": nulls}
-        return publish(folder, dataset.cache / f"index-join-{_digest(folder, facts)}", facts)
+        return publish(folder, cache / f"index-join-{_digest(folder, facts)}", facts)
 
 
 def _num_shapes(places: pa.ChunkedArray) -> int:

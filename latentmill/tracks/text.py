@@ -15,7 +15,7 @@ import hashlib
 import io
 import json
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from pathlib import Path
@@ -26,17 +26,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from latentmill import format
+from latentmill.access.range import Range
 from latentmill.cache.kept import Kept
 from latentmill.errors import EmptySelectionError, NotFoundError, OpenError
 from latentmill.files import Entry, Files
 from latentmill.index.file import FILE, IndexFile, write_columns
-from latentmill.join import PLACE, Join
-from latentmill.ranges import Range, RangeReader
+from latentmill.index.selection import Selection
+from latentmill.ranges import RangeReader
+from latentmill.tracks.join import PLACE, Join
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from latentmill.dataset import LatentDataset
 
 LAYOUT = 2
 """Version of the files in the cache."""
@@ -87,23 +87,23 @@ class Text:
         if not isinstance(pad, bool) and pad < self.spec["max_length"]:
             raise ValueError(f"pad_text must be at least {self.spec['max_length']}, the longest text, got {pad}")
 
-    def join(self, dataset: LatentDataset) -> LatentDataset:
-        """Return the dataset with "text" and "text_length" in each row. Rows that were dropped are left out.
+    def join(self, selection: Selection) -> tuple[Join, Selection]:
+        """Return the columns "text" and "text_length" for the rows of an index, and the rows that were not dropped.
 
         Raises:
-            OpenError: some shard of the dataset has no text yet.
+            OpenError: some shard of the index has no text yet.
             EmptySelectionError: every row was dropped.
         """
-        listed = self._listed(dataset.index)
-        key = json.dumps([LAYOUT, self._files.uri, self.name, dataset.index.digest, sorted(listed.items())])
+        index = selection.index
+        listed = self._listed(index)
+        key = json.dumps([LAYOUT, self._files.uri, self.name, index.digest, sorted(listed.items())])
         name = f"index-text-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
-        join = Join(Kept.of(dataset.cache, name, partial(self._build, dataset.index, listed)), self._reader)
-        joined = dataset._with(text=self, joins=dataset.joins | {NAME: join}, columns=(*dataset.columns, LENGTH))
-        places = [join.file.batch(i).column(f"_{NAME}") for i in range(dataset.index.columns.num_batches)]
+        join = Join(Kept.of(selection.cache, name, partial(self._build, index, listed)), self._reader)
+        places = [join.file.batch(i).column(f"_{NAME}") for i in range(index.columns.num_batches)]
         kept = np.flatnonzero(np.concatenate([place.is_valid().to_numpy(zero_copy_only=False) for place in places]))
         if not len(kept):
             raise EmptySelectionError(f"text {self.name!r} of {self._files.uri} has no row: all captions are empty")
-        return joined if len(kept) == len(dataset) else joined._of_rows(kept)
+        return join, selection if len(kept) == index.num_rows else selection.narrowed(kept)
 
     def empty(self) -> Tensor:
         """Return the embedding of the empty prompt, [S, E], for classifier-free guidance."""
@@ -197,15 +197,3 @@ def _flags(spec: dict[str, Any]) -> Iterator[str]:
 
 def _array(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-
-
-def padded(values: Iterable[Tensor], length: int | None) -> Tensor:
-    """Return [B, S, E] of tensors [S, E], filled up with zeros to the longest of them, or to `length`."""
-    import torch
-
-    values = list(values)
-    longest = max(len(value) for value in values) if length is None else length
-    batch = torch.zeros(len(values), longest, values[0].shape[1], dtype=values[0].dtype)
-    for row, value in zip(batch, values, strict=True):
-        row[: len(value)] = value
-    return batch
