@@ -17,7 +17,6 @@ from typing import Annotated
 
 import tyro
 
-import latentmill
 from jobs.encode import CONFIG, LEFT, OK
 from jobs.process import log_to_stderr, run_command
 from pipeline.control.spread import SpreadRule
@@ -46,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         flags = (tyro.conf.OmitArgPrefixes,)
         args = tyro.cli(Export, args=argv, prog="latentmill export", description=__doc__, config=flags)
         summary = export(args.job, args.workers, echo=lambda line: print(printable(line), file=sys.stderr, flush=True))
-    except (ConfigError, EncoderError, StorageError, latentmill.StorageError) as error:
+    except (ConfigError, EncoderError, StorageError) as error:
         print(printable(f"latentmill export: {error}"), file=sys.stderr)
         return CONFIG if isinstance(error, ConfigError | ChangedError) else LEFT
     print(printable(_table(summary, args.job)))

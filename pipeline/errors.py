@@ -9,7 +9,7 @@
     |  |- ChangedError        the object differs from the one in the plan (size or ETag)
     |  +- TransientError      throttled, timed out, cut off; raised when the retries ran out
     |- VideoError             bad content; becomes a Rejection with `reason`
-       |- OpenError           not a video that FFmpeg can open
+       |- UnreadableError     not a video that FFmpeg can open
        |- NoVideoStreamError  the container has no video stream
        |- UnsupportedCodecError  FFmpeg has no decoder for the video stream
        |- UnsupportedEditsError  FFmpeg would give frames wrong times for this MP4 edit list
@@ -23,6 +23,7 @@
        |- UnsafeAddressError  a table names an address that it may not name; found when it was opened
        +- FilteredError       a filter of the user refuses the clip
 
+The root and the storage errors are those of the reader, `latentmill.errors`: what it raises is caught by the same name.
 Each error takes only strings and numbers, so it pickles and crosses process boundaries.
 """
 
@@ -30,9 +31,39 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from latentmill.errors import (
+    AccessError,
+    ChangedError,
+    LatentmillError,
+    NotFoundError,
+    StorageError,
+    TransientError,
+)
 
-class LatentmillError(Exception):
-    """Root of the tree."""
+__all__ = [
+    "AccessError",
+    "ChangedError",
+    "ClipTooShortError",
+    "ConfigError",
+    "CorruptVideoError",
+    "EncoderError",
+    "FilteredError",
+    "HdrError",
+    "LatentmillError",
+    "LimitExceededError",
+    "NoFramesError",
+    "NoVideoStreamError",
+    "NotFoundError",
+    "StorageError",
+    "TarDamagedError",
+    "TransientError",
+    "TruncatedVideoError",
+    "UnreadableError",
+    "UnsafeAddressError",
+    "UnsupportedCodecError",
+    "UnsupportedEditsError",
+    "VideoError",
+]
 
 
 class ConfigError(LatentmillError, ValueError):
@@ -43,33 +74,13 @@ class EncoderError(LatentmillError):
     """No encoder can start: the weights, the self-check, or memory. The message says why."""
 
 
-class StorageError(LatentmillError, OSError):
-    """The storage failed, and so did every retry. Never a Rejection: the shard stays open for the next run."""
-
-
-class NotFoundError(StorageError):
-    """The storage answers that the object does not exist."""
-
-
-class AccessError(StorageError):
-    """The storage refuses: the credentials are missing, wrong, or do not suffice."""
-
-
-class ChangedError(StorageError):
-    """The object differs from the one in the plan."""
-
-
-class TransientError(StorageError):
-    """The storage may succeed the next time: throttled, timed out, reset, body cut short."""
-
-
 class VideoError(LatentmillError):
     """The content of a video is bad. `reason` is the Rejection's reason."""
 
     reason: ClassVar[str] = "corrupt"
 
 
-class OpenError(VideoError):
+class UnreadableError(VideoError):
     reason = "unreadable"
 
 

@@ -15,7 +15,6 @@ import latentmill
 from jobs import report, status
 from jobs.report.facts import rejections, runs
 from jobs.report.page import page
-from latentmill.errors import ReadError
 from pipeline.control.claims import Owner
 from pipeline.errors import LatentmillError
 from pipeline.output.derived import restored
@@ -63,7 +62,7 @@ def seen(out: Path, cache: Path) -> dict[str, Any]:
     for name, ask in asked.items():
         try:
             found[name] = ask()
-        except (ReadError, LatentmillError) as error:
+        except LatentmillError as error:
             found[name] = f"error: {error}"
     assert not any("\n" in one for one in found.values() if isinstance(one, str))
     return found

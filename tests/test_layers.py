@@ -183,6 +183,17 @@ def test_the_wheel_holds_every_module(tmp_path: Path) -> None:
         assert (target / package / "py.typed").exists()
 
 
+def test_no_error_has_the_name_of_another() -> None:
+    """What is caught by a name is all that is raised by it, whichever package raised it."""
+    homes: dict[str, list[str]] = {}
+    for package in FORBIDDEN:
+        for path in modules(package):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.ClassDef) and node.name.endswith("Error"):
+                    homes.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert {name: where for name, where in homes.items() if len(where) > 1} == {}
+
+
 def edges(package: str) -> dict[str, set[str]]:
     """The modules of a package, and which others of it each one imports: in functions and for types only, too."""
     names = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in modules(package)}

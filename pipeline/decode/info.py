@@ -58,7 +58,7 @@ def probe(src: Source, *, max_pixels: int = DEFAULT_MAX_PIXELS, rate_until: Frac
     With `rate_until`, also read the packets up to this time, in seconds, for `rate`. That costs about 3 us per packet.
 
     Raises:
-        OpenError, NoVideoStreamError, UnsupportedCodecError, UnsupportedEditsError
+        UnreadableError, NoVideoStreamError, UnsupportedCodecError, UnsupportedEditsError
         OSError: any error of the storage.
     """
     with open_feed(src) as feed, open_container(feed, with_trial=False) as container:

@@ -23,7 +23,13 @@ from av.codec.context import Flags
 from av.stream import Discard, Disposition
 
 from pipeline.decode.bitstream.edits import check_edits
-from pipeline.errors import CorruptVideoError, LimitExceededError, NoVideoStreamError, OpenError, UnsupportedCodecError
+from pipeline.errors import (
+    CorruptVideoError,
+    LimitExceededError,
+    NoVideoStreamError,
+    UnreadableError,
+    UnsupportedCodecError,
+)
 
 Source = bytes | bytearray | memoryview | str | Path | BinaryIO
 """An encoded file: its bytes, a local path, or a seekable binary file object (read from 0, never closed)."""
@@ -116,7 +122,7 @@ def open_container(feed: Feed, *, with_trial: bool = True) -> Iterator[Any]:
     skipped for MP4 only, which gives the decoding time of packets; otherwise FFmpeg needs the trial to guess it.
 
     Raises:
-        OpenError: FFmpeg cannot read the content.
+        UnreadableError: FFmpeg cannot read the content.
         UnsupportedCodecError: an animated WebP.
         CorruptVideoError: replaces an FFmpeg error in the body of the `with`.
         OSError: any error of the storage.
@@ -142,7 +148,7 @@ def _is_mp4(feed: Feed) -> bool:
 
 def _open(feed: Feed, options: dict[str, str]) -> Any:
     if feed.size == 0:
-        raise OpenError("the file is empty")
+        raise UnreadableError("the file is empty")
     try:
         try:
             return av.open(_Cursor(feed), "r", options=options, metadata_errors="replace")
@@ -150,7 +156,7 @@ def _open(feed: Feed, options: dict[str, str]) -> Any:
             return av.open(_Cursor(feed), "r", options=options)
     except (av.FFmpegError, UnicodeDecodeError, ValueError) as error:
         feed.check()
-        raise OpenError(f"cannot be opened as a video: {describe(error)}") from None
+        raise UnreadableError(f"cannot be opened as a video: {describe(error)}") from None
 
 
 def choose_stream(container: Any, feed: Feed, max_pixels: int | None = None, *, any_order: bool = False) -> Any:

@@ -109,7 +109,7 @@ def measure(src: Source, times: Times = "exact") -> Timeline:
     """Read every packet of `src` and return its Timeline. Costs I/O and about 10 us per packet.
 
     Raises:
-        OpenError, NoVideoStreamError, UnsupportedCodecError, UnsupportedEditsError
+        UnreadableError, NoVideoStreamError, UnsupportedCodecError, UnsupportedEditsError
         NoFramesError: the video stream has no packet.
         LimitExceededError: it has too many frames to remember the times of.
         OSError: as the storage raised it.

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from latentmill.errors import ReadError
 from pipeline.control.spread import SpreadRule, spread
 from pipeline.control.stop import GraceOverError, Stop
 from pipeline.errors import LatentmillError
@@ -79,7 +78,7 @@ def _write(
     """Write the pieces, and count them in the summary."""
     with Stop(rule.grace) as stop, contextlib.suppress(GraceOverError), stop.limited():
         for piece, outcome in spread(write_piece, (job, plan.selection), todo, stop, rule):
-            if isinstance(outcome, LatentmillError | ReadError):
+            if isinstance(outcome, LatentmillError):
                 summary.failures[piece.name] = str(outcome)
             elif isinstance(outcome, Exception):
                 raise outcome

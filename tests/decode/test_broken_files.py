@@ -20,8 +20,8 @@ from pipeline.errors import (
     HdrError,
     LimitExceededError,
     NoVideoStreamError,
-    OpenError,
     TruncatedVideoError,
+    UnreadableError,
     VideoError,
 )
 from tests.videos import cut, flip_bytes, make_image, make_video, picture, read_number
@@ -98,11 +98,11 @@ def test_a_truncated_file_says_so(whole: dict[str, bytes], name: str) -> None:
 @pytest.mark.parametrize(
     ("data", "error"),
     [
-        (b"", OpenError),
-        (b"\0" * 10_000, OpenError),
-        (b"this is not a video, whatever its name says\n" * 200, OpenError),
-        (b"#EXTM3U\n#EXTINF:1.0,\n/etc/hostname\n#EXT-X-ENDLIST\n", OpenError),
-        (b"ffconcat version 1.0\nfile /etc/hostname\n", OpenError),
+        (b"", UnreadableError),
+        (b"\0" * 10_000, UnreadableError),
+        (b"this is not a video, whatever its name says\n" * 200, UnreadableError),
+        (b"#EXTM3U\n#EXTINF:1.0,\n/etc/hostname\n#EXT-X-ENDLIST\n", UnreadableError),
+        (b"ffconcat version 1.0\nfile /etc/hostname\n", UnreadableError),
     ],
 )
 def test_what_is_no_video_is_refused(data: bytes, error: type[VideoError]) -> None:
