@@ -58,19 +58,19 @@ def graph(shards: list[Shard], pools: Pools, stages: tables.Stages, shared: tabl
     """The five operators. What comes out are receipts."""
     from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
-    from pipeline.control.ray_cluster import one_by_one
+    from pipeline.control.ray_cluster import A_ROW_A_CALL, one_by_one
 
     readers, decoders, stagers = map(TaskPoolStrategy, (pools.readers, pools.decoders[1], pools.stagers))
     encoders = ActorPoolStrategy(min_size=pools.encoders[0], max_size=pools.encoders[1], **pools.encoder_calls)
     decoding = {"num_cpus": pools.decode_cpus, "max_calls": DECODES_PER_WORKER}
-    encoding = {"num_cpus": pools.encoder_cpus, "num_gpus": pools.encoder_gpus}
+    encoding: dict[str, Any] = {"num_cpus": pools.encoder_cpus, "num_gpus": pools.encoder_gpus, **A_ROW_A_CALL}
     encoder = (stages, shared, pools.device, pools.encoders[1], pools.encoder_threads)
     whole: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": None}  # a block a call
     return (
         one_by_one([shard.to_row() for shard in shards])  # a task a shard
         .map_batches(tables.read, fn_args=(stages, shared), compute=readers, num_cpus=0, **whole)
         .map_batches(tables.decode, fn_args=(stages, shared), compute=decoders, **decoding, **whole)
-        .map_batches(tables.EncodeActor, fn_constructor_args=encoder, compute=encoders, **encoding, **whole)
+        .map_batches(tables.EncodeActor, fn_constructor_args=encoder, compute=encoders, **encoding)
         .map_batches(tables.stage, fn_args=(stages,), compute=stagers, num_cpus=0, **whole)
     )
 

@@ -20,8 +20,10 @@ import pytest
 import ray
 
 from pipeline.control.driver import MAX_FAILED_WRITES
+from pipeline.control.encoder_pool import EncoderPool
 from pipeline.control.pools import Pools
 from pipeline.control.ray_objects import answer
+from pipeline.control.ray_text import Operators, stream
 from pipeline.decode import DecodedClip, DecodeSpec, iter_clips
 from pipeline.errors import ConfigError, EncoderError, StorageError, VideoError
 from pipeline.guard.strikes import Strikes
@@ -36,7 +38,7 @@ from pipeline.settings.resolve import resolve
 from pipeline.settings.spec import LatentRule
 from pipeline.shards import Shard
 from pipeline.stages.read_shard import read_shard
-from pipeline.stages.tables import READ_ATTEMPTS, Shared, Stages, decode, stages_of
+from pipeline.stages.tables import READ_ATTEMPTS, EncodeActor, Shared, Stages, decode, stages_of
 from pipeline.storage import Storage
 from tests.small import CLIP
 from tests.videos import cut, make_video
@@ -299,12 +301,19 @@ def stages(tmp_path: Path) -> Stages:
     return stages_of(wanted, *resolve(wanted), read=two_receipts, decode=iter_clips, encode=no_encoder)
 
 
+POOLS = Pools(readers=2, stagers=2, decode_cpus=1, decoders=(1, 2), encoders=(1, 1), encoder_cpus=1, encoder_gpus=0)
+SHARD = Shard(name="s", kind="tar", uri="u", size=0, etag="")
+
+
+def test_ray_data_takes_encoders_on_gpus(local_ray: None, stages: Stages) -> None:
+    """It refuses some arguments only of actors with a GPU. Nothing runs, so none is needed."""
+    graph([SHARD], replace(POOLS, encoder_cpus=0, encoder_gpus=0.5), stages, Shared(AllOurs(), Strikes()))
+    operators = Operators(read=iter, encoder=EncodeActor, encoder_args=(), store=iter)
+    stream(["s"], operators, EncoderPool(size=(1, 1), cpus=0, gpus=0.5))
+
+
 def test_five_operators_and_none_fused(local_ray: None, stages: Stages) -> None:
-    pools = Pools(
-        readers=2, stagers=2, decode_cpus=1, decoders=(1, 2), encoders=(1, 1), encoder_cpus=1, encoder_gpus=0
-    )  # fmt: skip
-    shard = Shard(name="s", kind="tar", uri="u", size=0, etag="")
-    rows = graph([shard], pools, stages, Shared(AllOurs(), Strikes()))
+    rows = graph([SHARD], POOLS, stages, Shared(AllOurs(), Strikes()))
     operators = [line for line in rows.materialize().stats().splitlines() if line.startswith("Operator")]
     assert len([line for line in operators if "FromItems" not in line]) == 5, operators
     assert not any("->" in line for line in operators), operators

@@ -34,6 +34,9 @@ IDLE_WORKERS_PER_CPU = 8
 """Worker processes that a local Ray keeps. By default it ends idle ones beyond one per CPU after a second, and the next
 task waits for a new process (measured: 22 started in a run of 40 s on 2 cores, 11 with this setting)."""
 
+A_ROW_A_CALL: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": 1}
+"""How encoders are called. A whole block a call, as elsewhere, is what Ray Data refuses for actors on GPUs."""
+
 
 def check_cluster(address: str, check: Callable[[OnEveryNode], None]) -> None:
     """Look at the cluster at an address, and check it if it has several nodes. A local Ray, or one that is joined, is

@@ -10,7 +10,7 @@ import pyarrow as pa
 from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
 from pipeline.control.encoder_pool import EncoderPool
-from pipeline.control.ray_cluster import one_by_one, tables
+from pipeline.control.ray_cluster import A_ROW_A_CALL, one_by_one, tables
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,13 +34,11 @@ def stream(shards: Sequence[str], operators: Operators, pool: EncoderPool) -> It
     """
     waiting = max(2, 2 * pool.size[1])
     encoders = ActorPoolStrategy(min_size=pool.size[0], max_size=pool.size[1])
-    encoding: dict[str, Any] = {"num_cpus": pool.cpus, "num_gpus": pool.gpus}
+    encoding: dict[str, Any] = {"num_cpus": pool.cpus, "num_gpus": pool.gpus, **A_ROW_A_CALL}
     whole: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": None}  # a block a call
     return tables(
         one_by_one([{"shard": shard} for shard in shards])
         .map_batches(operators.read, compute=TaskPoolStrategy(waiting), num_cpus=0, **whole)
-        .map_batches(
-            operators.encoder, fn_constructor_args=operators.encoder_args, compute=encoders, **encoding, **whole
-        )
+        .map_batches(operators.encoder, fn_constructor_args=operators.encoder_args, compute=encoders, **encoding)
         .map_batches(operators.store, compute=TaskPoolStrategy(waiting), num_cpus=0, **whole)
     )
