@@ -78,6 +78,8 @@ class Loader:
         """With `open(..., damaged="skip")`: ids of the rows that were left out because their bytes are wrong."""
         if workers:
             options = {"persistent_workers": True, "prefetch_factor": prefetch} | options
+            if not dataset.survive_fork:
+                options = {"multiprocessing_context": "spawn"} | options
         self._torch: DataLoader[Any] = DataLoader(
             _Reads(dataset),  # type: ignore[arg-type]
             batch_sampler=_Ahead(self.sampler, max(workers, 1), prefetch),

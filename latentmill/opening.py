@@ -10,15 +10,15 @@ from typing import Any, Literal
 import pyarrow.parquet as pq
 
 from latentmill import format
-from latentmill.cache.private_files import own_folder
-from latentmill.cache.range_cache import RangeCache
 from latentmill.dataset import LatentDataset
 from latentmill.errors import NotFoundError, OpenError
-from latentmill.files import Files
 from latentmill.index.build import open_index
 from latentmill.index.selection import Selection
-from latentmill.ranges import RangeReader
 from latentmill.rows import ROW_COLUMNS
+from latentmill.store.cache.private_files import own_folder
+from latentmill.store.cache.range_cache import RangeCache
+from latentmill.store.files import Files
+from latentmill.store.ranges import RangeReader
 from latentmill.tracks.text import Text
 
 

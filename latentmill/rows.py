@@ -19,12 +19,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.dataset
 
-from latentmill.access.range import Range
 from latentmill.errors import EmptySelectionError, OpenError
 from latentmill.index.committed import write_pinned
 from latentmill.index.file import FILE, SHAPE, ColumnFile, IndexFile
 from latentmill.index.selection import Bucket, Selection, kept_rows
-from latentmill.ranges import RangeReader
+from latentmill.store.range import Range
+from latentmill.store.ranges import RangeReader
 from latentmill.tracks.join import Join, Kind
 from latentmill.tracks.table import Missing, Table, joined
 from latentmill.tracks.text import LENGTH, NAME, Text
@@ -101,6 +101,12 @@ class Rows:
     def draw(self) -> str:
         """What a row's latent is: the choice of `posterior`; else "sample" for stored moments, or what is stored."""
         return self.chosen_draw or ("sample" if self.stored_posterior == "moments" else self.stored_posterior)
+
+    @property
+    def survive_fork(self) -> bool:
+        """Whether a worker that is forked can read these rows."""
+        readers = [self.reader, *(join.reader for join in self.joins.values() if join.tensors)]
+        return all(reader.survives_fork for reader in readers)
 
     def posterior(self, draw: Draw) -> Self:
         """Choose what a row makes of stored moments.

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from latentmill.access.memory import take
-from latentmill.access.range import Range
 from latentmill.errors import DamagedRowError
-from latentmill.ranges import RangeReader
 from latentmill.rows import Rows
 from latentmill.sampler import Batch
+from latentmill.store.memory import take
+from latentmill.store.range import Range
+from latentmill.store.ranges import RangeReader
 from latentmill.tracks.join import Kind
 
 

@@ -66,9 +66,9 @@ def point_at(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _forget_clients() -> None:
-    from pipeline.storage import cloud_store
+    from latentmill.store import cloud
 
-    cloud_store._client.cache_clear()  # a process keeps its client, and with it the endpoint that it found first
+    cloud.client.cache_clear()  # a process keeps its client, and with it the endpoint that it found first
 
 
 def _wait_for(port: int) -> None:

@@ -234,7 +234,7 @@ def test_a_plan_on_s3_is_the_same_plan(tmp_path: Path, s3: S3) -> None:
 def test_a_lost_answer_to_the_plan_is_no_second_plan(
     s3: S3, faults: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.storage.retry.BASE_SECONDS", 0.001)
+    monkeypatch.setattr("latentmill.store.retry.BASE_SECONDS", 0.001)
     s3.put("x.tar", make_tar([("a.mp4", b"")]))
     output = Storage(s3.uri("out"))
     faults.add("PutObject", DropResponse(), path="plan")

@@ -224,7 +224,7 @@ def test_a_store_without_unnamed_files_keeps_the_laws(tmp_path: Path, monkeypatc
 
 
 def test_a_folder_that_is_swept_under_a_write_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.storage.retry.BASE_SECONDS", 0.001)
+    monkeypatch.setattr("latentmill.store.retry.BASE_SECONDS", 0.001)
     storage = Storage(str(tmp_path))
     real, sweeps = os.open, iter([True, True])
 
@@ -275,7 +275,7 @@ def test_an_expected_size_or_etag_is_held_against_the_object(storage: Storage) -
 def test_a_local_file_that_shrinks_while_it_is_read_is_a_storage_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.storage.retry.BASE_SECONDS", 0.001)
+    monkeypatch.setattr("latentmill.store.retry.BASE_SECONDS", 0.001)
     (tmp_path / "x").write_bytes(b"x" * 1000)
     with stream(str(tmp_path / "x")) as body:
         assert body.read(100) == b"x" * 100

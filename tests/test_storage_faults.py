@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from latentmill.store.retry import ATTEMPTS
 from pipeline.errors import AccessError, ChangedError, NotFoundError, StorageError, TransientError
 from pipeline.storage import Storage, read_object, stream
-from pipeline.storage.retry import ATTEMPTS
 from tests.fault_proxy import DropResponse, Fault, FaultProxy, Reset, Status, StripHeader, Truncate
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ MATRIX = [
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.storage.retry.BASE_SECONDS", 0.001)
+    monkeypatch.setattr("latentmill.store.retry.BASE_SECONDS", 0.001)
     monkeypatch.setattr("pipeline.storage.s3_store.PART_BYTES", 3000)
 
 
@@ -146,7 +146,7 @@ def test_not_found_is_not_tried_again(output: Storage, faults: FaultProxy) -> No
 def test_a_stream_goes_on_from_the_offset_however_often_it_breaks(
     s3: S3, faults: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.storage.retry.ATTEMPTS", 2)
+    monkeypatch.setattr("latentmill.store.retry.ATTEMPTS", 2)
     data = b"".join(number.to_bytes(4, "big") for number in range(500_000))
     uri = s3.put("x", data)
     # Large enough to get past what the client has received and not handed out when the connection goes.

@@ -11,8 +11,9 @@ import fsspec.config
 import pytest
 from s3fs import S3FileSystem
 
+from latentmill.store import retry
 from pipeline.errors import AccessError, LimitExceededError, NotFoundError, StorageError, TransientError
-from pipeline.storage import read_object, retry
+from pipeline.storage import read_object
 
 BODY = b"not a video" * 100
 

@@ -42,7 +42,7 @@ WITHOUT_BODY = {"HeadObject", "PutObject"}
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.storage.retry.BASE_SECONDS", 0.001)
+    monkeypatch.setattr("latentmill.store.retry.BASE_SECONDS", 0.001)
 
 
 @pytest.fixture

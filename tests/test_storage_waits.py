@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from s3fs import S3FileSystem
 
+from latentmill.store import retry
 from pipeline import storage
 from pipeline.errors import NotFoundError, StorageError
 from pipeline.guard.strikes import Strikes
@@ -23,7 +24,7 @@ from pipeline.receipts import ClipsReceipt, FaultReceipt, RejectionReceipt
 from pipeline.records import Video
 from pipeline.sources.listing import list_source
 from pipeline.stages.read_shard import read_shard
-from pipeline.storage import read_object, retry
+from pipeline.storage import read_object
 from tests.test_chunks import decoder
 
 
@@ -54,8 +55,8 @@ class Drip(BaseHTTPRequestHandler):
 @pytest.fixture
 def drip(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A server that drips, and limits that a test can wait for."""
-    monkeypatch.setattr(sys.modules["pipeline.storage.stream"], "PATIENCE_SECONDS", 1.0)
-    monkeypatch.setattr("pipeline.storage.event_loop.FILL_SECONDS", 0.1)
+    monkeypatch.setattr(sys.modules["latentmill.store.stream"], "PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr("latentmill.store.event_loop.FILL_SECONDS", 0.1)
     monkeypatch.setattr("pipeline.storage.web_store.HEADER_SECONDS", 0.3)
     monkeypatch.setattr("pipeline.storage.web_store.READ_SECONDS", 0.3)
     monkeypatch.setattr(retry, "BASE_SECONDS", 0.001)
@@ -87,7 +88,7 @@ def test_the_decode_stage_reports_it_as_a_fault(drip: str) -> None:
 def test_an_s3_server_that_drips_is_given_up_too(drip: str, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"ENDPOINT_URL": drip, "ACCESS_KEY_ID": "k", "SECRET_ACCESS_KEY": "s"}.items():
         monkeypatch.setenv(f"AWS_{name}", value)
-    monkeypatch.setattr("pipeline.storage.event_loop.CALL_SECONDS", 0.3)
+    monkeypatch.setattr("latentmill.store.event_loop.CALL_SECONDS", 0.3)
     S3FileSystem.clear_instance_cache()
     with pytest.raises(StorageError) as caught:
         read_object(f"s3://bucket/{what}.mp4")
@@ -97,7 +98,7 @@ def test_an_s3_server_that_drips_is_given_up_too(drip: str, what: str, monkeypat
 
 def test_a_fast_stream_is_not_hurried_by_a_slow_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the waits for the store count, not what is done between two reads."""
-    monkeypatch.setattr(sys.modules["pipeline.storage.stream"], "PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(sys.modules["latentmill.store.stream"], "PATIENCE_SECONDS", 0.05)
     path = tmp_path / "a"
     path.write_bytes(bytes(2000))
     with storage.stream(str(path)) as body:

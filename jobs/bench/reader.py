@@ -30,7 +30,7 @@ import latentmill
 from jobs.bench.reader_index import measure_open
 from jobs.bench.reader_peers import peers
 from jobs.bench.reader_source import serve, write_latents
-from latentmill.access.range import Range
+from latentmill.store.range import Range
 
 LOCAL_TARGET = S3_TARGET = 0.95
 """Of the raw reads, which compute no checksums either: what these cost is the line above."""

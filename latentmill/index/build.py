@@ -18,12 +18,13 @@ from typing import Any
 import pyarrow as pa
 
 from latentmill import format
-from latentmill.cache.kept import Kept
 from latentmill.errors import OpenError, ReadError
-from latentmill.files import Entry, Files
 from latentmill.index.codes import Coder
 from latentmill.index.committed import SEAL, Committed, GrownError
 from latentmill.index.file import IndexFile, write_columns
+from latentmill.store.cache.kept import Kept
+from latentmill.store.files import Files
+from latentmill.store.objects import Entry
 
 LAYOUT = 2
 """Version of the files that IndexFile reads. A change makes new files in the cache."""

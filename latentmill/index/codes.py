@@ -11,8 +11,9 @@ import pyarrow as pa
 
 from latentmill import format
 from latentmill.errors import OpenError
-from latentmill.files import Entry, Files
 from latentmill.index.file import FILE, SHAPE
+from latentmill.store.files import Files
+from latentmill.store.objects import Entry
 
 TYPES = {
     "id": pa.string(),

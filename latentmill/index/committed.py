@@ -23,10 +23,11 @@ import pyarrow.parquet as pq
 
 from latentmill import checksum, format
 from latentmill.errors import NotFoundError, OpenError, StorageError
-from latentmill.files import Entry, Files
 from latentmill.index.codes import TYPES
 from latentmill.index.file import BATCH_ROWS
 from latentmill.index.rates import DERIVED, TIMES, with_rates
+from latentmill.store.files import Files
+from latentmill.store.objects import Entry
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from latentmill.cache.kept import Kept
+from latentmill.store.cache.kept import Kept
 
 BATCH_ROWS = 1 << 16
 

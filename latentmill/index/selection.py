@@ -14,10 +14,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.dataset
 
-from latentmill.cache.shared_array import SharedArray
 from latentmill.errors import OpenError
 from latentmill.index.file import BATCH_ROWS, SHAPE, IndexFile
 from latentmill.order import bucket_name
+from latentmill.store.cache.shared_array import SharedArray
 
 
 class Bucket(NamedTuple):

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from latentmill.access.range import Range
-from latentmill.cache.kept import Kept
 from latentmill.index.file import ColumnFile
-from latentmill.ranges import RangeReader
+from latentmill.store.cache.kept import Kept
+from latentmill.store.range import Range
+from latentmill.store.ranges import RangeReader
 
 Kind = tuple[str, tuple[int, ...]]
 """(dtype, shape) of a tensor."""

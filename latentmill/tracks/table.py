@@ -24,13 +24,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from latentmill import format
-from latentmill.cache.kept import Kept, publish
-from latentmill.cache.private_files import building
-from latentmill.errors import EmptySelectionError, OpenError
-from latentmill.files import Files
+from latentmill.errors import EmptySelectionError, NotFoundError, OpenError
 from latentmill.index.file import BATCH_ROWS, IndexFile, write_columns
 from latentmill.index.selection import Selection
-from latentmill.ranges import RangeReader
+from latentmill.store.cache.kept import Kept, publish
+from latentmill.store.cache.private_files import building
+from latentmill.store.files import Files
+from latentmill.store.ranges import RangeReader
 from latentmill.tracks.join import PARTS, PLACE, Join
 
 Table = str | Path | Any
@@ -129,7 +129,7 @@ class _Source:
                 for tensor in tensors:
                     table = table.append_column(f"_{tensor}", self._places(file, name, tensor))
                 return table.replace_schema_metadata(None)
-        except (pa.ArrowException, FileNotFoundError) as error:
+        except (pa.ArrowException, FileNotFoundError, NotFoundError) as error:
             raise OpenError(f"{self.files.address(name)} is not a Parquet file: {error}") from error
 
     def _places(self, file: pq.ParquetFile, name: str, column: str) -> pa.Array:

@@ -26,13 +26,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from latentmill import format
-from latentmill.access.range import Range
-from latentmill.cache.kept import Kept
 from latentmill.errors import EmptySelectionError, NotFoundError, OpenError
-from latentmill.files import Entry, Files
 from latentmill.index.file import FILE, IndexFile, write_columns
 from latentmill.index.selection import Selection
-from latentmill.ranges import RangeReader
+from latentmill.store.cache.kept import Kept
+from latentmill.store.files import Files
+from latentmill.store.objects import Entry
+from latentmill.store.range import Range
+from latentmill.store.ranges import RangeReader
 from latentmill.tracks.join import PLACE, Join
 
 if TYPE_CHECKING:

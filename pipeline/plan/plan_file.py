@@ -18,12 +18,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from latentmill import checksum
+from latentmill.store.stream import READ_BYTES
 from pipeline.errors import ConfigError, StorageError
 from pipeline.shards import FileGroup, Members, PlanPlace, Retry, Shard, TableRange, parse_members
 from pipeline.storage import Entry, Storage, open_uri
 from pipeline.storage.addresses import folder_of, redacted
 from pipeline.storage.range_file import open_parquet
-from pipeline.storage.stream import READ_BYTES
 
 ROWS_PER_GROUP = 256
 """A read task fetches and unpacks one row group: 256 shards of 64 files have about 2.5 MB of members."""

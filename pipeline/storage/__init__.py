@@ -5,8 +5,8 @@
     read_object(uri)    read one whole object
 
 Promises: an object appears whole or not at all; `create` never replaces an object; temporary faults are retried
-(retry.py); NotFoundError is raised only if the store reports it. All of these objects pickle, and create their clients
-in the process that uses them.
+(latentmill/store/retry.py); NotFoundError is raised only if the store reports it. All of these objects pickle, and
+create their clients in the process that uses them. Reading is that of `latentmill.store`.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+from latentmill.store.cloud import SCHEMES
+from latentmill.store.retry import retried
+from latentmill.store.stream import READ_BYTES, Stream
 from pipeline.errors import LimitExceededError, NotFoundError
 from pipeline.storage.addresses import normal_uri, parted, redacted, scheme_of
-from pipeline.storage.cloud_store import SCHEMES, CloudStore
+from pipeline.storage.cloud_store import CloudStore
 from pipeline.storage.local_store import LocalStore
 from pipeline.storage.other_store import OtherStore
-from pipeline.storage.retry import retried
 from pipeline.storage.s3_store import S3Store
 from pipeline.storage.store import TEMPORARY, TEMPORARY_SECONDS, Entry, Store
-from pipeline.storage.stream import READ_BYTES, Stream
 from pipeline.storage.web_store import WebStore
 
 __all__ = ["TEMPORARY", "Entry", "Storage", "Stream", "open_uri", "read_object", "stream"]

@@ -9,7 +9,20 @@ import re
 import socket
 from urllib.parse import urlsplit
 
+from latentmill.store.addresses import redacted, scheme_of, without_user
 from pipeline.errors import ConfigError
+
+__all__ = [
+    "TABLE_SCHEMES",
+    "folder_of",
+    "inside_network",
+    "joined",
+    "normal_uri",
+    "parted",
+    "redacted",
+    "refusal",
+    "scheme_of",
+]
 
 TABLE_SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "file", "local", "memory", "http", "https")
 """URI schemes that a table row may use. fsspec's chains ("zip::...") and schemes that start programs are excluded."""
@@ -21,15 +34,6 @@ _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _IPV6_HOST = re.compile(r"\[[0-9A-Fa-f:.]*\]")
 
 _OBJECT = re.compile(r"(.*[^/])/(/*[^/]+/*)", re.DOTALL)
-
-_PARAMETER = re.compile(r";[^/;=]*=[^/;]*")
-"""A parameter of a path (RFC 3986, 3.3), such as ";token=..."."""
-
-
-def scheme_of(uri: str) -> str:
-    """Return the scheme in lower case, or "" for a path on this machine."""
-    scheme, separator, _ = uri.partition("://")
-    return scheme.lower() if separator and scheme.replace("+", "").replace("-", "").isalnum() else ""
 
 
 def normal_uri(uri: str) -> str:
@@ -48,7 +52,7 @@ def normal_uri(uri: str) -> str:
         path = uri.partition("://")[2] if scheme else uri
         return os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111 (Path: resolve() follows links, which are the user's names; expanduser() raises)
     rest = uri.partition("://")[2]
-    if _without_user(rest) != rest:
+    if without_user(rest) != rest:
         raise ConfigError(f"{scheme}:// address with credentials in it: use the environment or a profile instead")
     if not rest.partition("/")[0].partition("?")[0] and scheme != "memory":
         raise ConfigError(f"{uri!r} names no bucket or host")
@@ -117,37 +121,6 @@ def _joined(folder: str, reference: str) -> str:
         elif step != ".":
             steps.append(step)
     return "/".join((f"{scheme}://{bucket}", *steps))
-
-
-def redacted(uri: str) -> str:
-    """Return `uri` without secrets, for display: without the query, often a signature, and the password before "@".
-
-    A password may contain a slash: if something other than a port follows the host, everything up to the last "@" is
-    removed. Parameters and fragments that assign a value (";token=...", "#token=...") are removed too; other fragments
-    name a member of a tar. The name of an object in S3 may hold a question mark, so it stays whole.
-    """
-    scheme = scheme_of(uri)
-    if scheme in ("", "file", "local"):
-        return uri
-    rest = uri.partition("://")[2]
-    if scheme != "s3":
-        rest = rest.partition("?")[0]
-    if scheme in ("http", "https"):
-        rest, mark, fragment = rest.partition("#")
-        rest = _PARAMETER.sub("", rest)
-        rest += mark + fragment if "=" not in fragment else ""
-    return f"{scheme}://{_without_user(rest)}"
-
-
-def _without_user(rest: str) -> str:
-    """Return what follows "://" without user and password."""
-    host, slash, path = rest.partition("/")
-    port = host.rpartition("]")[2].partition(":")[2]
-    if "@" in host:
-        return host.rpartition("@")[2] + slash + path
-    if port and not port.isdecimal() and not host.startswith("arn:"):  # an access point of S3 is named by an ARN
-        return rest.rpartition("@")[2]
-    return rest
 
 
 def refusal(uri: str, folder: str, *, allow_private: bool, allow_local: bool) -> str | None:

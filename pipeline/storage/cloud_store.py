@@ -1,103 +1,35 @@
-"""Google Cloud Storage and Azure Blob Storage as a store, through obstore (extra `cloud`).
+"""Google Cloud Storage and Azure Blob Storage as a store, through obstore (extra `cloud`): reading, and writing.
 
 fsspec cannot promise a create-only write to them: its `mode="create"` checks for an object and then writes. obstore
-sends the write with a precondition that the service checks, so the second of two creates fails. Credentials come from
-the standard environment of each cloud. obstore's own retries are switched off, because pipeline/storage/retry.py
-retries. obstore does not accept names with control characters or with
-empty folder names (a//b); they raise a StorageError.
+sends the write with a precondition that the service checks, so the second of two creates fails.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import uuid
 from collections.abc import Iterable, Iterator
-from datetime import timedelta
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pipeline.errors import AccessError, ChangedError, ConfigError, NotFoundError, StorageError, TransientError
-from pipeline.storage.addresses import redacted
-from pipeline.storage.retry import retried
-from pipeline.storage.store import TEMPORARY, Body, Entry, is_at
-
-if TYPE_CHECKING:
-    from obstore import GetOptions
-
-SCHEMES = frozenset({"gs", "az"})
-"""URLs that this store takes: `gs://bucket/prefix` and `az://container/prefix`."""
-
-CHUNK_BYTES = 1 << 20
-"""Smallest piece of a streamed body, in bytes."""
+from latentmill.store import cloud
+from latentmill.store.cloud import translated
+from pipeline.errors import AccessError, ConfigError, NotFoundError, StorageError
+from pipeline.storage.store import TEMPORARY
 
 
-class CloudStore:
+class CloudStore(cloud.CloudObjects):
     """Objects under `scheme://bucket/prefix`. It stores names only: each process creates its client once."""
-
-    def __init__(self, bucket_url: str, prefix: str) -> None:
-        self.bucket_url = bucket_url
-        """Store the names; `bucket_url` is `gs://bucket` or `az://container`."""
-        self.prefix = prefix
-        """"" or a prefix that ends in "/"."""
-
-    def entries(self, path: str) -> Iterator[Entry]:
-        entries = retried(lambda: self._below(path))
-        if path and not path.endswith("/"):  # the listing of a prefix omits an object with exactly that name
-            with contextlib.suppress(NotFoundError):
-                entries.append(retried(lambda: self.head(path)))
-        yield from sorted(entry for entry in entries if is_at(entry.path, path))
-
-    def _below(self, path: str) -> list[Entry]:
-        import obstore
-
-        with _translated(f"list {self.address(path)}"):
-            folder = self.prefix + path.rstrip("/")
-            found = [item for page in obstore.list(self._client(), prefix=folder or None) for item in page]
-        return [_entry(item["path"].removeprefix(self.prefix), item) for item in found]
-
-    def head(self, path: str) -> Entry:
-        import obstore
-
-        with _translated(self.address(path)):
-            return _entry(path, obstore.head(self._client(), self.prefix + path))
-
-    def open(self, path: str, start: int, stop: int | None, etag: str) -> Body:
-        import obstore
-
-        options: GetOptions = {"if_match": f'"{etag}"'} if etag else {}
-        if stop is not None:
-            options["range"] = (start, stop)
-        elif start:
-            options["range"] = {"offset": start}
-        with _translated(self.address(path)):
-            result = obstore.get(self._client(), self.prefix + path, options=options)
-            meta = result.meta
-            pieces = iter(result.stream(min_chunk_size=CHUNK_BYTES))
-        rest = memoryview(b"")
-
-        def readinto(view: memoryview) -> int:
-            nonlocal rest
-            with _translated(self.address(path)):
-                while not rest and (piece := next(pieces, None)) is not None:
-                    rest = memoryview(piece)
-            count = min(len(view), len(rest))
-            view[:count] = rest[:count]
-            rest = rest[count:]
-            return count
-
-        return Body(size=meta["size"], etag=_plain(meta["e_tag"]), readinto=readinto, close=lambda: None)
 
     def write(self, path: str, data: bytes | Path, *, create: bool) -> bool:
         import obstore
         from obstore.exceptions import AlreadyExistsError
 
-        with _translated(self.address(path)):
+        with translated(self.address(path)):
             try:
                 # A create is one request of all bytes: a multipart upload has no precondition on all services.
                 obstore.put(
-                    self._client(), self.prefix + path, data, mode="create" if create else "overwrite",
+                    self.client(), self.prefix + path, data, mode="create" if create else "overwrite",
                     use_multipart=False if create else None,
                 )  # fmt: skip
             except AlreadyExistsError:
@@ -108,8 +40,8 @@ class CloudStore:
         import obstore
 
         for path in paths:
-            with contextlib.suppress(NotFoundError), _translated(self.address(path)):
-                obstore.delete(self._client(), self.prefix + path)
+            with contextlib.suppress(NotFoundError), translated(self.address(path)):
+                obstore.delete(self.client(), self.prefix + path)
 
     def remove_folders(self, folder: str) -> None:
         """Do nothing: object stores have no folders."""
@@ -125,8 +57,12 @@ class CloudStore:
             self.write(probe, b"now", create=False)
             return self.head(probe).mtime
 
-    def address(self, path: str) -> str:
-        return f"{self.bucket_url}/{self.prefix}{path}"
+    def client(self) -> Any:
+        """Return the client of this process. Without credentials it raises ConfigError: a setting is wrong."""
+        try:
+            return super().client()
+        except AccessError as error:
+            raise ConfigError(str(error)) from error
 
     @contextlib.contextmanager
     def _probe(self) -> Iterator[str]:
@@ -136,56 +72,3 @@ class CloudStore:
         finally:
             with contextlib.suppress(StorageError):
                 self.remove([probe])
-
-    def _client(self) -> Any:
-        return _client(self.bucket_url)
-
-
-@cache
-def _client(bucket_url: str) -> Any:
-    try:
-        from obstore.exceptions import BaseError
-        from obstore.store import from_url
-    except ImportError as error:
-        raise ConfigError(f"{bucket_url} needs obstore: pip install obstore") from error
-    # Plain HTTP is allowed only if the user's endpoint, such as an emulator, uses it.
-    is_plain = os.environ.get("AZURE_STORAGE_ENDPOINT", "").startswith("http://")
-    client = {"timeout": timedelta(seconds=600), "connect_timeout": timedelta(seconds=20), "allow_http": is_plain}
-    retry = {"max_retries": 0, "retry_timeout": timedelta(seconds=60)}
-    try:
-        return from_url(bucket_url, retry_config=retry, client_options=client)  # type: ignore[call-overload]
-    except BaseError as error:  # no account, no credentials, a wrong name
-        raise ConfigError(f"{bucket_url}: {str(error).splitlines()[0]}") from error
-
-
-def _entry(path: str, meta: Any) -> Entry:
-    return Entry(path=path, size=meta["size"], etag=_plain(meta["e_tag"]), mtime=meta["last_modified"].timestamp())
-
-
-def _plain(etag: str | None) -> str:
-    """Return an ETag without quotes, because listings and heads of the same service differ in them."""
-    return (etag or "").strip('"')
-
-
-@contextlib.contextmanager
-def _translated(what: str) -> Iterator[None]:
-    from obstore import exceptions
-
-    try:
-        yield
-    except (StorageError, ConfigError):
-        raise
-    except (FileNotFoundError, exceptions.NotFoundError) as error:
-        raise NotFoundError(f"{redacted(what)}: not found") from error
-    except exceptions.PreconditionError as error:
-        raise ChangedError(f"{redacted(what)}: it is another object now") from error
-    except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError, PermissionError) as error:
-        raise AccessError(f"{redacted(what)}: {type(error).__name__}") from error
-    except (exceptions.InvalidPathError, exceptions.NotSupportedError, ValueError) as error:
-        why = f"{type(error).__name__}, as of a name with control characters or an empty folder name (a//b)"
-        raise StorageError(f"{redacted(what)}: {why}") from error
-    except exceptions.UnknownConfigurationKeyError as error:
-        raise ConfigError(f"{redacted(what)}: {error}") from error
-    except (exceptions.BaseError, OSError) as error:
-        # The text may contain a signed URL, so the message has only the class.
-        raise TransientError(f"{redacted(what)}: {type(error).__name__}") from error

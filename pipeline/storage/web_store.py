@@ -20,6 +20,7 @@ import aiohttp
 from fsspec.implementations.http import HTTPFileSystem
 from yarl import URL
 
+from latentmill.store.event_loop import fill, finished
 from pipeline.errors import (
     AccessError,
     ChangedError,
@@ -30,7 +31,6 @@ from pipeline.errors import (
     VideoError,
 )
 from pipeline.storage.addresses import inside_network, redacted, scheme_of
-from pipeline.storage.event_loop import fill, finished
 from pipeline.storage.other_store import OtherStore
 from pipeline.storage.store import Body
 

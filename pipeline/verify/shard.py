@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from latentmill.format import DTYPES, FOOTER_SHARD, FOOTER_SPEC, STATISTICS, is_finite, schema_of
+from latentmill.store.stream import READ_BYTES
 from pipeline.errors import ConfigError, NotFoundError, StorageError
 from pipeline.output.layout import data_path, index_path, rejected_path
 from pipeline.output.read_latent import Row, npy_header, payload_of
@@ -33,7 +34,6 @@ from pipeline.records import REASONS, ClipKey, clip_id
 from pipeline.settings.spec import Spec, diff
 from pipeline.storage import Storage
 from pipeline.storage.range_file import open_parquet
-from pipeline.storage.stream import READ_BYTES
 from pipeline.verify.findings import Checked
 from vae.info import VAEInfo
 

@@ -19,8 +19,8 @@ import pyarrow.compute as pc
 import pytest
 
 import latentmill
-from latentmill.cache import private_files
-from latentmill.cache.shared_array import SharedArray
+from latentmill.store.cache import private_files
+from latentmill.store.cache.shared_array import SharedArray
 from tests.reader.damage import flipped
 from tests.reader.made import SHAPES, write_output
 

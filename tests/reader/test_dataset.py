@@ -20,7 +20,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import latentmill
-from latentmill.files import Files
+from latentmill.store.files import Files
 from pipeline.output.commit import seal
 from pipeline.storage import Storage
 from tests.reader.damage import flipped

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from latentmill.access import memory
+from latentmill.store import memory
 
 
 @pytest.fixture(autouse=True)

@@ -16,11 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import latentmill
-from latentmill import ranges as ranges_module
-from latentmill.access.range import Range
-from latentmill.cache.range_cache import RangeCache
-from latentmill.files import Files
-from latentmill.ranges import RangeReader
+from latentmill.store import ranges as ranges_module
+from latentmill.store.cache.range_cache import RangeCache
+from latentmill.store.files import Files
+from latentmill.store.range import Range
+from latentmill.store.ranges import RangeReader
 from tests.reader.made import write_output
 from tests.small import LATENT
 

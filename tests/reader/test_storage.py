@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import latentmill
-from latentmill import files as files_module
-from latentmill.files import Files
+from latentmill.store import retry
+from latentmill.store.files import Files
 from tests.fault_proxy import Fault, FaultProxy, Reset, Status, Truncate
 from tests.s3 import S3
 
@@ -78,18 +78,18 @@ def test_a_store_that_fails_for_good_is_a_storage_error(remote: str, faults: Fau
     faults.add("GetObject", Status(503, "SlowDown"), times=10_000)
     with pytest.raises(latentmill.StorageError, match="v1/data/"):
         latents[5]
-    assert faults.count("GetObject", path="/data/") == 1 + files_module.ATTEMPTS
+    assert faults.count("GetObject", path="/data/") == 1 + retry.ATTEMPTS
 
 
 def test_wrong_credentials_are_refused_at_once(remote: str, faults: FaultProxy, monkeypatch: Any) -> None:
-    monkeypatch.setattr(files_module.time, "sleep", None)
+    monkeypatch.setattr(retry.time, "sleep", None)
     faults.add("*", Status(403, "InvalidAccessKeyId"), times=10_000)
     with pytest.raises(latentmill.AccessError, match=r"spec\.json: access was refused"):
         latentmill.open(remote)
 
 
 def test_no_credentials_are_refused_at_once(remote: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files_module.time, "sleep", None)
+    monkeypatch.setattr(retry.time, "sleep", None)
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     with pytest.raises(latentmill.AccessError, match="credentials"):
@@ -101,13 +101,15 @@ def test_one_request_for_one_latent(remote: str, faults: FaultProxy) -> None:
     for position in range(6):
         latents[position]
     assert faults.count("GetObject", path="/data/") == 6
-    assert latents.reader._files._client[3]  # type: ignore[index]
+    assert latents.reader._files.remote.ranges
 
 
 def test_reading_goes_on_when_the_store_closes_idle_connections(remote: str, output: Path, faults: FaultProxy) -> None:
     latents, want = latentmill.open(remote), latentmill.open(output)
     latents[0]
-    for connections in latents.reader._files._client[3]._idle.values():  # type: ignore[index, union-attr]
+    ranges = latents.reader._files.remote.ranges
+    assert ranges
+    for connections in ranges._idle.values():
         connections.append((time.monotonic(), http.client.HTTPConnection("127.0.0.1", 1)))
     assert torch.equal(latents[1]["latent"], want[1]["latent"])
 
@@ -124,7 +126,7 @@ def test_a_signed_address_that_ran_out_is_signed_again(remote: str, output: Path
 def test_what_only_s3fs_can_do_is_left_to_it(remote: str, output: Path, options: dict[str, Any]) -> None:
     latents = latentmill.open(remote, storage_options=options)
     assert torch.equal(latents[1]["latent"], latentmill.open(output)[1]["latent"])
-    assert latents.reader._files._client[3] is None  # type: ignore[index]
+    assert latents.reader._files.remote.ranges is None
 
 
 def test_a_bucket_that_is_not_there(s3: S3) -> None:
@@ -161,5 +163,5 @@ def test_a_scheme_that_nobody_knows(output: Path) -> None:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries wait no longer than a test should."""
-    monkeypatch.setattr(files_module, "BASE_SECONDS", 0.001)
+    monkeypatch.setattr(retry, "BASE_SECONDS", 0.001)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)

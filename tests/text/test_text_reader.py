@@ -14,7 +14,7 @@ import torch
 import latentmill
 import latentmill.tracks.text as text_module
 from latentmill.format import text_path
-from latentmill.ranges import RangeReader
+from latentmill.store.ranges import RangeReader
 from tests.reader.made import shard_names, write_output
 from tests.small import LATENT
 from tests.text.made import write_text

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from latentmill.access.descriptors import opening
 from latentmill.errors import OpenError, ReadError
+from latentmill.store.descriptors import opening
 
 KEPT_SECONDS = 30 * 86400
 """What nobody has opened for this long is deleted from the cache, unless a process uses it."""

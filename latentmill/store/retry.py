@@ -1,6 +1,6 @@
 """The only module that retries. Stores raise TransientError for temporary faults; every other error is final.
 
-The clients' own retries are switched off (see s3_store.py), so that attempts do not multiply. Eight tries, with full
+The clients' own retries are switched off (see s3.py), so that attempts do not multiply. Eight tries, with full
 jitter below 0.2 * 2**i seconds (10 at most), wait about 12 s on average and 25 s at worst before a shard is given up.
 """
 
@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from pipeline.errors import TransientError
+from latentmill.errors import TransientError
 
 log = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ import os
 import uuid
 from pathlib import Path
 
-from latentmill.access.range import Range
-from latentmill.cache import private_files
+from latentmill.store.cache import private_files
+from latentmill.store.range import Range
 
 
 class RangeCache:

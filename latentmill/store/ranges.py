@@ -11,10 +11,10 @@ from itertools import pairwise
 
 from isal.isal_zlib import crc32  # the checksum of zlib, ten times as fast
 
-from latentmill.access.range import Range
-from latentmill.cache.range_cache import RangeCache
 from latentmill.errors import DamagedRowError, NotFoundError
-from latentmill.files import Files
+from latentmill.store.cache.range_cache import RangeCache
+from latentmill.store.files import Files
+from latentmill.store.range import Range
 
 GAP_BYTES = 64 << 10
 """Ranges of one file with a smaller gap than this are read in one request."""
@@ -39,6 +39,11 @@ class RangeReader:
         self._cache = cache
         self._pool: tuple[int, ThreadPoolExecutor] | None = None
         self._lock = threading.Lock()
+
+    @property
+    def survives_fork(self) -> bool:
+        """Whether a forked process can read, too."""
+        return self._files.survives_fork
 
     def __getstate__(self) -> dict[str, object]:
         return {"files": self._files, "concurrency": self._concurrency, "verify": self._verify, "cache": self._cache}

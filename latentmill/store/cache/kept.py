@@ -18,8 +18,8 @@ from typing import Any
 import pyarrow as pa
 from isal.isal_zlib import crc32  # the checksum of zlib, ten times as fast
 
-from latentmill.cache import private_files
 from latentmill.errors import OpenError, StorageError
+from latentmill.store.cache import private_files
 
 FACTS = "facts.json"
 

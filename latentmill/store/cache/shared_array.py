@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from latentmill.cache import private_files
 from latentmill.errors import OpenError
+from latentmill.store.cache import private_files
 
 IN_MEMORY_BYTES = 1 << 16
 """A smaller array is not worth a file."""

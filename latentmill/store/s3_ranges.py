@@ -28,10 +28,10 @@ IDLE_SECONDS = 4
 
 
 class S3Ranges:
-    """Reads ranges for one process. Several threads may share it."""
+    """Reads ranges of the objects below `root`, "bucket/prefix/", for one process. Several threads may share it."""
 
-    def __init__(self, filesystem: Any) -> None:
-        self._filesystem = filesystem
+    def __init__(self, filesystem: Any, root: str) -> None:
+        self._filesystem, self._root = filesystem, root
         self._signed: dict[str, tuple[float, str]] = {}
         self._idle: dict[tuple[str, str], deque[tuple[float, http.client.HTTPConnection]]] = {}
         self._lock = threading.Lock()
@@ -75,7 +75,7 @@ class S3Ranges:
     def _address(self, path: str) -> str:
         signed = self._signed.get(path)
         if signed is None or time.monotonic() - signed[0] > USED_SECONDS:
-            signed = time.monotonic(), self._filesystem.sign(path, expiration=SIGNED_SECONDS)
+            signed = time.monotonic(), self._filesystem.sign(self._root + path, expiration=SIGNED_SECONDS)
             if len(self._signed) >= SIGNED_FILES:
                 self._signed.clear()
             self._signed[path] = signed

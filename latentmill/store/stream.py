@@ -8,10 +8,10 @@ import time
 from types import TracebackType
 from typing import Any
 
-from pipeline.errors import ChangedError, StorageError, TransientError
-from pipeline.storage.addresses import redacted
-from pipeline.storage.retry import Backoff
-from pipeline.storage.store import Body, Store
+from latentmill.errors import ChangedError, StorageError, TransientError
+from latentmill.store.addresses import redacted
+from latentmill.store.objects import Body, Objects
+from latentmill.store.retry import Backoff
 
 READ_BYTES = 1 << 20
 """Bytes of one read. Smaller reads cost more switches to the client's thread, larger ones cost memory."""
@@ -39,7 +39,7 @@ class Stream(io.RawIOBase):
 
     def __init__(
         self,
-        store: Store,
+        store: Objects,
         path: str,
         *,
         start: int = 0,
