@@ -95,7 +95,7 @@ class OtherObjects:
             try:
                 filesystem, base = url_to_fs(self.root, **{"use_listings_cache": False} | self._options)
             except (ValueError, ImportError) as error:
-                hint = "; `pip install 'latentmill[cloud]'` suffices" if scheme_of(self.root) in ("gs", "az") else ""
+                hint = ", or: pip install obstore" if scheme_of(self.root) in ("gs", "az") else ""
                 raise StorageError(f"{redacted(self.root)}: {error}{hint}") from error
             self._client = os.getpid(), filesystem, base.rstrip("/")
         return self._client[1:]
