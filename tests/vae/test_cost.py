@@ -22,7 +22,7 @@ def real_encoder(**changes: Any) -> Encoder3D:
     """The encoder of every published CogVideoX, without data."""
     settings: dict[str, Any] = {"ch": 128, "ch_mult": (1, 2, 2, 4), "num_res_blocks": 3, "attn_resolutions": []}
     with torch.device("meta"):
-        return Encoder3D(in_channels=3, resolution=256, z_channels=16, **settings, **changes).eval()
+        return Encoder3D(in_channels=3, resolution=256, z_channels=16, **(settings | changes)).eval()
 
 
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
