@@ -6,23 +6,17 @@ rejected, or a larger share than --max-rejected (committed shards stay); 75 stop
 
 from __future__ import annotations
 
-import logging
-import os
 import sys
 from collections.abc import Sequence
 
 import tyro
 
-from jobs.process import log_to_stderr, run_command
-from pipeline.control.json_log import log_as_json
-from pipeline.control.stop import STATUS
-from pipeline.errors import ChangedError, ConfigError, EncoderError, StorageError
+from jobs.process import carry_out, report_errors, run_command
+from pipeline.control.summary import Summary
 from pipeline.output.layout import data_path
-from pipeline.output.summary import Summary
 from pipeline.output.wording import printable
+from pipeline.runs.summary import OK, REJECTED
 from pipeline.settings.job import Job
-
-OK, LEFT, CONFIG, REJECTED = 0, 1, 2, 3
 
 NEARLY_ALL = 0.99
 """The share of rejected clips beyond which a run made nothing, where --max-rejected is not given."""
@@ -32,25 +26,17 @@ FLAGS = (tyro.conf.OmitArgPrefixes, tyro.conf.UseAppendAction)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run an encode job and print its summary. The module docstring lists the exit codes."""
-    log_to_stderr(logging.INFO)
-    try:
-        job = parse(argv)
-        if job.log_json:
-            log_as_json()
-        if job.dry_run:
-            print(printable(_dry_run(job)))
-            return OK
-        from pipeline.run import run
+    return report_errors("encode", lambda: _main(argv))
 
-        in_terminal = sys.stderr.isatty() and not job.log_json
-        echo = _no_line if job.log_json else redraw if in_terminal else _append
-        summary = run(job, echo=echo, echo_seconds=1.0 if in_terminal else 30.0)
-    except (ConfigError, EncoderError, StorageError) as error:
-        print(printable(f"latentmill encode: {error}"), file=sys.stderr)
-        for summary in getattr(error, "__notes__", ()):
-            print(printable(summary))
-        return CONFIG if isinstance(error, ConfigError | ChangedError) else LEFT
-    print(printable(("\n" if in_terminal else "") + summary.table()))
+
+def _main(argv: Sequence[str] | None) -> int:
+    job = parse(argv)
+    if job.dry_run:
+        print(printable(_dry_run(job)))
+        return OK
+    from pipeline.run import run
+
+    summary = carry_out(lambda echo, seconds: run(job, echo=echo, echo_seconds=seconds), log_json=job.log_json)
     code = exit_code(summary, job)
     if code == REJECTED and not summary.gave_up:
         print(f"latentmill encode: {_refused(summary)}", file=sys.stderr)
@@ -88,13 +74,7 @@ def _dry_run(job: Job) -> str:
 
 def exit_code(summary: Summary, job: Job) -> int:
     """Return the exit code of a finished run, as the module docstring lists them."""
-    if summary.gave_up:
-        return REJECTED
-    if summary.stopped and summary.open_shards:
-        return STATUS[summary.stopped]
-    if summary.open_shards:
-        return LEFT
-    return REJECTED if summary.rejected_share > _most_rejected(summary, job) else OK
+    return summary.exit_code() or (REJECTED if summary.rejected_share > _most_rejected(summary, job) else OK)
 
 
 def _most_rejected(summary: Summary, job: Job) -> float:
@@ -104,7 +84,7 @@ def _most_rejected(summary: Summary, job: Job) -> float:
         return job.max_rejected
     limit = None
     if summary.began_whole and summary.rejected_share > NEARLY_ALL:
-        from pipeline.output.run_records import job_before
+        from pipeline.runs.run_records import job_before
         from pipeline.storage import Storage
 
         limit = job_before(Storage(job.output)).get("max_rejected")
@@ -117,21 +97,6 @@ def _refused(summary: Summary) -> str:
         f"{sum(summary.rejected.values())} of {summary.planned} clips were rejected, most as {most}. "
         "`latentmill report` shows them; --max-rejected 1 accepts it"
     )
-
-
-def redraw(line: str) -> None:
-    """Show the line in place of the one before. One longer than the terminal is wide would fill the screen."""
-    width = os.get_terminal_size(sys.stderr.fileno()).columns
-    shown = printable(line)
-    print(f"\r\x1b[K{shown[: width - 1] if width else shown}", end="", file=sys.stderr, flush=True)
-
-
-def _no_line(line: str) -> None:
-    """The same numbers are in the log, as an event."""
-
-
-def _append(line: str) -> None:
-    print(printable(line), file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -17,15 +17,15 @@ from typing import Annotated
 
 import tyro
 
-from jobs.encode import CONFIG, LEFT, OK
 from jobs.process import log_to_stderr, run_command
 from pipeline.control.spread import SpreadRule
-from pipeline.control.stop import STATUS
 from pipeline.errors import ChangedError, ConfigError, EncoderError, StorageError
 from pipeline.export.plan import ExportJob
 from pipeline.export.run import ExportSummary
 from pipeline.export.trainer import trainer_of
 from pipeline.output.wording import printable
+from pipeline.runs.stop import STATUS
+from pipeline.runs.summary import CONFIG, LEFT, OK
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,14 +17,14 @@ from typing import Annotated
 
 import tyro
 
-from jobs.encode import CONFIG, LEFT, OK
 from jobs.process import log_to_stderr, run_command
 from pipeline.control.spread import SpreadRule
-from pipeline.control.stop import STATUS
 from pipeline.errors import ChangedError, ConfigError, EncoderError, StorageError
 from pipeline.export.import_job import ImportJob
 from pipeline.export.import_run import ImportSummary, run_import
 from pipeline.output.wording import printable, size
+from pipeline.runs.stop import STATUS
+from pipeline.runs.summary import CONFIG, LEFT, OK
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,4 +1,4 @@
-"""Run a command as a process: handle signals before a run starts, and exit in one way."""
+"""Run a command as a process: signals before a run starts, the progress line, errors as one line, exit codes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,18 @@ import sys
 import traceback
 from collections.abc import Callable
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
-from pipeline.control.stop import STATUS, leave
+from pipeline.errors import ChangedError, ConfigError, LatentmillError
 from pipeline.output.wording import printable
+from pipeline.runs.json_log import log_as_json
+from pipeline.runs.stop import STATUS, leave
+from pipeline.runs.summary import CONFIG, LEFT, RunSummary
+
+S = TypeVar("S", bound=RunSummary)
+
+Run = Callable[[Callable[[str], None], float], S]
+"""A run that is given where its progress line goes, and how often, in seconds."""
 
 QUIET = ("botocore", "aiobotocore")
 """Libraries that log at INFO where they found credentials."""
@@ -44,6 +52,44 @@ def log_to_stderr(level: int) -> None:
     logging.basicConfig(level=level, handlers=[handler])
     for library in QUIET:
         logging.getLogger(library).setLevel(logging.WARNING)
+
+
+def report_errors(name: str, body: Callable[[], int]) -> int:
+    """Return the exit code of a command. An error of ours is one line, and then the summary that it carries."""
+    log_to_stderr(logging.INFO)
+    try:
+        return body()
+    except LatentmillError as error:
+        print(printable(f"latentmill {name}: {error}"), file=sys.stderr)
+        for summary in getattr(error, "__notes__", ()):
+            print(printable(summary))
+        return CONFIG if isinstance(error, ConfigError | ChangedError) else LEFT
+
+
+def carry_out(run: Run[S], *, log_json: bool) -> S:
+    """Run, show the progress meanwhile, print the summary and return it."""
+    if log_json:
+        log_as_json()
+    in_terminal = sys.stderr.isatty() and not log_json
+    echo = _no_line if log_json else redraw if in_terminal else _append
+    summary = run(echo, 1.0 if in_terminal else 30.0)
+    print(printable(("\n" if in_terminal else "") + summary.table()))
+    return summary
+
+
+def redraw(line: str) -> None:
+    """Show the line in place of the one before. One longer than the terminal is wide would fill the screen."""
+    width = os.get_terminal_size(sys.stderr.fileno()).columns
+    shown = printable(line)
+    print(f"\r\x1b[K{shown[: width - 1] if width else shown}", end="", file=sys.stderr, flush=True)
+
+
+def _no_line(line: str) -> None:
+    """The same numbers are in the log, as an event."""
+
+
+def _append(line: str) -> None:
+    print(printable(line), file=sys.stderr, flush=True)
 
 
 class _Formatter(logging.Formatter):

@@ -24,9 +24,10 @@ import tyro
 
 from jobs import encode
 from jobs.process import run_command
-from pipeline.control.stop import STATUS
 from pipeline.errors import ConfigError
 from pipeline.output.wording import printable
+from pipeline.runs.stop import STATUS
+from pipeline.runs.summary import CONFIG, LEFT
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -86,8 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return STATUS[str(stopped)]
     except ConfigError as error:
         print(printable(f"latentmill submit: {error}"), file=sys.stderr)
-        return encode.CONFIG
-    return encode.LEFT if code is None else code
+        return CONFIG
+    return LEFT if code is None else code
 
 
 def _split(arguments: list[str]) -> tuple[list[str], list[str]]:

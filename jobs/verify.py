@@ -150,7 +150,7 @@ def _stages(args: Verify, output: Storage, report: Report) -> tuple[Decoder, Enc
     """
     import torch
 
-    from pipeline.output import run_records
+    from pipeline.runs import run_records
     from pipeline.settings.job import Workers
     from pipeline.settings.resolve import largest_clip
     from pipeline.stages.decode_video import Decoder

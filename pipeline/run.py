@@ -18,24 +18,21 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
-from functools import partial
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from pipeline.control.claims import Claims, Owner
-from pipeline.control.driver import Driver
+from pipeline.control.clip_work import ClipWork
 from pipeline.control.encoders import Encoders
 from pipeline.control.pools import Pools, check_workers
-from pipeline.control.stop import GraceOverError, Stop
+from pipeline.control.summary import Summary
 from pipeline.decode import iter_clips
-from pipeline.errors import EncoderError, StorageError
 from pipeline.output.commit import commit, seal, tidy
-from pipeline.output.run_records import RunRecord
 from pipeline.output.spec_file import check, write_spec
-from pipeline.output.summary import Summary
 from pipeline.plan.frozen import make_plan, plan_retries
-from pipeline.receipts import Receipt
+from pipeline.runs.claims import Claims, Owner
+from pipeline.runs.passes import Passes
+from pipeline.runs.run_records import RunRecord, environment
+from pipeline.runs.stop import GraceOverError, Stop
 from pipeline.settings.job import Job
 from pipeline.settings.resolve import resolve, writable
 from pipeline.shards import Shard
@@ -94,7 +91,6 @@ def run(
         StorageError: the output or the listing of the source failed permanently. Like EncoderError, it carries the
             summary as a note (`__notes__`).
     """
-    began = datetime.now(UTC)
     spec, info = resolve(job)
     output = Storage(job.output)
     spec = check(output, spec)
@@ -105,45 +101,38 @@ def run(
     tidy(output, plan.done, plan.leftovers, spec.to_json())
     if job.retry_rejected:
         plan = plan_retries(output, job.retry_reasons)
-    driver = Driver(output, plan, echo, echo_seconds, give_up_after=job.give_up_after, keep_going=job.keeps_going)
-    record = RunRecord(job=job, run_id=driver.run_id, spec_digest=spec.digest, began=began)
+    work = ClipWork(output, plan, spec, give_up_after=job.give_up_after, keep_going=job.keeps_going)
+    passes = Passes(work, output, echo, echo_seconds)
+    record = RunRecord(job=job, run_id=passes.run_id, spec_digest=spec.digest)
     stages = tables.stages_of(job, spec, info, read=read, decode=decode, encode=encode)
-    with Stop(job.grace) as stop:
-        try:
-            if driver.todo:
-                log.info("starting Ray: %d of %d shards are left", len(driver.todo), plan.num_shards)
-                from pipeline.control.ray_cluster import ray_for
+    with Stop(job.grace) as stop, passes.recorded(record, stop):
+        if plan.num_remaining:
+            log.info("starting Ray: %d of %d shards are left", plan.num_remaining, plan.num_shards)
+            from pipeline.control.ray_cluster import ray_for
 
-                with contextlib.suppress(GraceOverError), ray_for(job, info, stop) as pools, stop.limited():
-                    write_spec(output, spec)  # now that nothing is left to refuse
-                    record.start(output, pools.device)
-                    _stream(driver, stop, pools, stages, spec.to_json(), record)
-                driver.look()
-            log.info("sealing: the indexes of %d shards", len(driver.done | plan.done))
-            with stop.limited():
-                seal(output, sorted(driver.done | plan.done), spec.to_json(), plan.data_bytes)
-        except (EncoderError, StorageError) as error:
-            with contextlib.suppress(StorageError):  # where the output does not answer, nothing more is known
-                driver.look()
-                summary = driver.finish(stop.by, spec)
-                error.add_note(summary.table())
-                record.put(output, summary, failure=str(error))
-            raise
-        summary = driver.finish(stop.by, spec)
-        record.put(output, summary)
-    return summary
+            with contextlib.suppress(GraceOverError), ray_for(job, info, stop) as pools, stop.limited():
+                write_spec(output, spec)  # now that nothing is left to refuse
+                record.start(output, environment(pools.device, job.workers.threads_per_encoder))
+                _stream(work, passes, stop, pools, stages, record)
+            work.look()
+        log.info("sealing: the indexes of %d shards", len(work.done | plan.done))
+        with stop.limited():
+            seal(output, sorted(work.done | plan.done), spec.to_json(), plan.data_bytes)
+    return passes.ended
 
 
-def _stream(driver: Driver, stop: Stop, pools: Pools, stages: tables.Stages, spec: str, record: RunRecord) -> None:
-    """Let the driver drive the graph, with the claims and the strike counter beside it."""
+def _stream(
+    work: ClipWork, passes: Passes[Summary], stop: Stop, pools: Pools, stages: tables.Stages, record: RunRecord
+) -> None:
+    """Let the engine drive the graph, with the claims and the strike counter beside it."""
     from pipeline.control.ray_cluster import receipts
     from pipeline.control.ray_metrics import Metrics
     from pipeline.control.ray_objects import Remote, RemoteStrikes, remotely
 
-    guard, claims = RemoteStrikes(), Remote(Claims, stages.output, Owner.this_process(driver.run_id))
-    driver.progress.slots, driver.measure = pools.slots, Metrics().update
-
-    def one_pass(shards: list[Shard]) -> Iterator[Receipt]:
-        return Encoders(guard, record).heard(receipts(graph(shards, pools, stages, tables.Shared(claims, guard))))
-
-    driver.drive(one_pass, partial(remotely(commit, retries=COMMIT_RETRIES), stages.output, spec), claims, stop)
+    guard, claims = RemoteStrikes(), Remote(Claims, stages.output, Owner.this_process(passes.run_id))
+    shared = tables.Shared(claims, guard)
+    work.progress.slots = pools.slots
+    work.progress.doing = "waiting for the first clip: encoders load, videos are read"
+    work.commit, work.release = remotely(commit, retries=COMMIT_RETRIES), claims.release
+    work.stream = lambda shards: Encoders(guard, record).heard(receipts(graph(shards, pools, stages, shared)))
+    passes.drive(claims, stop, Metrics().update)

@@ -16,17 +16,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from latentmill import format
-from pipeline.control.ledger import Ledger
+from pipeline.control.summary import Summary
 from pipeline.guard.strikes import Strikes
 from pipeline.output.commit import commit, derive, seal
 from pipeline.output.parts import stage
-from pipeline.output.run_records import RunRecord
 from pipeline.output.spec_file import check, write_spec
 from pipeline.output.statistics import statistics
-from pipeline.output.summary import Summary
 from pipeline.plan.frozen import make_plan
 from pipeline.receipts import Receipt, Record
 from pipeline.records import Chunk, Video
+from pipeline.runs.ledger import Ledger
+from pipeline.runs.run_records import RunRecord, environment
 from pipeline.settings.clip_rule import ClipRule
 from pipeline.settings.job import Job
 from pipeline.settings.spec import LatentRule
@@ -74,7 +74,7 @@ def make_output(
     )
     job = Job(source=(str(source),), output=str(where), vae=vae, clip=clip, latent=latent)
     record = RunRecord(job=job, run_id="run", spec_digest=rule.digest, began=datetime.now(UTC))
-    record.start(output, "cpu")
+    record.start(output, environment("cpu", job.workers.threads_per_encoder))
     record.put(output, summary)
     return output
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from jobs import status as command
+from pipeline.control.summary import Summary
 from pipeline.output.captions import Captions
 from pipeline.output.commit import commit, seal
 from pipeline.output.parts import stage
 from pipeline.output.spec_file import write_spec
-from pipeline.output.summary import Summary
 from pipeline.output.tally import tally
 from pipeline.records import CompleteShard, clip_id
 from pipeline.sources.samples import parse_sidecars

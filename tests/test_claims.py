@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.control import claims
-from pipeline.control.claims import Claims, Owner
+from pipeline.runs import claims
+from pipeline.runs.claims import Claims, Owner
 from pipeline.storage import Storage
 
 

@@ -15,11 +15,11 @@ import latentmill
 from jobs import report, status
 from jobs.report.facts import rejections, runs
 from jobs.report.page import page
-from pipeline.control.claims import Owner
 from pipeline.errors import LatentmillError
 from pipeline.output.derived import restored
 from pipeline.output.tally import tally
 from pipeline.plan.frozen import read_plan
+from pipeline.runs.claims import Owner
 from pipeline.storage import Storage
 from tests.outputs import CLIPS, make_output
 from tests.reader.damage import flipped

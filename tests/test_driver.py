@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.control.claims import Claims, Owner
-from pipeline.control.driver import LOSSES, MAX_FAILED_WRITES, Driver
-from pipeline.control.stop import Stop
+from pipeline.control.clip_work import ClipWork
+from pipeline.control.summary import Summary
 from pipeline.errors import StorageError
 from pipeline.guard.strikes import Strikes
 from pipeline.output.commit import Committed, commit
@@ -22,6 +21,9 @@ from pipeline.output.parts import read_verdict, stage
 from pipeline.plan.frozen import make_plan
 from pipeline.receipts import Receipt, RejectionReceipt, UnstoredReceipt
 from pipeline.records import Chunk, ChunkId, CompleteShard, Rejection, Video
+from pipeline.runs.claims import Claims, Owner
+from pipeline.runs.passes import LOSSES, MAX_FAILED_WRITES, Passes
+from pipeline.runs.stop import Stop
 from pipeline.settings.spec import LatentRule
 from pipeline.shards import Shard
 from pipeline.stages.decode_video import Decoder
@@ -44,7 +46,8 @@ class Run:
 
     def __init__(self, source: Path, output: Path, *, allow_private: bool = False, **settings: Any) -> None:
         self.output = Storage(str(output))
-        self.driver = Driver(self.output, make_plan(self.output, [str(source)]), lambda _: None, 600.0, **settings)
+        self.work = ClipWork(self.output, make_plan(self.output, [str(source)]), SPEC, **settings)
+        self.run = Passes(self.work, self.output, lambda _: None, 600.0)
         self.encoded = self.passes = self.commits = 0
         self._read = partial(read_shard, allow_private=allow_private)
         self._decoder = Decoder(clip=CLIPS, latent=LATENT, info=VAEInfo(**SPEC.vae), deadline=HEALTHY)
@@ -52,9 +55,17 @@ class Run:
 
     def go(self, commit: Callable[[CompleteShard], Committed] | None = None) -> dict[str, str]:
         """To the end; what is left open, with the reasons."""
-        claims = Claims(self.output, Owner.this_process(self.driver.run_id))
-        self.driver.drive(self._stream, commit or self.commit, claims, Stop(1))
-        return self.driver.finish("", SPEC).open_shards
+        return self.ended(commit).open_shards
+
+    def ended(self, commit: Callable[[CompleteShard], Committed] | None = None, grace: float = 1) -> Summary:
+        """Go to the end; what the summary says."""
+        self.claims = Claims(self.output, Owner.this_process(self.run.run_id))
+        self.work.stream, self.work.release = self._stream, self.claims.release
+        self.work.commit = lambda _output, _spec, shard: (commit or self.commit)(shard)
+        stop = Stop(grace)
+        self.run.drive(self.claims, stop)
+        self.run.end(stop)
+        return self.run.ended
 
     def commit(self, shard: CompleteShard) -> Committed:
         self.commits += 1
@@ -177,8 +188,8 @@ def test_an_output_that_cannot_be_written_ends_the_run(tmp_path: Path) -> None:
     source = tmp_path / "a.tar"
     source.write_bytes(make_tar([("a.mp4", make_video(num_frames=240, width=96, height=64))]))
     run = Run(source, tmp_path / "out")
-    (shard,) = run.driver.todo
-    blocked = tmp_path / "out" / "_staging" / shard.name
+    (shard,) = run.work.left()
+    blocked = tmp_path / "out" / "_staging" / shard
     blocked.parent.mkdir(parents=True, exist_ok=True)
     blocked.touch()
     with pytest.raises(StorageError, match=f"{MAX_FAILED_WRITES} failures in a row.*File exists.*resume") as raised:

@@ -14,10 +14,11 @@ import pytest
 
 from jobs import encode
 from pipeline.control.pools import Cluster, pools
+from pipeline.control.summary import Summary
 from pipeline.errors import ConfigError
 from pipeline.output.spec_file import check, load_spec
-from pipeline.output.summary import Summary
 from pipeline.plan.frozen import make_plan
+from pipeline.runs.summary import CONFIG, LEFT, OK, REJECTED
 from pipeline.settings import overlap
 from pipeline.settings.clip_rule import ClipRule
 from pipeline.settings.job import Job, Workers
@@ -98,7 +99,7 @@ def test_what_is_wrong_is_said_before_ray_starts(
         code: object = encode.main(["--vae", "tiny", *base, *flags])
     except SystemExit as refused:  # by the parser, which wraps its lines
         code = refused.code
-    assert code == encode.CONFIG
+    assert code == CONFIG
     printed = capsys.readouterr()
     words = re.sub(r"[^\w/:.+=`\[\]-]+", " ", printed.err + printed.out)
     assert re.sub(r"[^\w/:.+=`\[\]-]+", " ", message) in words
@@ -111,16 +112,14 @@ def test_a_changed_source_is_refused_as_a_setting_is_and_names_the_flag(
     make_tar(tmp_path / "a.tar", {"a": b"x"})
     make_plan(Storage(f"{tmp_path}/out"), [f"{tmp_path}/a.tar"])
     make_tar(tmp_path / "a.tar", {"a": b"x", "b": b"another one"})
-    assert (
-        encode.main(["--source", f"{tmp_path}/a.tar", "--output", f"{tmp_path}/out", "--vae", "tiny"]) == encode.CONFIG
-    )
+    assert encode.main(["--source", f"{tmp_path}/a.tar", "--output", f"{tmp_path}/out", "--vae", "tiny"]) == CONFIG
     assert "--on-changed keep" in capsys.readouterr().err
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_tar(tmp_path / "a.tar", {"a": make_video(num_frames=2)})
     flags = ["--source", f"{tmp_path}/a.tar", "--output", f"{tmp_path}/out", "--vae", "tiny", "--dry-run"]
-    assert encode.main(flags) == encode.OK
+    assert encode.main(flags) == OK
     assert "1 shards" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]
 
@@ -150,12 +149,12 @@ def summary(**changes: object) -> Summary:
 @pytest.mark.parametrize(
     ("end", "max_rejected", "code"),
     [
-        (summary(), 0.25, encode.OK),
-        (summary(), 0.2, encode.REJECTED),
-        (summary(open_shards={"s": "clip 0"}), 1.0, encode.LEFT),
+        (summary(), 0.25, OK),
+        (summary(), 0.2, REJECTED),
+        (summary(open_shards={"s": "clip 0"}), 1.0, LEFT),
         (summary(open_shards={"s": "clip 0"}, stopped="SIGTERM"), 1.0, 75),
         (summary(open_shards={"s": "clip 0"}, stopped="SIGINT"), 1.0, 130),
-        (summary(stopped="SIGTERM"), 1.0, encode.OK),
+        (summary(stopped="SIGTERM"), 1.0, OK),
     ],
 )
 def test_exit_codes(end: Summary, max_rejected: float, code: int) -> None:

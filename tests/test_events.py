@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from jobs import status
-from pipeline.control.claims import Owner
 from pipeline.output.layout import claim_path
 from pipeline.plan.frozen import make_plan
+from pipeline.runs.claims import Owner
 from pipeline.storage import Storage
 from tests.test_run import make_tar
 from tests.videos import make_video

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.control.ledger import Ledger
 from pipeline.receipts import ClipsReceipt, ElsewhereReceipt, PartReceipt, Receipt, RejectionReceipt, VideosReceipt
 from pipeline.records import ChunkId, CompleteShard, Rejection
+from pipeline.runs.ledger import Ledger
 
 
 def rejection(reason: str = "corrupt") -> Rejection:

@@ -17,6 +17,7 @@ import vae
 from jobs import encode
 from pipeline.control.same_disk import NOTHING, check_same_disk, look
 from pipeline.errors import ConfigError
+from pipeline.runs.summary import CONFIG
 from pipeline.settings.job import Job
 from tests.driver import descendants
 from tests.fault_proxy import FaultProxy
@@ -88,12 +89,12 @@ def test_a_disk_of_one_node_is_refused(nodes: Machines, s3: S3) -> None:
         job = ["--vae", "tiny", *SMALL]
 
         refused = nodes.encode(*job, "--source", f"{nodes.folder}/in/*.tar", "--output", s3.uri("out"))
-        assert refused.returncode == encode.CONFIG
+        assert refused.returncode == CONFIG
         assert "--source" in refused.stderr
         assert "see nothing there" in refused.stderr
 
         refused = nodes.encode(*job, "--source", f"{common}/*.tar", "--output", f"{nodes.folder}/out")
-        assert refused.returncode == encode.CONFIG
+        assert refused.returncode == CONFIG
         assert "--output" in refused.stderr
         assert "not every node" in refused.stderr
         assert not s3.paths()

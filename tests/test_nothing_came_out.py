@@ -4,25 +4,22 @@ for one reason ends early, unless it is told to go on; an output that was whole 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from jobs import encode
-from pipeline.control.claims import Claims, Owner
 from pipeline.control.first_shards import MIN_CLIPS, MIN_SHARDS
-from pipeline.control.stop import Stop
-from pipeline.output.commit import Committed
-from pipeline.output.run_records import RunRecord
-from pipeline.output.summary import Summary
+from pipeline.control.summary import Summary
 from pipeline.receipts import ElsewhereReceipt, Receipt
-from pipeline.records import CompleteShard
+from pipeline.runs.run_records import RunRecord
+from pipeline.runs.summary import OK, REJECTED
 from pipeline.settings.job import Job
 from pipeline.shards import Shard
 from pipeline.storage import Storage
-from tests.test_driver import SPEC, Run
+from tests.test_driver import Run
 from tests.videos import make_video
 
 PER_SHARD = 64
@@ -46,11 +43,6 @@ def source(folder: Path, sound: Sequence[int] = (), missing: Sequence[int] = ())
 class Claimed(Run):
     """A job that begins a shard when the claims give it, as the graph does."""
 
-    def go(self, commit: Callable[[CompleteShard], Committed] | None = None) -> dict[str, str]:
-        self.claims = Claims(self.output, Owner.this_process(self.driver.run_id))
-        self.driver.drive(self._stream, commit or self.commit, self.claims, Stop(60))
-        return {}
-
     def _stream(self, shards: list[Shard]) -> Iterator[Receipt]:
         for shard in shards:
             if self.claims.take(shard.name):
@@ -60,9 +52,7 @@ class Claimed(Run):
 
 
 def ended(table: Path, **settings: bool) -> Summary:
-    run = Claimed(table, table.parent / "out", **settings)
-    run.go()
-    return run.driver.finish("", SPEC)
+    return Claimed(table, table.parent / "out", **settings).ended(grace=60)
 
 
 def test_a_run_whose_first_shards_are_all_refused_for_one_reason_ends_early(tmp_path: Path) -> None:
@@ -70,7 +60,7 @@ def test_a_run_whose_first_shards_are_all_refused_for_one_reason_ends_early(tmp_
     assert summary.done_shards == MIN_SHARDS
     assert summary.rejected == {"unreadable": MIN_SHARDS * PER_SHARD}
     assert f"all {MIN_SHARDS * PER_SHARD} clips were rejected as unreadable" in summary.table()
-    assert encode.exit_code(summary, Job(source=("a",), output="out", vae="tiny")) == encode.REJECTED
+    assert encode.exit_code(summary, Job(source=("a",), output="out", vae="tiny")) == REJECTED
 
 
 @pytest.mark.parametrize(
@@ -100,17 +90,17 @@ def job(output: Path, **settings: float) -> Job:
 
 @pytest.mark.parametrize(
     ("rejected", "planned", "code"),
-    [(6, 6, encode.REJECTED), (1000, 1001, encode.REJECTED), (99, 100, encode.OK), (0, 0, encode.OK)],
+    [(6, 6, REJECTED), (1000, 1001, REJECTED), (99, 100, OK), (0, 0, OK)],
 )
 def test_nothing_or_nearly_nothing_is_no_success(rejected: int, planned: int, code: int, tmp_path: Path) -> None:
     end = summary(planned=planned, latents=planned - rejected, rejected={"corrupt": rejected})
     assert encode.exit_code(end, job(tmp_path)) == code
-    assert encode.exit_code(end, job(tmp_path, max_rejected=1.0)) == encode.OK
+    assert encode.exit_code(end, job(tmp_path, max_rejected=1.0)) == OK
 
 
 @pytest.mark.parametrize(
     ("before", "code"),
-    [(1.0, encode.OK), (0.5, encode.REJECTED), (None, encode.REJECTED)],
+    [(1.0, OK), (0.5, REJECTED), (None, REJECTED)],
     ids=["the default until now", "stricter", "the default"],
 )
 def test_an_output_that_was_whole_keeps_its_code(before: float | None, code: int, tmp_path: Path) -> None:

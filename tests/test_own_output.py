@@ -14,9 +14,10 @@ import pytest
 
 from jobs import encode, status
 from pipeline.errors import ConfigError
-from pipeline.output import run_records
 from pipeline.output.commit import seal
 from pipeline.plan.frozen import read_plan
+from pipeline.runs import run_records
+from pipeline.runs.summary import CONFIG
 from pipeline.storage import Storage
 from tests.outputs import CLIPS, make_output, shard
 
@@ -60,7 +61,7 @@ def flips(path: Path, count: int) -> Iterator[None]:
 
 def refused(result: tuple[int, str], *named: str) -> None:
     code, said = result
-    assert code == encode.CONFIG, said
+    assert code == CONFIG, said
     assert all(name in said for name in named), said
     assert "Traceback" not in said
 

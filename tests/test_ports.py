@@ -41,7 +41,7 @@ def main() -> None:
 
     import vae
     from pipeline.control.ray_cluster import ray_for
-    from pipeline.control.stop import Stop
+    from pipeline.runs.stop import Stop
     from pipeline.settings.clip_rule import ClipRule
     from pipeline.settings.job import Job, Workers
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.control.progress import Progress
-from pipeline.output.summary import Summary
+from pipeline.control.progress import ClipProgress
+from pipeline.control.summary import Summary
 from pipeline.output.wording import duration, size
-from pipeline.receipts import ClipsReceipt, ElsewhereReceipt, PartReceipt, Receipt, RejectionReceipt, VideosReceipt
+from pipeline.receipts import ClipsReceipt, PartReceipt, Receipt, RejectionReceipt, VideosReceipt
 from pipeline.records import ChunkId, Reason, Rejection
 
 
@@ -41,7 +41,7 @@ def refused(clip: int = 0, chunk: int = 0, reason: Reason = "corrupt") -> Receip
 
 def test_the_line_tells_shards_clips_rates_rejections_time_left_and_the_bottleneck() -> None:
     clock = Clock()
-    made = Progress(num_shards=4, source_bytes=dict.fromkeys("abcd", 5_000_000), num_done_before=6, clock=clock)
+    made = ClipProgress(num_shards=4, source_bytes=dict.fromkeys("abcd", 5_000_000), num_done_before=6, clock=clock)
     made.slots = {"read": 1, "decode": 8, "encode": 2}
     assert "shards 6/10  clips 0" in made.line()
     assert "ETA ?" in made.line()
@@ -52,7 +52,7 @@ def test_the_line_tells_shards_clips_rates_rejections_time_left_and_the_bottlene
     clock.now += 50
     made.add(part(1, encode_seconds=1.0))
     made.add(refused(2))
-    made.commit("a")
+    made.finish("a")
     line = "shards 7/10  clips 2/2+  0.02 clips/s  ETA 3:45  rejected 1  bottleneck encode  0 B/s in"
     assert made.line() == line  # rates of the 50 s since the first clip
     made.add(part(1, decode_seconds=60.0))
@@ -65,7 +65,7 @@ def test_the_line_tells_shards_clips_rates_rejections_time_left_and_the_bottlene
 def test_the_time_left_follows_the_clips_and_not_the_shards_that_are_whole(num_videos: dict[str, int]) -> None:
     """A shard of two videos of ten clips each, one clip a second, after a minute of starting up."""
     clock = Clock()
-    made = Progress(num_shards=1, source_bytes={"a": 2000}, num_videos=num_videos, clock=clock)
+    made = ClipProgress(num_shards=1, source_bytes={"a": 2000}, num_videos=num_videos, clock=clock)
     clock.now += 60
     for video in range(2):
         made.add(ClipsReceipt(shard="a", video=video, count=10, num_bytes=1000))
@@ -82,19 +82,19 @@ def test_the_time_left_follows_the_clips_and_not_the_shards_that_are_whole(num_v
 
 def test_while_no_clip_ends_the_line_tells_what_is_waited_for() -> None:
     clock = Clock()
-    made = Progress(num_shards=2, source_bytes={"a": 1, "b": 1}, doing="starting Ray", clock=clock)
+    made = ClipProgress(num_shards=2, source_bytes={"a": 1, "b": 1}, doing="starting Ray", clock=clock)
     clock.now += 7
     assert made.line() == "shards 0/2  clips 0  starting Ray (7.0 s)"
-    made.add(ElsewhereReceipt(shard="b"))
+    made.elsewhere.add("b")
     assert made.line() == "shards 0/2  clips 0  held by another run 1  starting Ray (7.0 s)"
     made.add(part())
     assert "held by another run 1  ? clips/s" in made.line()
-    made.commit("b")
+    made.finish("b")
     assert made.line().startswith("shards 1/2  clips 1  ? clips/s")
 
 
 def test_a_clip_is_rejected_once_however_many_of_its_chunks_are() -> None:
-    made = Progress(num_shards=1, source_bytes={"a": 1})
+    made = ClipProgress(num_shards=1, source_bytes={"a": 1})
     for chunk in range(3):
         made.add(refused(0, chunk))
     made.add(refused(1, reason="truncated"))
@@ -138,7 +138,7 @@ def test_units() -> None:
 def test_the_rate_is_that_of_the_last_minute_and_the_time_left_follows_it() -> None:
     """3,000 clips of 20 shards: after 90 s of start-up one encoder, a minute later four."""
     clock = Clock()
-    made = Progress(num_shards=20, source_bytes=dict.fromkeys(map(str, range(20)), 150_000), clock=clock)
+    made = ClipProgress(num_shards=20, source_bytes=dict.fromkeys(map(str, range(20)), 150_000), clock=clock)
     clock.now += 90
     times = [clock.now + n / 2 for n in range(120)] + [clock.now + 60 + n / 8 for n in range(2880)]
     for n, now in enumerate(times):
@@ -150,7 +150,7 @@ def test_the_rate_is_that_of_the_last_minute_and_the_time_left_follows_it() -> N
         id = ChunkId(shard=shard, video=0, clip=clip, chunk=0, num_chunks=1)
         made.add(PartReceipt(id=id, num_bytes=10))
         if clip == 149:
-            made.commit(shard)
+            made.finish(shard)
         left = made.time_left()
         if 1000 <= n < 2999:
             assert left is not None
@@ -162,7 +162,7 @@ def test_the_line_is_cut_to_the_terminal() -> None:
     """In a terminal of 80 columns nothing wraps: seen by the program at its other end."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    script = "from jobs.encode import redraw; redraw('x' * 100)"
+    script = "from jobs.process import redraw; redraw('x' * 100)"
     subprocess.run([sys.executable, "-c", script], stderr=theirs, check=True, cwd=Path(__file__).parents[1])
     shown = os.read(ours, 1000).decode()
     os.close(ours)

@@ -18,7 +18,7 @@ JOIN = """
 import signal, sys, threading, os
 import vae
 from pipeline.control import ray_cluster, ray_start
-from pipeline.control.stop import GraceOverError, Stop, leave
+from pipeline.runs.stop import GraceOverError, Stop, leave
 from pipeline.errors import ConfigError
 from pipeline.settings.clip_rule import ClipRule
 from pipeline.settings.job import Job, Workers

@@ -18,14 +18,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from latentmill.format import footer_of
-from pipeline.control.claims import Claims, Owner
-from pipeline.control.driver import Driver
-from pipeline.control.stop import Stop
+from pipeline.control.clip_work import ClipWork
 from pipeline.decode import DecodedClip, DecodeSpec, iter_clips
 from pipeline.errors import ConfigError, CorruptVideoError, VideoError
 from pipeline.guard.strikes import MAX_STRIKES, Strikes
-from pipeline.output.commit import commit, tidy
+from pipeline.output.commit import tidy
 from pipeline.output.parts import stage
+from pipeline.output.rows import from_table, to_table
 from pipeline.output.spec_file import write_spec
 from pipeline.output.tally import tally, target
 from pipeline.plan.frozen import Plan, make_plan, plan_retries, read_plan
@@ -33,7 +32,9 @@ from pipeline.plan.plan_file import load_members
 from pipeline.plan.retries import only_chosen
 from pipeline.receipts import Receipt, Record
 from pipeline.records import Chunk, Video
-from pipeline.rows import from_table, to_table
+from pipeline.runs.claims import Claims, Owner
+from pipeline.runs.passes import Passes
+from pipeline.runs.stop import Stop
 from pipeline.settings.job import Job
 from pipeline.settings.spec import LatentRule
 from pipeline.shards import Retry, Shard
@@ -64,16 +65,18 @@ class Stages:
 
     def run(
         self, output: Storage, decode: Decode = iter_clips, guard: Strikes | None = None, parts: int | None = None
-    ) -> Driver:
+    ) -> ClipWork:
         """Do what is left, until so many parts are staged."""
         plan = read_plan(output)
         tidy(output, plan.done, plan.leftovers)
-        driver = Driver(output, plan, lambda line: None, 60)
+        work = ClipWork(output, plan, SPEC)
+        passes = Passes(work, output, lambda line: None, 60)
         decoder = Decoder(clip=RULE, latent=LATENT, info=VAEInfo(**SPEC.vae), deadline=HEALTHY, decode=decode)
-        claims = Claims(output, Owner.this_process(driver.run_id))
-        stream = partial(self._receipts, output, decoder, guard or Strikes(), parts)
-        driver.drive(stream, partial(commit, output, SPEC.to_json()), claims, Stop(60))
-        return driver
+        claims = Claims(output, Owner.this_process(passes.run_id))
+        work.stream = partial(self._receipts, output, decoder, guard or Strikes(), parts)
+        work.release = claims.release
+        passes.drive(claims, Stop(60))
+        return work
 
     def _receipts(
         self, output: Storage, decoder: Decoder, guard: Strikes, parts: int | None, shards: list[Shard]
@@ -163,7 +166,7 @@ def test_every_rejection_asked_for_is_tried_in_a_shard_of_its_own(output: Storag
         [*whole, *((key, clip, "corrupt" if clip == 1 else "latent") for key in "ab" for clip in range(3))]
     )
     (again,) = retried(retry(output, "corrupt", "unreadable"))
-    assert not stages.run(output).todo
+    assert not stages.run(output).left()
     assert ends(output, again.name) == [("a", 1, "latent"), ("b", 1, "latent"), ("no", 0, "unreadable")]
     after = objects(output, "data/", "plan/")
     assert {path: after[path] for path in before} == before
@@ -269,7 +272,7 @@ def test_a_retry_that_broke_off_is_resumed(output: Storage, stages: Stages) -> N
     stages.run(output, fails(SECOND, 2 * SECOND))
     (again,) = retried(retry(output, "corrupt"))
     broken = stages.run(output, parts=3)
-    assert [shard.name for shard in broken.todo] == [again.name]
+    assert broken.left() == [again.name]
     resumed = stages.run(output)
     assert resumed.progress.parts == 8 - 3
     assert ends(output, again.name) == [(key, clip, "latent") for key in "ab" for clip in (1, 2)]

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from pipeline.output.rows import ROW_SCHEMA, from_table, to_table
 from pipeline.receipts import (
     ClipsReceipt,
     ElsewhereReceipt,
@@ -19,7 +20,6 @@ from pipeline.receipts import (
     VideosReceipt,
 )
 from pipeline.records import Chunk, ChunkId, Rejection, Video
-from pipeline.rows import ROW_SCHEMA, from_table, to_table
 from tests.small import latent
 
 VIDEO = Video(

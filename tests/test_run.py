@@ -19,7 +19,6 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from pipeline.control.driver import MAX_FAILED_WRITES
 from pipeline.control.encoder_pool import EncoderPool
 from pipeline.control.pools import Pools
 from pipeline.control.ray_objects import answer
@@ -27,12 +26,13 @@ from pipeline.control.ray_text import Operators, stream
 from pipeline.decode import DecodedClip, DecodeSpec, iter_clips
 from pipeline.errors import ConfigError, EncoderError, StorageError, VideoError
 from pipeline.guard.strikes import Strikes
+from pipeline.output.rows import from_table, to_table
 from pipeline.output.spec_file import write_spec
 from pipeline.plan.frozen import plan_dry_run
 from pipeline.receipts import ClipsReceipt, Receipt
 from pipeline.records import Chunk, Latent, Video
-from pipeline.rows import from_table, to_table
 from pipeline.run import graph, run
+from pipeline.runs.passes import MAX_FAILED_WRITES
 from pipeline.settings.job import Job, Workers
 from pipeline.settings.resolve import resolve
 from pipeline.settings.spec import LatentRule
@@ -148,9 +148,9 @@ def test_another_spec_is_refused_naming_every_field(undisturbed: Path, tars: Pat
     with pytest.raises(ConfigError) as refused:
         run(other)
     for line in (
-        "clip.num_frames: 5 in this run, 9 in the output",
-        "latent.seed: 3 in this run, 0 in the output",
-        "clip.clips: first in this run, all in the output",
+        "clip.num_frames: 5 in this run, 9 there",
+        "latent.seed: 3 in this run, 0 there",
+        "clip.clips: first in this run, all there",
     ):
         assert line in str(refused.value)
     assert {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*")} == before

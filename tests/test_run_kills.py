@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.control.stop import STATUS
+from pipeline.runs.stop import STATUS
 from pipeline.settings.clip_rule import ClipRule
 from pipeline.settings.spec import LatentRule
 from tests.driver import Driver

@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from pipeline.output.run_records import RunRecord
-from pipeline.output.summary import Summary
+from pipeline.control.summary import Summary
+from pipeline.runs.run_records import RunRecord
 from pipeline.settings.job import Job
 from pipeline.storage import Storage
 

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.control.ledger import Ledger
 from pipeline.guard.strikes import Strikes
 from pipeline.output.commit import commit
 from pipeline.output.parts import stage
@@ -22,6 +21,7 @@ from pipeline.output.spec_file import write_spec
 from pipeline.plan.frozen import make_plan
 from pipeline.receipts import Receipt
 from pipeline.records import Chunk, Latent, Video
+from pipeline.runs.ledger import Ledger
 from pipeline.settings.spec import Spec
 from pipeline.stages.decode_video import Decoder
 from pipeline.stages.read_shard import read_shard

@@ -8,7 +8,7 @@ import pytest
 
 from jobs.bench.driver import measure
 from jobs.bench.simulate import Args, Result, Simulation
-from pipeline.control.commits import COMMITS_IN_FLIGHT, ENCODERS_PER_COMMIT, commits_in_flight
+from pipeline.runs.commits import COMMITS_IN_FLIGHT, ENCODERS_PER_COMMIT, commits_in_flight
 
 FREE = Args(
     encoders=(),

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.control.stop import ONE_SIGNAL_SECONDS, STATUS, Stop
+from pipeline.runs.stop import ONE_SIGNAL_SECONDS, STATUS, Stop
 from tests.driver import Driver
 from tests.held import MOMENTS
 from tests.test_run import make_tar

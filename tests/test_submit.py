@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs import encode, submit
+from jobs import submit
+from pipeline.runs.summary import CONFIG
 from tests.driver import Driver, descendants
 from tests.head import Head
 from tests.test_run import make_tar
@@ -40,7 +41,7 @@ def test_what_is_wrong_is_said_in_a_line(
         code = submit.main([*arguments, "--source", "a.tar", "--output", "out", "--vae", "tiny"])
     except SystemExit as parser:
         code = parser.code
-    assert code == encode.CONFIG
+    assert code == CONFIG
     printed = capsys.readouterr()
     assert message in printed.out + printed.err
 
@@ -79,7 +80,7 @@ def test_a_job_makes_the_bytes_of_a_local_run_and_hands_on_its_code(head: Head, 
     assert re.search(r"^shards 4/4", printed, re.MULTILINE), "the progress line is followed"
 
     refused = start(head, "--source", f"{tmp_path}/none/*.tar", "--output", f"{tmp_path}/other")
-    assert "has nothing to read" in refused.finish(encode.CONFIG)
+    assert "has nothing to read" in refused.finish(CONFIG)
 
     Driver([*SMALL, "--source", tars, "--output", f"{tmp_path}/here", "--object-store-gb", "0.1"]).finish(0)
     assert data(tmp_path / "job") == data(tmp_path / "here") != {}

@@ -60,7 +60,7 @@ def test_a_new_output_states_the_new_rule(source: Path, tmp_path: Path) -> None:
     assert json.loads((out / "spec.json").read_bytes())["clip"]["times"] == "exact"
     assert times(out) == [round(1000 * n / 24, 6) for n in range(9)]
     assert verify(["--output", str(out), "--reencode", "9"]) == 0
-    with pytest.raises(ConfigError, match=r"clip\.times: as_stored in this run, exact in the output"):
+    with pytest.raises(ConfigError, match=r"clip\.times: as_stored in this run, exact there"):
         check(Storage(str(out)), spec(BEFORE))
 
 

@@ -86,7 +86,7 @@ def test_a_source_that_fails_in_three_runs_is_given_up_and_taken_up_again(
     plan_retries(Storage(str(output)), frozenset({"unreachable"}))
     run = Run(table, output, allow_private=True)
     assert run.go() == {}
-    counts = tally(run.output, sorted(run.driver.done), run.driver._plan.superseded(run.driver.done))
+    counts = tally(run.output, sorted(run.work.done), run.work._plan.superseded(run.work.done))
     assert counts.latents == 2
     assert counts.rejected == {}
 

@@ -26,15 +26,16 @@ import tyro
 from jobs.bench.made_receipts import CLIPS_PER_SHARD, made, receipts_of
 from jobs.bench.plan import index_of_one_shard, planned, renamed, stage_shard
 from jobs.bench.slow_store import SlowStorage
-from pipeline.control.claims import Claims, Owner
-from pipeline.control.commits import ENCODERS_PER_COMMIT
-from pipeline.control.driver import Driver
-from pipeline.control.stop import Stop
+from pipeline.control.clip_work import ClipWork
 from pipeline.output import layout
 from pipeline.output.commit import Committed, commit, seal
+from pipeline.output.rows import from_table, to_table
 from pipeline.receipts import Receipt
 from pipeline.records import CompleteShard
-from pipeline.rows import from_table, to_table
+from pipeline.runs.claims import Claims, NoClaims, Owner
+from pipeline.runs.commits import ENCODERS_PER_COMMIT
+from pipeline.runs.passes import Passes
+from pipeline.runs.stop import Stop
 from pipeline.shards import Shard
 from pipeline.storage import Storage
 from pipeline.storage.parallel import READERS
@@ -95,18 +96,6 @@ class Measured:
         return max(memory for _, memory in self.marks) - self.before_bytes
 
 
-class NoClaims:
-    """The claims of a run that is alone."""
-
-    def stop(self) -> None: ...
-    def renew(self) -> None: ...
-    def taken_over(self) -> list[tuple[str, str]]:
-        return []
-
-    def release(self, shard: str) -> None: ...
-    def release_all(self) -> None: ...
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a line for each case. Return 1 if the receipts a second miss the target."""
     args = tyro.cli(Args, args=argv, prog="python -m jobs.bench driver", description=__doc__)
@@ -128,10 +117,12 @@ def measure(num_shards: int, open_shards: int) -> Measured:
     got = Measured()
     with tempfile.TemporaryDirectory() as folder:
         output = Storage(folder)
-        driver = Driver(output, planned(output, "tars", num_shards, []), lambda _: None, 1.0)
+        work = ClipWork(output, planned(output, "tars", num_shards, []), stage_shard(output, "", 0))
+        work.stream, work.commit = partial(_timed, got, open_shards), _nothing_to_do
+        work.release = lambda _: None
         got.before_bytes = resident_bytes()
-        driver.drive(partial(_timed, got, open_shards), _nothing_to_do, NoClaims(), Stop(1))
-        got.left = len(driver._ledger.still_open()), driver.progress.shards()["open"]
+        Passes(work, output, lambda _: None, 1.0).drive(NoClaims(), Stop(1))
+        got.left = len(work._ledger.still_open()), work.progress.shards()["open"]
     return got
 
 
@@ -145,7 +136,7 @@ def _timed(got: Measured, open_shards: int, shards: list[Shard]) -> Iterator[Rec
         got.marks.append((got.num_receipts, resident_bytes()))
 
 
-def _nothing_to_do(shard: CompleteShard) -> Committed:
+def _nothing_to_do(_output: Storage, _spec: str, shard: CompleteShard) -> Committed:
     return Committed(shard=shard.name)
 
 
@@ -195,18 +186,22 @@ def _commit(args: Args) -> None:
 def commit_round(folder: str, num_shards: int, at_a_time: int, request_seconds: float) -> str:
     """Let the driver commit `num_shards` staged shards, and return the line for it."""
     output = Storage(folder)
-    driver = Driver(output, planned(output, "tars", num_shards, []), lambda _: None, 600.0)
-    for shard in driver.todo:
-        spec = stage_shard(output, shard.name, 64).to_json()
+    plan = planned(output, "tars", num_shards, [])
+    for shard in plan:
+        spec = stage_shard(output, shard.name, 64)
     slow = SlowStorage(folder, request_seconds)
     assert slow.create_only
     slow.requests.clear()
-    driver.progress.slots = {"encode": at_a_time * ENCODERS_PER_COMMIT}
-    claims = Claims(slow, Owner.this_process(driver.run_id))
+    work = ClipWork(output, plan, spec)
+    work.progress.slots = {"encode": at_a_time * ENCODERS_PER_COMMIT}
+    passes = Passes(work, output, lambda _: None, 600.0)
+    claims = Claims(slow, Owner.this_process(passes.run_id))
+    work.stream, work.release = partial(_staged, claims), claims.release
+    work.commit = lambda _, spec, shard: commit(slow, spec, shard)
     started, cpu = time.perf_counter(), time.process_time()
-    driver.drive(partial(_staged, claims), partial(commit, slow, spec), claims, Stop(1))
+    passes.drive(claims, Stop(1))
     wall, cpu = time.perf_counter() - started, time.process_time() - cpu
-    assert len(driver.done) == num_shards
+    assert len(work.done) == num_shards
     return (
         f"commit: {at_a_time} at a time: {num_shards / wall:.2f} shards/s, "
         f"{at_a_time * wall / num_shards:.2f} s a commit, "

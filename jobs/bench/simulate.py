@@ -20,8 +20,8 @@ from itertools import count
 
 import tyro
 
-from pipeline.control.claims import Claims
-from pipeline.control.commits import commits_in_flight
+from pipeline.runs.claims import Claims
+from pipeline.runs.commits import commits_in_flight
 from pipeline.storage.parallel import READERS
 
 

@@ -21,10 +21,10 @@ from jobs.stats import stats
 from latentmill.dataset import LatentDataset
 from latentmill.format import STATISTICS
 from latentmill.statistics.pool import matrix, tables
-from pipeline.output.run_records import recorded_vae
 from pipeline.output.spec_file import load_spec
 from pipeline.output.tally import tally
 from pipeline.plan.frozen import read_plan
+from pipeline.runs.run_records import recorded_vae
 from pipeline.settings.spec import Spec
 from pipeline.storage import Storage
 from pipeline.storage.addresses import redacted

@@ -6,14 +6,15 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from pipeline.errors import StorageError
 from pipeline.guard.starts import Told
-from pipeline.output.run_records import RunRecord
-from pipeline.receipts import Receipt
+from pipeline.runs.run_records import RunRecord
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 ASK_SECONDS = 1.0
 """How often the driver asks at most."""
@@ -33,7 +34,7 @@ class Encoders:
         self._guard, self._record = guard, record
         self._asked = 0.0
 
-    def heard(self, receipts: Iterator[Receipt]) -> Iterator[Receipt]:
+    def heard(self, receipts: Iterator[T]) -> Iterator[T]:
         """Pass on the receipts of a pass. Ask the encoders before the first one counts, now and then, and at the end.
 
         An encoder tells what it is before it takes a chunk, so it is known before its first clip, or ASK_SECONDS later.

@@ -1,15 +1,15 @@
-"""The progress line of a run: receipts in, text out. It uses no storage and no Ray."""
+"""How far a run of clips is, from its receipts. It uses no storage and no Ray."""
 
 from __future__ import annotations
 
-import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from pipeline.control.recent import Recent
-from pipeline.output.wording import duration, size
+from pipeline.output.wording import size
 from pipeline.receipts import ClipsReceipt, ElsewhereReceipt, PartReceipt, Receipt, RejectionReceipt, VideosReceipt
+from pipeline.runs.progress import Metric, Progress
+from pipeline.runs.recent import Recent
 
 STAGES = ("read", "decode", "encode", "stage")
 
@@ -43,25 +43,13 @@ class _OpenShard:
 
 
 @dataclass(slots=True, kw_only=True)
-class Progress:
-    """The counts of one run, from its receipts and commits."""
+class ClipProgress(Progress):
+    """The counts of one run, from its receipts."""
 
-    num_shards: int
-    """Shards that were open when this run began."""
     source_bytes: dict[str, int]
     """Encoded bytes of each shard."""
     num_videos: dict[str, int] = field(default_factory=dict)
     """Number of videos of each shard, where the plan knows it."""
-    num_done_before: int = 0
-    """Shards that earlier runs committed."""
-    slots: dict[str, float] = field(default_factory=dict)
-    """Tasks or actors of each stage that can work at a time; they show which stage is the bottleneck."""
-    clock: Callable[[], float] = time.monotonic
-    doing: str = ""
-    """What the run waits for before the first clip ends. It is shown instead of rates, which would all be 0."""
-    committed: set[str] = field(default_factory=set)
-    elsewhere: set[str] = field(default_factory=set)
-    """Shards that another run holds."""
     clips: int = 0
     parts: int = 0
     """Parts that this run staged."""
@@ -70,7 +58,6 @@ class Progress:
     rejected: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     """Busy time of each stage, summed over its workers."""
-    started: float = 0.0
     _num_clips: int = 0
     """Clips of the videos that told their number."""
     _recent: Recent = field(default_factory=Recent)
@@ -80,17 +67,16 @@ class Progress:
     _all_bytes: int = 0
     """Sum of `source_bytes`, each at least 1."""
     _done_bytes: int = 0
-    """The same of the committed shards."""
+    """The same of the shards that are done."""
 
     def __post_init__(self) -> None:
-        self.started = self.clock()
+        Progress.__post_init__(self)
         self._all_bytes = sum(max(size, 1) for size in self.source_bytes.values())
 
     def add(self, receipt: Receipt) -> None:
         """Count a receipt."""
         name = receipt.shard
         if isinstance(receipt, ElsewhereReceipt):
-            self.elsewhere.add(name)
             return
         self.elsewhere.discard(name)
         shard = self._open.get(name)
@@ -121,7 +107,7 @@ class Progress:
                     shard.read_bytes += receipt.num_bytes
             case VideosReceipt():
                 shard.num_videos = receipt.count
-        if name in self.committed:  # a retried task repeats its receipts
+        if name in self.done:  # a retried task repeats its receipts
             del self._open[name]
 
     def _settle(self, shard: _OpenShard, clip: tuple[int, int]) -> None:
@@ -132,21 +118,15 @@ class Progress:
         if self._recent.is_due(now):
             self._recent.add(now, *self._grown())
 
-    def commit(self, shard: str) -> None:
+    def finish(self, shard: str) -> None:
         """Count a shard that this run or another one committed."""
-        self._done_bytes += 0 if shard in self.committed else self._size(shard)
-        self.committed.add(shard)
-        self.elsewhere.discard(shard)
+        self._done_bytes += 0 if shard in self.done else self._size(shard)
+        Progress.finish(self, shard)
         self._open.pop(shard, None)
 
     def _size(self, shard: str) -> int:
         """Return the encoded bytes of a shard, at least 1; 0 for a shard that is not of this run."""
         return max(self.source_bytes[shard], 1) if shard in self.source_bytes else 0
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds since the run began."""
-        return self.clock() - self.started
 
     def bottleneck(self) -> str:
         """Return the stage whose workers were busy for the largest share of the time."""
@@ -173,11 +153,9 @@ class Progress:
             return 0.0
         return left / rates[2] if rates and rates[2] > 0 else None
 
-    def shards(self) -> dict[str, int]:
-        """Return the number of shards that are done, in work here, held by another run, and not begun."""
-        total, done = self.num_done_before + self.num_shards, self.num_done_before + len(self.committed)
-        states = {"done": done, "open": len(self._open), "elsewhere": len(self.elsewhere)}
-        return states | {"waiting": max(total - sum(states.values()), 0)}
+    def num_open(self) -> int:
+        """Return how many shards are in work here."""
+        return len(self._open)
 
     def encoder_idle_share(self) -> float | None:
         """Return the share of the encoders' time since the first clip ended in which they waited; None before."""
@@ -186,44 +164,46 @@ class Progress:
         seconds = max(self.clock() - self._first_clip, 1e-9)
         return min(max(1 - self.seconds["encode"] / seconds / self.slots["encode"], 0.0), 1.0)
 
-    def counts(self) -> dict[str, object]:
-        """Return the numbers of the line, as JSON values."""
-        left = self.time_left()
+    def numbers(self) -> dict[str, object]:
+        """Return the numbers of its own, as JSON values."""
         return {
-            "shards_done": self.num_done_before + len(self.committed),
-            "shards": self.num_done_before + self.num_shards,
-            "shards_held_elsewhere": len(self.elsewhere),
             "clips": self.clips,
             "rejected": dict(self.rejected),
             "read_bytes": self.read_bytes,
             "latent_bytes": self.latent_bytes,
             "busy_seconds": {stage: round(seconds, 3) for stage, seconds in self.seconds.items()},
-            "elapsed_seconds": round(self.elapsed, 3),
-            "seconds_left": None if left is None else round(left, 3),
         }
 
-    def line(self) -> str:
-        """Return the line: shards, clips, rates of the last minute, time left, rejections and bottleneck, or what the
-        run waits for. What matters least stands last, where a narrow terminal cuts it."""
-        done, total = self.num_done_before + len(self.committed), self.num_done_before + self.num_shards
-        head = f"shards {done}/{total}  clips {self.clips}{self._of_how_many()}  "
-        if self.elsewhere:
-            head += f"held by another run {len(self.elsewhere)}  "
-        if self.doing:
-            return f"{head}{self.doing} ({duration(self.elapsed)})"
-        left = self.time_left()
+    def metrics(self) -> Iterator[Metric]:
+        """Yield the numbers for Prometheus."""
+        yield from Progress.metrics(self)
+        yield Metric(name="clips", help="Clips that became latents", value=self.clips)
+        yield Metric(name="read_bytes", help="Encoded video that was read", value=self.read_bytes)
+        yield Metric(name="latent_bytes", help="Latents that were staged", value=self.latent_bytes)
+        for reason, clips in dict(self.rejected).items():
+            yield Metric(name="rejected", help="Clips that were rejected", value=clips, tags={"reason": reason})
+        for stage, seconds in dict(self.seconds).items():
+            busy = "Busy time of all workers of a stage"
+            yield Metric(name="busy_seconds", help=busy, value=seconds, tags={"stage": stage})
+        if (idle := self.encoder_idle_share()) is not None:
+            waiting = "Idle time of the encoders since the first clip ended"
+            yield Metric(name="encoder_idle_share", help=waiting, value=idle, is_total=False)
+
+    def head(self) -> str:
+        """Return how the line begins."""
+        return f"{Progress.head(self)}  clips {self.clips}{self._of_how_many()}"
+
+    def rates(self) -> str:
+        """Return the rates of the last minute, time left, rejections and bottleneck."""
         rates = self._rates()
         clips, num_bytes = (f"{rates[0]:.3g}", f"{size(rates[1])}/s") if rates else ("?", "?")
         refused = f"rejected {self.rejected.total()}  " if self.rejected else ""
-        return (
-            f"{head}{clips} clips/s  ETA {'?' if left is None else duration(left)}  {refused}"
-            f"bottleneck {self.bottleneck()}  {num_bytes} in"
-        )
+        return f"{clips} clips/s  ETA {self.eta()}  {refused}bottleneck {self.bottleneck()}  {num_bytes} in"
 
     def _of_how_many(self) -> str:
         """Return how many latents there will be if no further clip is refused: "/9", or "/9+" while more may come."""
         known = self._num_clips - self.rejected.total()
         if not self._num_clips or known < self.clips:
             return ""
-        told = sum(shard.is_told for shard in list(self._open.values())) + len(self.committed)
+        told = sum(shard.is_told for shard in list(self._open.values())) + len(self.done)
         return f"/{known}{'' if told >= self.num_shards else '+'}"

@@ -22,10 +22,10 @@ from pipeline.control.pools import SPARE_CPUS, Cluster, Pools, block_bytes, larg
 from pipeline.control.ray_objects import on_every_node
 from pipeline.control.ray_start import running
 from pipeline.control.same_disk import OnEveryNode
-from pipeline.control.stop import STATUS, GraceOverError, Stop
 from pipeline.errors import EncoderError
+from pipeline.output.rows import from_table
 from pipeline.receipts import Receipt
-from pipeline.rows import from_table
+from pipeline.runs.stop import STATUS, GraceOverError, Stop
 from pipeline.settings import overlap
 from pipeline.settings.job import Job, Workers, local_cpus
 from vae.info import VAEInfo

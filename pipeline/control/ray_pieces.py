@@ -9,7 +9,7 @@ import ray
 
 from pipeline.control.ray_cluster import ray_for_tasks
 from pipeline.control.ray_objects import answer
-from pipeline.control.stop import Stop
+from pipeline.runs.stop import Stop
 
 T = TypeVar("T")
 

@@ -16,8 +16,8 @@ import ray
 from ray._private import ray_constants
 
 from pipeline.control import ray_local
-from pipeline.control.stop import GraceOverError, Stop
 from pipeline.errors import ConfigError, EncoderError
+from pipeline.runs.stop import GraceOverError, Stop
 from pipeline.settings.job import local_cpus
 
 log = logging.getLogger(__name__)

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from pipeline.control.stop import Stop
 from pipeline.errors import ConfigError
+from pipeline.runs.stop import Stop
 
 T = TypeVar("T")
 

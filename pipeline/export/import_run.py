@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from pipeline.control.spread import SpreadRule, spread
-from pipeline.control.stop import GraceOverError, Stop
 from pipeline.errors import LatentmillError
 from pipeline.export.import_job import ImportJob
 from pipeline.export.imported import import_shard, new_shards, spec_of
@@ -16,6 +15,7 @@ from pipeline.output.commit import seal, tidy
 from pipeline.output.spec_file import check, write_spec
 from pipeline.output.tally import Tally, tally
 from pipeline.plan.frozen import plan_more
+from pipeline.runs.stop import GraceOverError, Stop
 from pipeline.settings.resolve import writable
 from pipeline.storage import Storage
 

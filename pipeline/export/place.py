@@ -21,12 +21,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.control.claims import RENEW_SECONDS, STALE_SECONDS, Claims, Owner
-from pipeline.control.timer import every
 from pipeline.errors import ConfigError, NotFoundError, StorageError
 from pipeline.export.plan import Plan
 from pipeline.export.trainer import RECORDS, Counts, Piece
 from pipeline.records import canonical_json
+from pipeline.runs.claims import RENEW_SECONDS, STALE_SECONDS, Claims, Owner
+from pipeline.runs.timer import every
 from pipeline.storage import TEMPORARY, Storage
 from pipeline.storage.addresses import redacted
 from pipeline.storage.parallel import in_parallel

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from pipeline.control.spread import SpreadRule, spread
-from pipeline.control.stop import GraceOverError, Stop
 from pipeline.errors import LatentmillError
 from pipeline.export.pieces import write_piece
 from pipeline.export.place import CLAIM_PATH, begin, claimed, end, finished
 from pipeline.export.plan import ExportJob, Plan, plan_export
 from pipeline.export.trainer import Counts, Piece, trainer_of
 from pipeline.output.captions import Captions
+from pipeline.runs.stop import GraceOverError, Stop
 from pipeline.storage import Storage
 
 log = logging.getLogger(__name__)

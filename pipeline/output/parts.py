@@ -27,9 +27,9 @@ from latentmill.format import DTYPES
 from pipeline.decode import merge_facts
 from pipeline.errors import NotFoundError
 from pipeline.output.layout import part_path, verdict_path
+from pipeline.output.rows import from_table, to_table
 from pipeline.receipts import PartReceipt, Receipt, Record, RejectionReceipt
 from pipeline.records import ChunkId, ClipFacts, Latent, Rejection, canonical_json
-from pipeline.rows import from_table, to_table
 
 if TYPE_CHECKING:
     from pipeline.storage import Storage

@@ -18,9 +18,9 @@ import pyarrow as pa
 from pipeline.errors import StorageError
 from pipeline.guard.strikes import Guard, attempt
 from pipeline.output import parts
+from pipeline.output.rows import from_table, to_table
 from pipeline.receipts import ElsewhereReceipt, FaultReceipt, Receipt, UnstoredReceipt
 from pipeline.records import Chunk, Latent, Video
-from pipeline.rows import from_table, to_table
 from pipeline.settings.job import Job
 from pipeline.settings.resolve import largest_clip
 from pipeline.settings.spec import Spec

@@ -81,6 +81,8 @@ class TextJob:
     workers: TextWorkers = field(default_factory=TextWorkers)
     grace: float = 60.0
     """Seconds to finish open work after SIGTERM. Then the command exits with code 75, which means: run it again."""
+    log_json: bool = False
+    """Log to stderr as JSON, one object a line, with an event for each pass, shard and progress report."""
     dry_run: bool = False
     """Print what would be done, and write nothing."""
 

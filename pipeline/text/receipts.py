@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from pipeline.output.captions import Captions
 from pipeline.output.wording import duration, size
+from pipeline.runs.progress import Metric, Progress
+from pipeline.runs.summary import RunSummary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,67 +51,43 @@ SUMMED = ("rows", "filled", "empty", "captions", "tokens", "truncated", "dropped
 
 
 @dataclass(slots=True, kw_only=True)
-class TextProgress:
+class TextProgress(Progress):
     """The counts of one run."""
 
-    num_shards: int
-    num_done_before: int
-    clock: Callable[[], float] = time.monotonic
-    done: set[str] = field(default_factory=set)
-    """Shards whose text this run found or made."""
-    elsewhere: set[str] = field(default_factory=set)
-    """Shards that another run holds."""
-    problems: dict[str, str] = field(default_factory=dict)
-    """Why a shard is open."""
-    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SUMMED, 0))
+    doing: str = "waiting for the first shard: encoders load"
+    sums: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SUMMED, 0))
     encode_seconds: float = 0.0
-    started: float = 0.0
-    _first: float | None = None
-    """When the first shard was done. The time before it is start-up."""
-
-    def __post_init__(self) -> None:
-        self.started = self.clock()
 
     def add(self, receipt: TextReceipt) -> None:
         """Count a receipt. A retried task repeats its receipt."""
         if receipt.state == "done" and receipt.shard not in self.done:
-            self._first = self._first or self.clock()
-            self.find({receipt.shard})
-            self.problems.pop(receipt.shard, None)
             self.encode_seconds += receipt.encode_seconds
             for name in SUMMED:
-                self.counts[name] += getattr(receipt, name)
-        elif receipt.state == "open":
-            self.problems[receipt.shard] = receipt.message
-        elif receipt.state == "elsewhere":
-            self.elsewhere.add(receipt.shard)
+                self.sums[name] += getattr(receipt, name)
 
-    def find(self, shards: set[str]) -> None:
-        """Count shards whose text stands."""
-        self.done |= shards
-        self.elsewhere -= shards
+    def numbers(self) -> dict[str, object]:
+        """Return the numbers of its own."""
+        return {**self.sums, "encode_seconds": round(self.encode_seconds, 3)}
 
-    @property
-    def elapsed(self) -> float:
-        """Seconds since the run began."""
-        return self.clock() - self.started
+    def metrics(self) -> Iterator[Metric]:
+        """Yield the numbers for Prometheus."""
+        yield from Progress.metrics(self)
+        yield Metric(name="captions", help="Distinct captions that were encoded", value=self.sums["captions"])
+        yield Metric(name="tokens", help="Tokens of those captions", value=self.sums["tokens"])
+        yield Metric(name="rows", help="Rows that have their text", value=self.sums["rows"])
+        yield Metric(name="busy_seconds", help="Busy time of all encoders", value=self.encode_seconds)
 
-    def line(self) -> str:
-        """Return the progress line."""
-        done = self.num_done_before + len(self.done)
-        head = f"text shards {done}/{self.num_shards}  captions {self.counts['captions']}  "
-        if self.elsewhere:
-            head += f"held by another run {len(self.elsewhere)}  "
-        if self._first is None:
-            return f"{head}waiting for the first shard: encoders load ({duration(self.elapsed)})"
-        left = self.num_shards - done
-        seconds = (self.clock() - self._first) / max(len(self.done) - 1, 1)
-        eta = "?" if len(self.done) < 2 else duration(left * seconds)
-        return f"{head}{self.counts['captions'] / max(self.elapsed, 1e-9):.1f} captions/s  ETA {eta}"
+    def head(self) -> str:
+        """Return how the line begins."""
+        return f"text {Progress.head(self)}  captions {self.sums['captions']}"
+
+    def rates(self) -> str:
+        """Return how the line ends."""
+        return f"{self.sums['captions'] / max(self.elapsed, 1e-9):.1f} captions/s  ETA {self.eta()}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TextSummary:
+class TextSummary(RunSummary):
     """What the text holds at the end of a run, and what this run did."""
 
     name: str
@@ -127,16 +104,11 @@ class TextSummary:
     dropped: int
     num_bytes: int
     encode_seconds: float
-    wall_seconds: float
-    stopped: str
-    """The signal that ended the run early, or ""."""
-    open_shards: dict[str, str]
-    """The shards that are left, with the reason."""
 
-    def table(self) -> str:
-        """Return the summary as text."""
+    def lines(self) -> list[tuple[str, str]]:
+        """Return the rows of the table."""
         counted = Captions(rows=self.filled + self.empty, empty=self.empty)
-        rows = [
+        return [
             ("text", self.name),
             ("shards", f"{self.done} of {self.shards}, the empty prompt included"),
             ("this run", f"{duration(self.wall_seconds)}, {self.rows} rows, {size(self.num_bytes)}"),
@@ -144,7 +116,4 @@ class TextSummary:
             *([("warning", warning)] if (warning := counted.warning()) else []),
             ("encoded", f"{self.captions} distinct, {self.tokens} tokens, in {duration(self.encode_seconds)}"),
             *((name, f"{n} rows") for name in ("truncated", "dropped") if (n := getattr(self, name))),
-            *((f"open {shard}", why) for shard, why in list(self.open_shards.items())[:10]),
         ]
-        width = max(len(name) for name, _ in rows)
-        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)

@@ -13,29 +13,31 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
-from datetime import UTC, datetime
+from collections.abc import Callable
 from functools import partial
 
 from latentmill.format import EMPTY
-from pipeline.control.encoder_pool import check_encoder_pool, encoder_pool
+from pipeline.control.encoder_pool import EncoderPool, check_encoder_pool, encoder_pool
+from pipeline.control.encoders import Encoders
 from pipeline.control.pools import IO_BLOCK_BYTES
-from pipeline.control.stop import GraceOverError, Stop
-from pipeline.errors import ConfigError, EncoderError, StorageError
-from pipeline.output import layout, run_records
+from pipeline.errors import ConfigError, StorageError
+from pipeline.output import layout
 from pipeline.output.captions import Captions
 from pipeline.output.spec_file import load_spec
+from pipeline.runs.claims import Claims, Owner
+from pipeline.runs.passes import Passes
+from pipeline.runs.run_records import RunRecord, environment
+from pipeline.runs.stop import GraceOverError, Stop
+from pipeline.stages.tables import Shared
 from pipeline.storage import Storage
-from pipeline.storage.addresses import redacted
 from pipeline.storage.parallel import in_parallel
 from pipeline.text import spec as specs
 from pipeline.text import stages
 from pipeline.text.captions import check_column, open_shards, read_captions
 from pipeline.text.checkpoint import TextCheckpoint, resolve
-from pipeline.text.driver import Driver, Plan, sweep_claims
 from pipeline.text.job import TextJob
 from pipeline.text.receipts import TextSummary
+from pipeline.text.work import Plan, TextWork, sweep_claims
 
 log = logging.getLogger(__name__)
 
@@ -93,54 +95,57 @@ def run(
         EncoderError: no encoder can start.
         StorageError: the output failed permanently. What is stored stays.
     """
-    began = datetime.now(UTC)
     plan = make_plan(job)
     if plan.todo and plan.spec.clean == "none" and plan.spec.encoder["model_type"] == "umt5":
         log.warning("captions are not cleaned: for Wan with diffusers, Automodel or musubi-tuner give --clean wan")
-    workers = job.workers.of_a_job()
-    weights_bytes = plan.checkpoint.weights_bytes
+    workers, weights_bytes = job.workers.of_a_job(), plan.checkpoint.weights_bytes
     check_encoder_pool(workers, job.output, weights_bytes)
-    driver = Driver(plan, echo, echo_seconds)
-    with Stop(job.grace) as stop:
+    work = TextWork(plan)
+    passes = Passes(work, plan.output, echo, echo_seconds)
+    record = RunRecord(job=job, run_id=passes.run_id, spec_digest=plan.spec.digest, folder=layout.text_runs(plan.name))
+    with Stop(job.grace) as stop, passes.recorded(record, stop):
         if plan.todo:
-            log.info("starting Ray: the text of %d of %d shards is left", len(plan.todo), driver.progress.num_shards)
+            log.info("starting Ray: the text of %d of %d shards is left", len(plan.todo), work.progress.num_all)
             from pipeline.control.ray_cluster import cluster_of, set_up_data
 
             with contextlib.suppress(GraceOverError), cluster_of(workers, stop) as cluster, stop.limited():
                 set_up_data(IO_BLOCK_BYTES)
                 encoders = encoder_pool(workers, cluster, weights_bytes, len(plan.todo))
                 specs.write(plan.output, plan.name, plan.spec)  # now that nothing is left to refuse
-                with _recorded(plan, job, encoders.device, began, lambda: driver.summary(stop.by)):
-                    make = partial(encode, plan.checkpoint, plan.spec, threads=workers.threads_per_encoder)
-                    driver.drive(make, encoders, stop)
-    with contextlib.suppress(StorageError):  # the next run sweeps, too
-        sweep_claims(plan.output, plan.name)
-        plan.output.sweep_temporary()
-    return driver.summary(stop.by)
+                packages = PACKAGES if plan.spec.clean == "none" else (*PACKAGES, "ftfy")
+                record.start(plan.output, environment(encoders.device, workers.threads_per_encoder, packages))
+                make = partial(encode, plan.checkpoint, plan.spec, threads=workers.threads_per_encoder)
+                made = stages.TextStages(output=plan.output, name=plan.name, spec=plan.spec, make_encoder=make)
+                _stream(work, passes, made, encoders, record, stop)
+        with contextlib.suppress(StorageError):  # the next run sweeps, too
+            sweep_claims(plan.output, plan.name)
+            plan.output.sweep_temporary()
+    return passes.ended
 
 
-@contextlib.contextmanager
-def _recorded(
-    plan: Plan, job: TextJob, device: str, began: datetime, summary: Callable[[], TextSummary]
-) -> Iterator[None]:
-    """Put text/NAME/runs/<time>-<run>.json when the body ends, also if it fails."""
-    folder = layout.text_runs(plan.name)
-    packages = PACKAGES if plan.spec.clean == "none" else (*PACKAGES, "ftfy")
-    environment = run_records.environment(device, job.workers.threads_per_encoder, packages)
-    run_records.warn_of_differences(plan.output, environment, folder)
-    facts = {
-        "run": plan.run_id,
-        "began": began.isoformat(),
-        "job": asdict(job) | {"output": redacted(job.output)},
-        "spec_sha256": plan.spec.digest,
-        "environment": environment,
-    }
-    failure = ""
-    try:
-        yield
-    except (EncoderError, StorageError) as error:
-        failure = str(error)
-        raise
-    finally:
-        with contextlib.suppress(StorageError) if failure else contextlib.nullcontext():
-            run_records.put_record(plan.output, facts | {"summary": asdict(summary())}, failure, folder)
+def _stream(
+    work: TextWork,
+    passes: Passes[TextSummary],
+    made: stages.TextStages,
+    pool: EncoderPool,
+    record: RunRecord,
+    stop: Stop,
+) -> None:
+    """Let the engine drive the graph, with the claims and the strike counter beside it."""
+    from pipeline.control.ray_metrics import Metrics
+    from pipeline.control.ray_objects import Remote, RemoteStrikes
+    from pipeline.control.ray_text import Operators, stream
+
+    claim, done = partial(layout.text_claim_path, made.name), partial(layout.text_path, made.name)
+    owner = Owner.this_process(passes.run_id)
+    guard, claims = RemoteStrikes(), Remote(Claims, made.output, owner, claim=claim, done=done)
+    shared = Shared(claims, guard)
+    operators = Operators(
+        read=partial(stages.read, stages=made, shared=shared),
+        encoder=stages.EncodeActor,
+        encoder_args=(made, shared, pool.device, pool.size[1]),
+        store=partial(stages.store, stages=made, shared=shared),
+    )
+    work.progress.slots = {"encode": pool.size[1]}
+    work.stream = lambda todo: Encoders(guard, record).heard(stages.receipts(stream(todo, operators, pool)))
+    passes.drive(claims, stop, Metrics("latentmill_text").update)

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from latentmill.format import TEXT_VERSION
-from pipeline.errors import ConfigError, NotFoundError
+from pipeline.errors import ConfigError
 from pipeline.output.layout import text_spec_path
 from pipeline.records import canonical_json
-from pipeline.settings.spec import diff
+from pipeline.settings import frozen
 from pipeline.storage import Storage
 from pipeline.storage.addresses import redacted
 from pipeline.text.clean import Cleaning
@@ -60,15 +60,7 @@ class TextSpec:
 
 def load(output: Storage, name: str) -> TextSpec | None:
     """Return the spec of a text, or None if there is no such text. Raises ConfigError if the spec is damaged."""
-    path = text_spec_path(name)
-    try:
-        return TextSpec.from_json(output.read(path))
-    except NotFoundError:
-        return None
-    except ConfigError as error:
-        raise ConfigError(f"{redacted(output.uri)}: {path}: {error}") from None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ConfigError(f"{redacted(output.uri)}: {path} is not the spec of a text: {error!r}") from error
+    return frozen.load(output, text_spec_path(name), TextSpec.from_json, "is not the spec of a text")
 
 
 def check(output: Storage, name: str, spec: TextSpec) -> None:
@@ -77,17 +69,12 @@ def check(output: Storage, name: str, spec: TextSpec) -> None:
     Raises:
         ConfigError: they differ. The message names every field that does, with both values.
     """
-    stored = load(output, name)
-    if stored and (differences := diff(canonical_json(asdict(spec)), canonical_json(asdict(stored)))):
-        fields = "; ".join(f"{one.field}: {one.ours} in this run, {one.theirs} in the output" for one in differences)
-        raise ConfigError(
-            f"text {name!r} of {redacted(output.uri)} was made with another spec ({fields}): "
-            "use another --name, or the same settings"
-        )
+    if stored := load(output, name):
+        made = f"text {name!r} of {redacted(output.uri)} was made with another spec"
+        why = f"{made}; use another --name, or the same settings"
+        frozen.refuse_others(canonical_json(asdict(spec)), canonical_json(asdict(stored)), why)
 
 
 def write(output: Storage, name: str, spec: TextSpec) -> None:
     """Write the spec of a text if it has none. Raises ConfigError if another run has written a different one."""
-    text = json.dumps(json.loads(spec.to_json()), indent=2, sort_keys=True).encode() + b"\n"
-    if not output.create(text_spec_path(name), text):
-        check(output, name, spec)
+    frozen.write(output, text_spec_path(name), spec.to_json(), lambda: check(output, name, spec))

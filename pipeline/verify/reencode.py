@@ -20,10 +20,10 @@ from latentmill.format import STATISTICS, to_float32
 from pipeline.output.layout import data_path
 from pipeline.output.parts import join
 from pipeline.output.read_latent import Row, payload_of
-from pipeline.output.run_records import environments
 from pipeline.output.shard_file import parquet_row
 from pipeline.plan.frozen import read_plan
 from pipeline.records import Chunk, ClipKey, Latent
+from pipeline.runs.run_records import environments
 from pipeline.shards import Shard
 from pipeline.stages.decode_video import Decoder
 from pipeline.stages.encode_chunk import NonfiniteLatentError

@@ -8,10 +8,9 @@ import resource
 import sys
 from functools import partial
 
-from jobs.encode import CONFIG, LEFT, exit_code
-from jobs.process import run_command
+from jobs.encode import exit_code
+from jobs.process import carry_out, report_errors, run_command
 from pipeline.control import pools
-from pipeline.errors import ConfigError, StorageError
 from pipeline.run import run
 from pipeline.settings.clip_rule import ClipRule
 from pipeline.settings.job import Job, Workers
@@ -33,19 +32,10 @@ def main(order: dict[str, object]) -> int:
         source=(order["source"],), output=order["output"], vae="tiny", clip=CLIP, latent=LATENT, workers=workers,
         grace=order["grace"],
     )  # fmt: skip
-    try:
-        summary = run(
-            job,
-            decode=partial(stages.decode, plot),
-            encode=partial(stages.load_encoder, plot),
-            echo=lambda line: print(line, file=sys.stderr, flush=True),
-            echo_seconds=5,
-        )
-    except (ConfigError, StorageError) as error:
-        print(f"latentmill encode: {error}", file=sys.stderr)
-        return CONFIG if isinstance(error, ConfigError) else LEFT
-    print(summary.table())
-    return exit_code(summary, job)
+    whole = partial(
+        run, job, decode=partial(stages.decode, plot), encode=partial(stages.load_encoder, plot), echo_seconds=5
+    )
+    return report_errors("encode", lambda: exit_code(carry_out(lambda echo, _: whole(echo=echo), log_json=False), job))
 
 
 if __name__ == "__main__":

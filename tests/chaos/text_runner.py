@@ -12,10 +12,7 @@ from functools import partial
 from typing import Any
 
 import pipeline.text.run
-from jobs.encode import CONFIG, LEFT
-from jobs.process import run_command
-from jobs.text import exit_code
-from pipeline.errors import ConfigError, EncoderError, StorageError
+from jobs.process import carry_out, report_errors, run_command
 from pipeline.text.job import TextJob, TextWorkers
 from pipeline.text.stages import Encode, load_encoder
 from tests.chaos.stages import Plot, note
@@ -48,18 +45,8 @@ def main(order: dict[str, Any]) -> int:
         workers=TextWorkers(**order["workers"]),
         grace=order["grace"],
     )
-    try:
-        summary = pipeline.text.run.run(
-            job,
-            encode=partial(SlowEncoder, plot),
-            echo=lambda line: print(line, file=sys.stderr, flush=True),
-            echo_seconds=2,
-        )
-    except (ConfigError, EncoderError, StorageError) as error:
-        print(f"latentmill text: {error}", file=sys.stderr)
-        return CONFIG if isinstance(error, ConfigError) else LEFT
-    print(summary.table())
-    return exit_code(summary)
+    run = partial(pipeline.text.run.run, job, encode=partial(SlowEncoder, plot), echo_seconds=2)
+    return report_errors("text", lambda: carry_out(lambda echo, _: run(echo=echo), log_json=False).exit_code())
 
 
 if __name__ == "__main__":

@@ -133,7 +133,7 @@ def test_every_reading_command_takes_the_result(
 def test_encode_refuses_to_go_on_with_it(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     taken(files, tmp_path / "out", "pt", vae_name="tiny")
     assert encode.main(["--source", str(files), "--output", str(tmp_path / "out"), "--vae", "tiny", "--dry-run"]) == 2
-    assert "vae.config.imported_from: absent in this run, pt in the output" in capsys.readouterr().err
+    assert "vae.config.imported_from: absent in this run, pt there" in capsys.readouterr().err
     flags = ["--output", str(tmp_path / "out"), "--reencode", "1", "--vae", "tiny"]
     assert verify.main(flags) == 2
     assert "were imported from pt: there is no video to encode again" in capsys.readouterr().err

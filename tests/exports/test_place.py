@@ -17,7 +17,6 @@ import torch
 
 import latentmill
 from jobs import export as command
-from pipeline.control.claims import STALE_SECONDS, Owner
 from pipeline.control.spread import SpreadRule
 from pipeline.errors import ConfigError, StorageError
 from pipeline.export import pieces
@@ -26,6 +25,7 @@ from pipeline.export.plan import ExportJob, plan_export
 from pipeline.export.run import export
 from pipeline.output.spec_file import write_spec
 from pipeline.records import canonical_json
+from pipeline.runs.claims import STALE_SECONDS, Owner
 from pipeline.storage import Storage
 from tests.exports.made import vae_of, write_family, write_text
 from tests.exports.test_export import files, loaded

@@ -131,7 +131,7 @@ def test_cleaning_is_a_setting_of_the_text(umt5: Path, tmp_path: Path, capsys: p
     write_text(tmp_path, umt5, name="plain")
     flags = ["--output", str(tmp_path), "--encoder", str(umt5), "--dtype", "float32", "--name"]
     assert command.main([*flags, "plain", "--clean", "wan", "--dry-run"]) == 2
-    assert "clean: wan in this run, none in the output" in capsys.readouterr().err
+    assert "clean: wan in this run, none there" in capsys.readouterr().err
     assert command.main([*flags, "plain", "--dry-run"]) == 0
 
 

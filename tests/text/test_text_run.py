@@ -15,7 +15,7 @@ import torch
 import latentmill
 from jobs import text as command
 from latentmill import format
-from pipeline.control.stop import STATUS
+from pipeline.runs.stop import STATUS
 from pipeline.storage import Storage
 from pipeline.text import shard_file
 from pipeline.text.checkpoint import TextCheckpoint, resolve
@@ -173,8 +173,8 @@ CONFIG_ERRORS = {
         ["--caption-column", "capton", "--name", "b"],
         "--caption-column must be one of caption, key, n, got 'capton'",
     ),
-    "another spec": (["--max-length", "9"], "max_length: 9 in this run, 16 in the output): use another --name"),
-    "another layer": (["--layer", "1"], "layer: 1 in this run, last in the output"),
+    "another spec": (["--max-length", "9"], "max_length: 9 in this run, 16 there"),
+    "another layer": (["--layer", "1"], "layer: 1 in this run, last there"),
     "too many encoders": (["--name", "b", "--encoders", "9999"], "--encoders 9999 of 1 CPUs"),
 }
 
@@ -189,8 +189,9 @@ def test_bad_configuration_is_one_line_before_ray_starts(
         usual = ["--output", str(tmp_path), "--encoder", str(encoders("t5")), "--dtype", "float32"]
         length = [] if "--max-length" in flags else ["--max-length", "16"]
         assert command.main([*usual, *length, *flags]) == 2
-        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("latentmill text:")]
-        assert message in line
+        said = capsys.readouterr().err
+        assert said.count("latentmill text:") == 1
+        assert message in said
 
 
 @pytest.mark.slow
@@ -222,4 +223,4 @@ def test_the_command_says_what_it_did(encoders: Encoders, tmp_path: Path, capsys
     (record,) = (tmp_path / "text/clip/runs").glob("*.json")
     assert json.loads(record.read_text())["summary"]["dropped"] == 2
     assert command.main(flags) == 0
-    assert len(list((tmp_path / "text/clip/runs").glob("*.json"))) == 1
+    assert len(list((tmp_path / "text/clip/runs").glob("*.json"))) == 2

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from latentmill.format import EMPTY, text_path
-from pipeline.control.claims import Claims, Owner
 from pipeline.errors import ConfigError, EncoderError, StorageError
 from pipeline.guard.strikes import MAX_STRIKES, Strikes
 from pipeline.output.layout import text_claim_path
+from pipeline.runs.claims import Claims, Owner
 from pipeline.stages.tables import Shared
 from pipeline.storage import Storage
 from pipeline.text import shard_file
@@ -224,17 +224,19 @@ def test_a_text_that_cannot_be_written_leaves_its_shard_open(tmp_path: Path) -> 
 
 
 def test_a_receipt_that_comes_twice_counts_once() -> None:
-    progress = TextProgress(num_shards=2, num_done_before=0, clock=iter(range(100)).__next__)
+    progress = TextProgress(num_shards=2, clock=iter(range(100)).__next__)
     done = TextReceipt(shard="a", state="done", rows=5, captions=3)
     for receipt in (replace(done, state="open", message="x"), done, done):
         progress.add(receipt)
-    assert (progress.counts["rows"], progress.problems) == (5, {})
+        if receipt.state == "done":
+            progress.finish("a")
+    assert progress.sums["rows"] == 5
     assert "text shards 1/2  captions 3" in progress.line()
 
 
 def test_the_line_says_what_another_run_holds() -> None:
-    progress = TextProgress(num_shards=2, num_done_before=0, clock=iter(range(100)).__next__)
-    progress.add(TextReceipt(shard="a", state="elsewhere"))
+    progress = TextProgress(num_shards=2, clock=iter(range(100)).__next__)
+    progress.elsewhere.add("a")
     assert "held by another run 1" in progress.line()
     progress.find({"a"})
     assert "another run" not in progress.line()

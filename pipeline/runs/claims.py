@@ -158,6 +158,19 @@ class Claims:
         return max(self._output.now() - renewed, now - self._seen[path][1])
 
 
+class NoClaims:
+    """The claims of a run that is alone, or that holds its place as a whole."""
+
+    def stop(self) -> None:
+        """Do nothing, as the other methods."""
+
+    def renew(self) -> None: ...
+    def taken_over(self) -> list[tuple[str, str]]:
+        return []
+
+    def release_all(self) -> None: ...
+
+
 def _machine() -> str:
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()

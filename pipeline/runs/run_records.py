@@ -20,8 +20,7 @@ from typing import Any
 
 from pipeline.guard.starts import Told
 from pipeline.output import layout
-from pipeline.output.summary import Summary
-from pipeline.settings.job import Job
+from pipeline.runs.summary import RunSummary
 from pipeline.storage import Storage
 from pipeline.storage.addresses import redacted
 
@@ -29,39 +28,48 @@ log = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "av", "pyarrow", "numpy", "ray")
 
+ADDRESSES = {"source", "output", "into", "vae"}
+"""Fields of a job that may hold secrets."""
+
 
 @dataclass(slots=True, kw_only=True)
 class RunRecord:
     """The record of one run: its job, its environment, and its results."""
 
-    job: Job
+    job: Any
+    """A dataclass."""
     run_id: str
     spec_digest: str
-    began: datetime
+    folder: str = layout.RUNS
+    began: datetime = field(default_factory=lambda: datetime.now(UTC))
     environment: dict[str, Any] = field(default_factory=dict)
     """Empty until the stream starts."""
     encoders: list[Told] = field(default_factory=list)
     """What the encoders told of themselves, each once: on a cluster they have other devices than the driver."""
 
-    def start(self, output: Storage, device: str) -> None:
-        """Record the environment, and warn if it differs from that of the output's first run."""
-        self.environment = environment(device, self.job.workers.threads_per_encoder)
-        warn_of_differences(output, self.environment)
+    def start(self, output: Storage, environment: dict[str, Any]) -> None:
+        """Record the environment, and warn if it differs from that of the first run in the folder."""
+        self.environment = environment
+        warn_of_differences(output, environment, self.folder)
 
-    def put(self, output: Storage, summary: Summary, failure: str = "") -> None:
-        """Put runs/<time>-<run>.json. `failure` is the reason why the run failed, or ""."""
-        asked = asdict(self.job) | {"source": [redacted(uri) for uri in self.job.source]}
-        asked |= {"output": redacted(self.job.output), "vae": redacted(self.job.vae)}
+    def put(self, output: Storage, summary: RunSummary, failure: str = "") -> None:
+        """Put <folder>/<time>-<run>.json, now that the run ends. `failure` is the reason why the run failed, or ""."""
+        ended, job = datetime.now(UTC), asdict(self.job)
         facts = {
             "run": self.run_id,
             "began": self.began.isoformat(),
-            "job": asked,
+            "ended": ended.isoformat(),
+            "host": platform.node(),
+            "latentmill": version("latentmill"),
+            "job": job | {name: _redacted(job[name]) for name in ADDRESSES & job.keys()},
             "spec_sha256": self.spec_digest,
             "environment": self._environment(),
             "encoders": [asdict(told) for told in self.encoders],
             "summary": asdict(summary),
         }
-        put_record(output, facts, failure)
+        if failure:
+            facts["failure"] = failure
+        output.put(layout.run_path(ended, self.run_id, self.folder), json.dumps(facts, indent=2).encode())
 
     def _environment(self) -> dict[str, Any]:
         """Return the environment, with the devices of the encoders: those of the driver's machine compute nothing."""
@@ -69,13 +77,8 @@ class RunRecord:
         return self.environment | ({"device": ", ".join(devices)} if devices else {})
 
 
-def put_record(output: Storage, facts: dict[str, Any], failure: str = "", folder: str = layout.RUNS) -> None:
-    """Put the record of a run that ends now. `facts` has its id as "run"."""
-    ended = datetime.now(UTC)
-    facts = facts | {"ended": ended.isoformat(), "host": platform.node(), "latentmill": version("latentmill")}
-    if failure:
-        facts["failure"] = failure
-    output.put(layout.run_path(ended, facts["run"], folder), json.dumps(facts, indent=2).encode())
+def _redacted(addresses: str | Sequence[str]) -> str | list[str]:
+    return redacted(addresses) if isinstance(addresses, str) else [redacted(uri) for uri in addresses]
 
 
 def job_before(output: Storage) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import json
 import logging
 from datetime import UTC, datetime
 
-from pipeline.control import events
+from pipeline.runs import events
 
 
 class JsonFormatter(logging.Formatter):

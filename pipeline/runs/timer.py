@@ -6,8 +6,8 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator
 
-from pipeline.control.stop import log
 from pipeline.errors import StorageError
+from pipeline.runs.stop import log
 
 
 @contextlib.contextmanager
