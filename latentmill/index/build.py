@@ -51,7 +51,8 @@ def _open_listed(
 ) -> IndexFile:
     listed = files.list(format.DATA)
     names = sorted(columns) if columns is not None else None
-    key = json.dumps([LAYOUT, files.uri, list(listed.items()), names, index and _digest_of_file(index), is_native])
+    found = [entry[:3] for entry in listed.values()]  # without the time of the store's clock
+    key = json.dumps([LAYOUT, files.uri, found, names, index and _digest_of_file(index), is_native])
     name = f"index-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
     return IndexFile(Kept.of(cache, name, partial(_build, files, listed, columns, index, is_native)))
 

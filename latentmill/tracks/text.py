@@ -97,7 +97,9 @@ class Text:
         """
         index = selection.index
         listed = self._listed(index)
-        key = json.dumps([LAYOUT, self._files.uri, self.name, index.digest, sorted(listed.items())])
+        key = json.dumps(
+            [LAYOUT, self._files.uri, self.name, index.digest, sorted(entry[:3] for entry in listed.values())]
+        )
         name = f"index-text-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
         join = Join(Kept.of(selection.cache, name, partial(self._build, index, listed)), self._reader)
         places = [join.file.batch(i).column(f"_{NAME}") for i in range(index.columns.num_batches)]
