@@ -39,7 +39,7 @@ def checkpoints(folder: Path) -> None:
     diffusers, transformers = pytest.importorskip("diffusers"), pytest.importorskip("transformers")
     torch = pytest.importorskip("torch")
     torch.manual_seed(0)
-    levels = {"block_out_channels": (8, 8, 8, 8), "norm_num_groups": 2, "layers_per_block": 1}
+    levels = {"block_out_channels": (32, 32, 32, 32), "norm_num_groups": 32, "layers_per_block": 1}
     blocks = {"down_block_types": ("CogVideoXDownBlock3D",) * 4, "up_block_types": ("CogVideoXUpBlock3D",) * 4}
     vae = diffusers.AutoencoderKLCogVideoX(**levels, **blocks, scaling_factor=0.7, temporal_compression_ratio=4)
     vae.save_pretrained(folder / "cogvideox-5b" / "vae")

@@ -158,7 +158,7 @@ def poisoned_decoder(lab: Lab, result: Result, kills: int) -> None:
         ("memory-12", 1): "decode_crashed",
     }
     with watched(lab, result, verdicts) as output:
-        run = lab.start(output, armed=("segfault", "hang", "memory"), decode_deadline=10.0, pause=0.0)
+        run = lab.start(output, armed=("segfault", "hang", "memory"), decode_deadline=30.0, pause=0.0)
         if run.expect(OK, LEFT) == LEFT:
             result.broken.append(f"something left:\n{run.tail()}")
 
