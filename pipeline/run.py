@@ -105,7 +105,7 @@ def run(
     passes = Passes(work, output, echo, echo_seconds)
     record = RunRecord(job=job, run_id=passes.run_id, spec_digest=spec.digest)
     stages = tables.stages_of(job, spec, info, read=read, decode=decode, encode=encode)
-    with Stop(job.grace) as stop, passes.recorded(record, stop):
+    with Stop(job.grace) as stop, passes.recorded(stop, record):
         if plan.num_remaining:
             log.info("starting Ray: %d of %d shards are left", plan.num_remaining, plan.num_shards)
             from pipeline.control.ray_cluster import ray_for

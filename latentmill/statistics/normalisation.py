@@ -87,7 +87,7 @@ def alarms(statistics: Statistics, spec: dict[str, Any]) -> list[str]:
         lines.append(verdict(statistics, spec))
     if dead := dead_channels(statistics, spec):
         lines.append(f"dead channels: {', '.join(map(str, dead))}: std below {DEAD:.0%} of that of all channels")
-    if spec["latent"]["posterior"] != "moments" and statistics.max_abs > FAR * std:
+    if spec["latent"]["posterior"] != "moments" and 0 < FAR * std < statistics.max_abs:
         lines.append(f"largest magnitude {statistics.max_abs:.3g}: {statistics.max_abs / std:.0f} times the std")
     return lines
 

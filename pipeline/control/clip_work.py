@@ -4,23 +4,20 @@ stream and a commit.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from functools import partial
 
-from latentmill.statistics.normalisation import alarms
 from pipeline.control.first_shards import FirstShards
+from pipeline.control.planned import PlannedShards
 from pipeline.control.progress import ClipProgress
 from pipeline.control.summary import Summary
-from pipeline.decode import too_short
-from pipeline.output.commit import Committed, commit, sweep
+from pipeline.output.commit import Committed, commit
 from pipeline.output.layout import verdict_path
 from pipeline.output.parts import MissingPartError, read_verdict
-from pipeline.output.tally import tally
 from pipeline.output.unreachable import Unreachable
-from pipeline.plan.frozen import Plan, read_plan
+from pipeline.plan.frozen import Plan
 from pipeline.receipts import ElsewhereReceipt, FaultReceipt, PartReceipt, Receipt, RejectionReceipt, UnstoredReceipt
 from pipeline.records import ChunkId, CompleteShard
 from pipeline.runs.commits import Commits
@@ -28,7 +25,6 @@ from pipeline.runs.events import event
 from pipeline.runs.ledger import Ledger
 from pipeline.runs.summary import Ending
 from pipeline.runs.work import Outcome
-from pipeline.settings.resolve import accepted_frames
 from pipeline.settings.spec import Spec
 from pipeline.shards import Shard
 from pipeline.storage import Storage
@@ -38,8 +34,8 @@ log = logging.getLogger(__name__)
 STORED = Outcome(shard="", state="stored", write="part")
 
 
-class ClipWork:
-    """A Work: the shards of a plan that have no data file."""
+class ClipWork(PlannedShards):
+    """A Work: the clips of the shards of a plan."""
 
     stream: Callable[[list[Shard]], Iterator[Receipt]]
     """Reads, decodes, encodes and stages these shards."""
@@ -49,10 +45,9 @@ class ClipWork:
     def __init__(
         self, output: Storage, plan: Plan, spec: Spec, *, give_up_after: int | None = None, keep_going: bool = False
     ) -> None:
-        self._output, self._plan, self._spec = output, plan, spec
+        super().__init__(output, plan, spec)
         self.commit: Callable[[Storage, str, CompleteShard], Committed] = commit
         """Commits a shard: in this process, or elsewhere."""
-        self._todo = list(plan.remaining())
         self.progress = ClipProgress(
             num_shards=len(self._todo),
             num_done_before=plan.num_shards - plan.num_remaining,
@@ -60,21 +55,10 @@ class ClipWork:
             num_videos=plan.num_videos(),
             doing="starting Ray",
         )
-        self.done = {shard.name for shard in plan} & plan.done
-        """Committed shards of the plan."""
         self._unreachable = give_up_after and Unreachable(output, give_up_after)
         self._ledger = Ledger()
         self._first_shards = FirstShards()
         self._keep_going = keep_going
-
-    def left(self) -> list[str]:
-        return [shard.name for shard in self._todo]
-
-    def look(self) -> None:
-        now, mine = read_plan(self._output), set(self.left())
-        self.done |= mine & now.done
-        self._todo = [shard for shard in now.remaining() if shard.name in mine]
-        sweep(self._output, now.leftovers)
 
     def make(self) -> Generator[Outcome, None, None]:
         self._ledger = Ledger()
@@ -160,22 +144,10 @@ class ClipWork:
                 event("clip_rejected", shard=name, video=video, clip=clip, key=rejection.key, **said)
 
     def summary(self, ending: Ending) -> Summary:
-        counts = tally(self._output, sorted(self.done), self._plan.superseded(self.done))
         waiting = self._ledger.still_open()
         ending["open_shards"] |= {name: waiting[name] for name in waiting.keys() & ending["open_shards"]}
-        return Summary(
-            **ending,
-            planned_shards=self._plan.num_shards,
-            done_shards=len(self.done),
-            planned=counts.planned,
-            latents=counts.latents,
-            rejected=counts.rejected,
-            latent_bytes=counts.latent_bytes,
-            too_short=counts.too_short,
-            captions=counts.captions,
-            hint=too_short.hint(counts.too_short, accepted_frames(self._spec)),
-            alarms=tuple(alarms(counts.statistics, json.loads(self._spec.to_json())) if counts.statistics else ()),
-            began_whole=not self.progress.num_shards,
+        return self.summed(
+            ending,
             parts_staged=self.progress.parts,
             clips_encoded=self.progress.clips,
             busy_seconds=dict(self.progress.seconds),

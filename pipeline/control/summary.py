@@ -58,7 +58,7 @@ class Summary(RunSummary):
             rows.append(("captions", self.captions.line()))
         rows += [("warning", line) for line in [self.captions.warning()] if line]
         rows += [("alarm", line) for line in self.alarms]
-        if self.wall_seconds:
+        if self.busy_seconds:
             busy = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in self.busy_seconds.items())
             rows += [("this run", f"{duration(self.wall_seconds)}, {self.parts_staged} chunks encoded"), ("busy", busy)]
         return rows

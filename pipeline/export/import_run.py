@@ -4,38 +4,73 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterator
 
-from pipeline.control.spread import SpreadRule, spread
-from pipeline.errors import LatentmillError
+from pipeline.control.planned import PlannedShards
+from pipeline.control.spread import SpreadRule, Workers, workers_of
+from pipeline.control.summary import Summary
 from pipeline.export.import_job import ImportJob
 from pipeline.export.imported import import_shard, new_shards, spec_of
 from pipeline.output.commit import seal, tidy
 from pipeline.output.spec_file import check, write_spec
-from pipeline.output.tally import Tally, tally
-from pipeline.plan.frozen import plan_more
+from pipeline.plan.frozen import Plan, plan_more
+from pipeline.runs.claims import Claims, Owner
+from pipeline.runs.passes import Passes
+from pipeline.runs.progress import Progress
+from pipeline.runs.run_records import RunRecord
 from pipeline.runs.stop import GraceOverError, Stop
+from pipeline.runs.summary import Ending
+from pipeline.runs.work import Outcome, ended
 from pipeline.settings.resolve import writable
+from pipeline.settings.spec import Spec
+from pipeline.shards import Shard
 from pipeline.storage import Storage
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(kw_only=True, slots=True)
-class ImportSummary:
-    """What the output holds at the end of a run."""
+class ImportWork(PlannedShards):
+    """A Work: the files of a plan. The driver takes the claims, before a call begins."""
 
-    shards: int
-    done: int
-    counts: Tally | None = None
-    failures: dict[str, str] = field(default_factory=dict)
-    """Why a shard was not committed, by its name."""
-    stopped: str = ""
-    """The signal that stopped the run, or ""."""
+    workers: Workers
+    claims: Claims
+
+    def __init__(self, output: Storage, plan: Plan, spec: Spec, job: ImportJob) -> None:
+        super().__init__(output, plan, spec)
+        self._job = job
+        self.progress = Progress(
+            num_shards=plan.num_remaining, num_done_before=plan.num_shards - plan.num_remaining, doing="starting"
+        )
+
+    def make(self) -> Generator[Outcome, None, None]:
+        elsewhere: list[str] = []
+        shared = self._job, self._spec.to_json()
+        for shard, result in self.workers.spread(import_shard, shared, self._claimed(elsewhere)):
+            self.claims.release(shard.name)
+            facts = {} if isinstance(result, Exception) else _facts(result)
+            yield ended(shard.name, result, "file", facts)
+        for name in elsewhere:
+            yield Outcome(shard=name, state="elsewhere")
+
+    def _claimed(self, elsewhere: list[str]) -> Iterator[Shard]:
+        for shard in self._todo:
+            if self.claims.take(shard.name):
+                yield shard
+            else:
+                elsewhere.append(shard.name)
+
+    def summary(self, ending: Ending) -> Summary:
+        return self.summed(ending)
 
 
-def run_import(job: ImportJob, rule: SpreadRule, echo: Callable[[str], None] = log.info) -> ImportSummary:
+def _facts(counts: dict[str, int]) -> dict[str, object]:
+    latents = counts.get("latents", 0)
+    return {"latents": latents, "rejections": sum(counts.values()) - latents}
+
+
+def run_import(
+    job: ImportJob, rule: SpreadRule, echo: Callable[[str], None] = log.info, echo_seconds: float = 30.0
+) -> Summary:
     """Import a source, or what is left of it. Running it again continues.
 
     Raises:
@@ -48,18 +83,16 @@ def run_import(job: ImportJob, rule: SpreadRule, echo: Callable[[str], None] = l
     write_spec(output, spec)
     plan = plan_more(output, lambda files: new_shards(job, files))
     tidy(output, plan.done, plan.leftovers, spec.to_json())
-    todo, done, sizes = list(plan.remaining()), set(plan.done), dict(plan.data_bytes)
-    summary = ImportSummary(shards=plan.num_shards, done=len(done))
-    with Stop(rule.grace) as stop, contextlib.suppress(GraceOverError), stop.limited():
-        for shard, outcome in spread(import_shard, (job, spec.to_json()), todo, stop, rule):
-            if isinstance(outcome, LatentmillError):
-                summary.failures[shard.name] = str(outcome)
-            elif isinstance(outcome, Exception):
-                raise outcome
-            else:
-                done.add(shard.name)
-            echo(f"shards {len(done)}/{plan.num_shards}")
-    summary.stopped, summary.done = stop.by, len(done)
-    seal(output, sorted(done), spec.to_json(), sizes)
-    summary.counts = tally(output, sorted(done), {})
-    return summary
+    work = ImportWork(output, plan, spec, job)
+    passes = Passes(work, output, echo, echo_seconds)
+    record = RunRecord(job=job, run_id=passes.run_id, spec_digest=spec.digest)
+    with Stop(rule.grace) as stop, passes.recorded(stop, record):
+        if plan.num_remaining:
+            work.claims = Claims(output, Owner.this_process(passes.run_id))
+            importing = workers_of(rule, stop, "latentmill_import")
+            with contextlib.suppress(GraceOverError), importing as work.workers, stop.limited():
+                passes.drive(work.claims, stop, work.workers.measure)
+            work.look()
+        with stop.limited():
+            seal(output, sorted(work.done), spec.to_json(), plan.data_bytes)
+    return passes.ended

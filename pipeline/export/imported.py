@@ -32,6 +32,7 @@ from pipeline.output.derived import derive
 from pipeline.output.layout import data_path
 from pipeline.plan.plan_file import PlanFile, load_members
 from pipeline.records import ChunkId, ClipFacts, ClipKey, CompleteShard, Latent, Rejection, clip_id
+from pipeline.runs.work import writing
 from pipeline.settings.clip_rule import ClipRule
 from pipeline.settings.resolve import scaling_numbers
 from pipeline.settings.spec import LatentRule, Spec
@@ -126,9 +127,10 @@ def import_shard(job: ImportJob, text: str, shard: Shard) -> Counts:
     with tempfile.NamedTemporaryFile("w+b", suffix=".parquet") as sink:
         shard_file.write(sink, text, whole, rows())
         sink.flush()
-        if not output.create(data_path(shard.name), Path(sink.name)):
-            log.warning("%s was committed by another run with other bytes; that file is kept", shard.name)
-    derive(output, shard.name, text)
+        with writing():
+            if not output.create(data_path(shard.name), Path(sink.name)):
+                log.warning("%s was committed by another run with other bytes; that file is kept", shard.name)
+            derive(output, shard.name, text)
     return counts
 
 

@@ -11,6 +11,7 @@ from pipeline.export.place import PieceRecord, index_path
 from pipeline.export.plan import DIGESTED, ExportJob, digest_of, opened
 from pipeline.export.row import read_rows
 from pipeline.export.trainer import Counts, Piece, trainer_of
+from pipeline.runs.work import writing
 from pipeline.storage import Storage
 
 
@@ -43,7 +44,8 @@ class _Noting(Storage):
         self.sizes: dict[str, int] = {}
 
     def put(self, path: str, data: bytes | Path) -> None:
-        super().put(path, data)
+        with writing():
+            super().put(path, data)
         self.sizes[path] = len(data) if isinstance(data, bytes) else data.stat().st_size
 
 

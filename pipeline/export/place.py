@@ -27,6 +27,7 @@ from pipeline.export.trainer import RECORDS, Counts, Piece
 from pipeline.records import canonical_json
 from pipeline.runs.claims import RENEW_SECONDS, STALE_SECONDS, Claims, Owner
 from pipeline.runs.timer import every
+from pipeline.settings import frozen
 from pipeline.storage import TEMPORARY, Storage
 from pipeline.storage.addresses import redacted
 from pipeline.storage.parallel import in_parallel
@@ -166,28 +167,19 @@ def end(into: Storage, plan: Plan) -> None:
 
 def _is_begun(into: Storage, record: dict[str, Any]) -> bool:
     """Return whether the place holds this export already. Raises ConfigError if it holds anything else."""
-    try:
-        text = into.read(JOB_PATH)
-    except NotFoundError:
+    damaged = "is damaged, so nobody knows what is exported there: restore it, or use an empty place"
+    theirs: dict[str, Any] | None = frozen.load(into, JOB_PATH, lambda text: dict(json.loads(text)), damaged)
+    if theirs is None:
         ours = (TEMPORARY, CLAIM_PATH)
         if first := next((entry.path for entry in into.list() if not entry.path.startswith(ours)), None):
             raise ConfigError(
                 f"--into {redacted(into.uri)} holds {first} and is no export of latentmill: use an empty place"
-            ) from None
+            )
         return False
-    try:
-        theirs: dict[str, Any] = dict(json.loads(text))
-    except (ValueError, TypeError) as error:
-        raise ConfigError(
-            f"--into {redacted(into.uri)}: {JOB_PATH} is damaged ({error}), so nobody knows what is exported there: "
-            "restore it, or use an empty place"
-        ) from None
-    settings = {name: value for name, value in record.items() if name not in (OUTPUT, OUTPUT_DIGEST)}
-    if names := [name for name in sorted(settings) if record[name] != theirs.get(name)]:
-        differences = "; ".join(f"{name}: {record[name]} in this run, {theirs.get(name)} there" for name in names)
-        raise ConfigError(
-            f"--into {redacted(into.uri)} holds an export with other settings; use another place: {differences}"
-        )
+    names = record.keys() - {OUTPUT, OUTPUT_DIGEST}
+    settings, others = ({name: one.get(name) for name in names} for one in (record, theirs))
+    why = f"--into {redacted(into.uri)} holds an export with other settings; use another place"
+    frozen.refuse_others(canonical_json(settings), canonical_json(others), why)
     # A record of an older version names no output. What it exported is then known by the pieces alone.
     if theirs.get(OUTPUT_DIGEST, record[OUTPUT_DIGEST]) != record[OUTPUT_DIGEST]:
         raise ConfigError(

@@ -100,8 +100,8 @@ class Passes(Generic[S]):
         measure(progress)
 
     @contextlib.contextmanager
-    def recorded(self, record: RunRecord, stop: Stop) -> Iterator[None]:
-        """Put the record of the run when the body ends, also if it fails; an error then has the summary as a note."""
+    def recorded(self, stop: Stop, record: RunRecord | None = None) -> Iterator[None]:
+        """Make the summary, and put the record, when the body ends. Its error, if any, has the summary as a note."""
         try:
             yield
         except (EncoderError, StorageError) as error:
@@ -109,10 +109,12 @@ class Passes(Generic[S]):
                 self._work.look()
                 self.end(stop)
                 error.add_note(self.ended.table())
-                record.put(self._output, self.ended, failure=str(error))
+                if record:
+                    record.put(self._output, self.ended, failure=str(error))
             raise
         self.end(stop)
-        record.put(self._output, self.ended)
+        if record:
+            record.put(self._output, self.ended)
 
     def end(self, stop: Stop) -> None:
         """Make the summary, `ended`, and log it as an event."""
@@ -147,8 +149,11 @@ class Passes(Generic[S]):
         match outcome.state:
             case "done":
                 self._failed_writes[outcome.write] = 0
+                is_first = not progress.done
                 progress.finish(shard)
                 event("shard_committed", shard=shard, **outcome.facts)
+                if is_first:  # shown at once: it says that the run works, and how
+                    self._show()
             case "stored":
                 self._failed_writes[outcome.write] = 0
             case "elsewhere":

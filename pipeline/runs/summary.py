@@ -35,6 +35,11 @@ class RunSummary:
     open_shards: dict[str, str] = field(default_factory=dict)
     """Shards that are not done, each with what it waits for."""
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing is left."""
+        return not self.open_shards
+
     def lines(self) -> list[tuple[str, str]]:
         """Return the lines of the table that this kind of run has of its own, the first ones."""
         return []
@@ -43,7 +48,7 @@ class RunSummary:
         """Return the exit code of the run."""
         if self.gave_up:
             return REJECTED
-        if not self.open_shards:
+        if self.is_whole:
             return OK
         return STATUS[self.stopped] if self.stopped else LEFT
 

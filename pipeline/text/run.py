@@ -103,7 +103,7 @@ def run(
     work = TextWork(plan)
     passes = Passes(work, plan.output, echo, echo_seconds)
     record = RunRecord(job=job, run_id=passes.run_id, spec_digest=plan.spec.digest, folder=layout.text_runs(plan.name))
-    with Stop(job.grace) as stop, passes.recorded(record, stop):
+    with Stop(job.grace) as stop, passes.recorded(stop, record):
         if plan.todo:
             log.info("starting Ray: the text of %d of %d shards is left", len(plan.todo), work.progress.num_all)
             from pipeline.control.ray_cluster import cluster_of, set_up_data

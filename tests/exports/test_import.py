@@ -18,10 +18,11 @@ from jobs import encode, ls, report, stats, verify
 from jobs import import_latents as command
 from latentmill.format import STATISTICS
 from pipeline.control.spread import SpreadRule
+from pipeline.control.summary import Summary
 from pipeline.errors import ConfigError
 from pipeline.export.families import WAN_21
 from pipeline.export.import_job import ImportJob
-from pipeline.export.import_run import ImportSummary, run_import
+from pipeline.export.import_run import run_import
 from pipeline.export.plan import ExportJob
 from pipeline.export.run import export
 from tests.exports.made import MEAN, STD, rows_of, vae_of, write_family
@@ -32,7 +33,7 @@ WAN_SCALE = ",".join(str(1 / value) for value in STD * 4)
 WAN_SHIFT = ",".join(map(str, MEAN * 4))
 
 
-def taken(source: Path, output: Path, origin: Any, **options: Any) -> ImportSummary:
+def taken(source: Path, output: Path, origin: Any, **options: Any) -> Summary:
     options.setdefault("fps", "8")
     return run_import(ImportJob(origin=origin, source=str(source), output=str(output), **options), HERE)
 
@@ -54,7 +55,7 @@ def test_what_fastvideo_stores_comes_back(tmp_path: Path, capsys: pytest.Capture
     into, _ = exported(tmp_path, "fastvideo")
     options = {"scale": WAN_SCALE, "shift": WAN_SHIFT, "store_dtype": "bfloat16", "vae_name": "AutoencoderKLWan"}
     summary = taken(into, tmp_path / "back", "fastvideo", **options, fps=None, shard_size=3)
-    assert (summary.done, summary.shards) == (4, 4)
+    assert (summary.done_shards, summary.planned_shards) == (4, 4)
     before, after = rows_of(tmp_path / "out"), rows_of(tmp_path / "back")
     by_key = {row["key"]: row for row in after.values()}
     assert len(by_key) == len(before) == 8
@@ -104,9 +105,8 @@ def files(tmp_path: Path) -> Path:
 
 def test_what_cannot_be_taken_is_a_rejection(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     summary = taken(files, tmp_path / "out", "pt")
-    assert summary.counts
-    assert summary.counts.latents == 2
-    assert summary.counts.rejected == {"bad_row": 1, "nonfinite": 1, "unreadable": 2}
+    assert summary.latents == 2
+    assert summary.rejected == {"bad_row": 1, "nonfinite": 1, "unreadable": 2}
     assert problems(tmp_path / "out", capsys) == []
     lines = [json.loads(line) for path in (tmp_path / "out/rejected").iterdir() for line in path.open()]
     assert [(line["key"], line["video"]) for line in lines] == [("c.pt", 2), ("d.pt", 3), ("e.pt", 4), ("f.pt", 5)]
@@ -120,7 +120,8 @@ def test_every_reading_command_takes_the_result(
     out = str(tmp_path / "out")
     flags = ["--from", "pt", "--source", str(files), "--output", out, "--fps", "8", "--workers", "1"]
     assert command.main(flags) == 0
-    assert capsys.readouterr().out.startswith("shards    1 of 1\nlatents   2  (768 B)\nrejected  4\n  bad_row  1\n")
+    words = capsys.readouterr().out.split()
+    assert words[:11] == ["shards", "1", "of", "1", "planned", "6", "clips", "latents", "2", "(768", "B)"]
     assert ls.main([out]) == 0
     assert "2, 0 with a caption" in capsys.readouterr().out
     assert stats.main(["--output", out]) == 0
@@ -145,11 +146,10 @@ def test_a_broken_import_resumes_to_the_same_bytes_and_grows(files: Path, tmp_pa
     lost = next((tmp_path / "out/data").iterdir())
     lost.unlink()
     summary = taken(files, tmp_path / "out", "pt", shard_size=2)
-    assert (summary.done, digests(tmp_path / "out")) == (3, whole)
+    assert (summary.done_shards, digests(tmp_path / "out")) == (3, whole)
     torch.save(torch.ones(4, 3, 2, 4), files / "aa.pt")
     summary = taken(files, tmp_path / "out", "pt", shard_size=2)
-    assert summary.counts
-    assert (summary.shards, summary.counts.latents) == (4, 3)
+    assert (summary.planned_shards, summary.latents) == (4, 3)
     after = digests(tmp_path / "out")
     assert {name: after[name] for name in whole} == whole
 

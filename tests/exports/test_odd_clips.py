@@ -78,12 +78,11 @@ def test_no_torch_file_ends_an_import(tmp_path: Path) -> None:
         (folder / f"{name}.pt").write_bytes(data)
     Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.pt")).write_bytes(whole)
     summary = taken(folder, tmp_path / "out", "pt", shard_size=7)
-    assert (summary.done, summary.failures) == (summary.shards, {})
-    assert summary.counts
+    assert (summary.done_shards, summary.open_shards) == (summary.planned_shards, {})
     keys = set(latentmill.open(tmp_path / "out").to_arrow()["key"].to_pylist())
     assert {f"{name}.pt" for name in TAKEN} | {"z.pt"} <= keys
     assert not {f"{name}.pt" for name in ODD} & keys
-    assert summary.counts.latents + sum(summary.counts.rejected.values()) == len(list(folder.iterdir()))
+    assert summary.latents + sum(summary.rejected.values()) == len(list(folder.iterdir()))
 
 
 def column(name: str, values: list[Any], kind: pa.DataType) -> pa.Array:
@@ -127,10 +126,9 @@ def test_no_row_of_fastvideo_ends_an_import(tmp_path: Path, kind: pa.DataType, o
     numbers = pa.table({**{name: table[name][:1] for name in table.column_names if name != "caption"}, "caption": [7]})
     pq.write_table(numbers, tmp_path / "files/b.parquet")
     summary = taken(tmp_path / "files", tmp_path / "out", "fastvideo", shard_size=4)
-    assert (summary.done, summary.failures) == (summary.shards, {})
-    assert summary.counts
-    assert summary.counts.latents + sum(summary.counts.rejected.values()) == count + 1
-    assert summary.counts.latents == 1
+    assert (summary.done_shards, summary.open_shards) == (summary.planned_shards, {})
+    assert summary.latents + sum(summary.rejected.values()) == count + 1
+    assert summary.latents == 1
 
 
 def test_an_import_goes_by_the_first_clip_that_can_be_read(tmp_path: Path) -> None:
@@ -139,8 +137,7 @@ def test_an_import_goes_by_the_first_clip_that_can_be_read(tmp_path: Path) -> No
         taken(tmp_path, tmp_path / "out", "pt")
     torch.save(GOOD, tmp_path / "b.pt")
     summary = taken(tmp_path, tmp_path / "out", "pt")
-    assert summary.counts
-    assert (summary.counts.latents, summary.counts.rejected) == (1, {"unreadable": 1})
+    assert (summary.latents, summary.rejected) == (1, {"unreadable": 1})
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,7 @@ def test_the_command_says_what_any_text_let_pass(tmp_path: Path, capsys: pytest.
     assert command.main([*flags, "--workers", "1"]) == 2
     assert "width 64, not 4096" in capsys.readouterr().err
     assert command.main([*flags, "--workers", "1", "--any-text"]) == 0
-    assert "note: --any-text: NeMo Automodel takes the text of UMT5-XXL" in capsys.readouterr().out
+    assert "--any-text: NeMo Automodel takes the text of UMT5-XXL" in capsys.readouterr().out
 
 
 BLANK = ("a cat", None, "", " \t", 'the "dog"', "\u3000")
@@ -187,7 +187,7 @@ def test_many_empty_captions_are_said(tmp_path: Path, capsys: pytest.CaptureFixt
     flags = ["--output", str(tmp_path / "out"), "--to", "fastvideo", "--into", str(tmp_path / "to"), "--text", "t5"]
     assert command.main([*flags, "--workers", "1"]) == 0
     printed = capsys.readouterr().out
-    assert "captions 4 of 8 rows" in printed
-    assert "warning: 4 of 8 captions (50%) are empty" in printed
+    assert "captions  4 of 8 rows" in printed
+    assert "warning   4 of 8 captions (50%) are empty" in printed
     assert command.main([*flags, "--workers", "1", "--strict"]) == 2
     assert "--strict: 4 of 8 captions" in capsys.readouterr().err
