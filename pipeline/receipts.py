@@ -87,8 +87,23 @@ class ElsewhereReceipt:
     shard: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoEncoderReceipt:
+    """No encoder is left: the run ends."""
+
+    shard: str
+    message: str
+
+
 Receipt = (
-    PartReceipt | RejectionReceipt | ClipsReceipt | VideosReceipt | FaultReceipt | UnstoredReceipt | ElsewhereReceipt
+    PartReceipt
+    | RejectionReceipt
+    | ClipsReceipt
+    | VideosReceipt
+    | FaultReceipt
+    | UnstoredReceipt
+    | ElsewhereReceipt
+    | NoEncoderReceipt
 )
 
 Record = Video | Chunk | Latent | Receipt

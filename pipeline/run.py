@@ -58,10 +58,10 @@ def graph(shards: list[Shard], pools: Pools, stages: tables.Stages, shared: tabl
     from pipeline.control.ray_cluster import A_ROW_A_CALL, one_by_one
 
     readers, decoders, stagers = map(TaskPoolStrategy, (pools.readers, pools.decoders[1], pools.stagers))
-    encoders = ActorPoolStrategy(min_size=pools.encoders[0], max_size=pools.encoders[1], **pools.encoder_calls)
+    encoders = ActorPoolStrategy(**pools.encoder_pool)
     decoding = {"num_cpus": pools.decode_cpus, "max_calls": DECODES_PER_WORKER}
     encoding: dict[str, Any] = {"num_cpus": pools.encoder_cpus, "num_gpus": pools.encoder_gpus, **A_ROW_A_CALL}
-    encoder = (stages, shared, pools.device, pools.encoders[1], pools.encoder_threads)
+    encoder = (stages, shared, pools.device, pools.first_encoders, pools.encoder_threads)
     whole: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": None}  # a block a call
     return (
         one_by_one([shard.to_row() for shard in shards])  # a task a shard
@@ -87,7 +87,7 @@ def run(
 
     Raises:
         ConfigError: the job, its source or its output is wrong; nothing was started.
-        EncoderError: no encoder can start.
+        EncoderError: no encoder can start, or none is left.
         StorageError: the output or the listing of the source failed permanently. Like EncoderError, it carries the
             summary as a note (`__notes__`).
     """
@@ -134,5 +134,5 @@ def _stream(
     work.progress.slots = pools.slots
     work.progress.doing = "waiting for the first clip: encoders load, videos are read"
     work.commit, work.release = remotely(commit, retries=COMMIT_RETRIES), claims.release
-    work.stream = lambda shards: Encoders(guard, record).heard(receipts(graph(shards, pools, stages, shared)))
+    work.stream = lambda shards: Encoders(guard, record, passes).heard(receipts(graph(shards, pools, stages, shared)))
     passes.drive(claims, stop, Metrics().update)

@@ -17,14 +17,16 @@ from latentmill.format import DTYPES
 from pipeline.control.pools import Pools
 from pipeline.errors import ConfigError, EncoderError
 from pipeline.guard.device import is_of_the_device
+from pipeline.guard.starts import Seat, card_of, control
 from pipeline.guard.strikes import MAX_STRIKES, Strikes
 from pipeline.output.parts import join
 from pipeline.receipts import ClipsReceipt, RejectionReceipt
 from pipeline.records import Chunk, Latent
 from pipeline.settings.spec import LatentRule
 from pipeline.stages.decode_video import Decoder
-from pipeline.stages.encode_chunk import Encoder, EncodeStage, NonfiniteLatentError, or_die
-from tests.small import CLIP, HEALTHY, spec, video
+from pipeline.stages.encode_chunk import Encoder, EncodeStage
+from pipeline.stages.suspects import NonfiniteLatentError, or_die
+from tests.small import CLIP, HEALTHY, latent, spec, video
 from vae.turns import THREADS
 
 INFO = vae.load_vae("tiny").info
@@ -115,10 +117,17 @@ class NanEncoder:
 
 
 class OneWay:
-    """An encoder that kills its process on every chunk: at most in a child of its own."""
+    """An encoder that kills its process on every chunk."""
 
     def __call__(self, chunk: Chunk) -> Latent:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte")
+
+
+class Allergic(OneWay):
+    """An encoder that one clip kills."""
+
+    def __call__(self, chunk: Chunk) -> Latent:
+        return super().__call__(chunk) if chunk.facts.key == "k" else latent(0, 0)
 
 
 class Buggy:
@@ -202,30 +211,38 @@ def test_chunks_that_overlap_give_the_same_bytes(latent: LatentRule) -> None:
     assert [each.payload for each in found] == [alone(chunk).payload for chunk in some] * 2  # type: ignore[union-attr]
 
 
-def test_encoders_that_keep_dying_in_their_start_are_given_up() -> None:
-    """In a pool of two, one other may be starting now; of the rest nothing was heard again."""
-    guard = Strikes()
-    for _ in range(MAX_STRIKES):
-        guard.starting()
-    EncodeStage(NanEncoder, guard, HEALTHY, pool=2)  # stands, so the count begins anew
-    for _ in range(MAX_STRIKES + 1):
-        guard.starting()
-    with pytest.raises(EncoderError, match="3 encoders in a row died"):
-        EncodeStage(NanEncoder, guard, HEALTHY, pool=2)
-
-
 def test_a_suspect_chunk_is_encoded_alone_and_only_its_own_death_rejects_it(tmp_path: Path) -> None:
     (chunk,) = chunks()
     guard = Strikes()
     for _ in range(MAX_STRIKES):
         guard.begin("s/0/0/0/encode")
-    rejected = EncodeStage(OneWay, guard, HEALTHY)(chunk)
+    rejected = EncodeStage(Allergic, guard, HEALTHY)(chunk)
     assert isinstance(rejected, RejectionReceipt)
     assert (rejected.rejection.reason, rejected.verdict) == ("encode_crashed", True)
     healthy = partial(Encoder, "tiny", spec(latent=EXACT))
     latent = EncodeStage(healthy, guard, HEALTHY)(chunk)
     assert isinstance(latent, Latent)
     assert latent.payload == healthy()(chunk).payload
+
+
+def test_a_card_that_dies_of_noise_rejects_nothing_and_its_strikes_are_forgotten() -> None:
+    (chunk,) = chunks()
+    guard = Strikes()
+    guard.begin("s/0/0/0/decode")
+    for _ in range(MAX_STRIKES):
+        guard.begin("s/0/0/0/encode")
+    stage = EncodeStage(OneWay, guard, HEALTHY)
+    assert kills(partial(stage, chunk)), "by noise, after the child died of the chunk"
+    seat = Seat(name=guard.me(), card=card_of("cpu"))
+    with pytest.raises(ZeroDivisionError), control(guard, seat, "dies of noise"):
+        raise ZeroDivisionError  # the proof ended: an exception is no death
+    guard.begin(f"control {seat.name} {seat.card}/")  # what the dead process told the counter, which is elsewhere
+    assert kills(partial(stage, chunk))
+    guard.broken(seat, "dies of noise")  # so, too
+    assert guard.begin("s/0/0/0/encode") == 0
+    assert guard.begin("s/0/0/0/decode") == 1, "these are not by encoders"
+    with pytest.raises(EncoderError, match=rf"{seat.card}: dies of noise"):
+        EncodeStage(Allergic, guard, HEALTHY)
 
 
 def only_in(process: int, make: Callable[[], Callable[[Chunk], Latent]]) -> Callable[[Chunk], Latent]:
@@ -250,7 +267,7 @@ def test_a_suspect_that_kills_and_whose_child_gets_no_memory_ends_as_a_verdict()
     guard = Strikes()
     for _ in range(MAX_STRIKES):
         guard.begin("s/0/0/0/encode")
-    stage = EncodeStage(partial(only_in, os.getpid(), OneWay), guard, HEALTHY)
+    stage = EncodeStage(partial(only_in, os.getpid(), Allergic), guard, HEALTHY)
     for _ in range(MAX_STRIKES):
         assert kills(partial(stage, chunk)), "it is tried here, and dies as before"
         guard.begin("s/0/0/0/encode")  # what the dead process told the counter, which is elsewhere
@@ -263,7 +280,14 @@ def test_a_suspect_that_kills_and_whose_child_gets_no_memory_ends_as_a_verdict()
 
 def test_only_an_encoder_on_a_gpu_works_on_several_chunks() -> None:
     pools = partial(Pools, readers=2, stagers=2, decode_cpus=1, decoders=(1, 2), encoders=(1, 1), encoder_cpus=1)
-    assert (pools(encoder_gpus=0).encoder_threads, pools(encoder_gpus=0).encoder_calls) == (1, {})
-    on_gpu = pools(encoder_gpus=0.5)
+    on_cpu, on_gpu = pools(encoder_gpus=0), pools(encoder_gpus=0.5)
+    assert on_cpu.encoder_threads == 1
+    assert "max_concurrent_calls_per_actor" not in on_cpu.encoder_pool
     assert on_gpu.encoder_threads == THREADS
-    assert on_gpu.encoder_calls["max_concurrent_calls_per_actor"] == THREADS
+    assert on_gpu.encoder_pool["max_concurrent_calls_per_actor"] == THREADS
+
+
+def test_a_pass_begins_with_all_encoders_on_gpus() -> None:
+    """The first one may get a broken card, and Ray Data would start no other before it stands."""
+    pools = partial(Pools, readers=2, stagers=2, decode_cpus=1, decoders=(1, 2), encoders=(1, 8), encoder_cpus=0)
+    assert [pools(encoder_gpus=gpus).encoder_pool["initial_size"] for gpus in (0, 1)] == [1, 8]

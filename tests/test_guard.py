@@ -93,13 +93,6 @@ class Unloadable:
     def __call__(self) -> None: ...
 
 
-def test_starts_are_counted_since_the_last_that_succeeded() -> None:
-    strikes = Strikes()
-    assert [strikes.starting() for _ in range(3)] == [1, 2, 3]
-    strikes.started()
-    assert strikes.starting() == 1
-
-
 def memory(kind: str) -> int:
     """Bytes, by the kernel's account."""
     try:

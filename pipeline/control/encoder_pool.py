@@ -20,6 +20,11 @@ class EncoderPool:
     gpus: float
 
     @property
+    def first(self) -> int:
+        """How many encoders a pass begins with: see Pools."""
+        return self.size[1 if self.gpus else 0]
+
+    @property
     def device(self) -> str:
         """Where the encoders compute."""
         return "cuda" if self.gpus else "cpu"

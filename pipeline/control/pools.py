@@ -71,10 +71,17 @@ class Pools:
         return THREADS
 
     @property
-    def encoder_calls(self) -> dict[str, Any]:
-        """How Ray Data calls an encoder, in its words."""
-        n = self.encoder_threads
-        return {"max_concurrent_calls_per_actor": n, "enable_true_multi_threading": True} if n > 1 else {}
+    def first_encoders(self) -> int:
+        """How many encoders a pass begins with. On GPUs all: the first one may get a broken card, and Ray Data starts
+        no other one before the first stands."""
+        return self.encoders[1 if self.encoder_gpus else 0]
+
+    @property
+    def encoder_pool(self) -> dict[str, Any]:
+        """The pool of encoders, and how Ray Data calls an encoder, in its words."""
+        (least, most), n = self.encoders, self.encoder_threads
+        sizes = {"min_size": least, "max_size": most, "initial_size": self.first_encoders}
+        return sizes | ({"max_concurrent_calls_per_actor": n, "enable_true_multi_threading": True} if n > 1 else {})
 
     @property
     def device(self) -> str:

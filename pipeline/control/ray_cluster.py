@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import site
@@ -15,6 +16,7 @@ import pyarrow as pa
 import ray
 from ray.data import DataContext, Dataset
 from ray.data._internal.execution import backpressure_policy as backpressure
+from ray.data._internal.execution import streaming_executor_state
 from ray.job_config import JobConfig
 
 import pipeline
@@ -24,7 +26,7 @@ from pipeline.control.ray_start import running
 from pipeline.control.same_disk import OnEveryNode
 from pipeline.errors import EncoderError
 from pipeline.output.rows import from_table
-from pipeline.receipts import Receipt
+from pipeline.receipts import NoEncoderReceipt, Receipt
 from pipeline.runs.stop import STATUS, GraceOverError, Stop
 from pipeline.settings import overlap
 from pipeline.settings.job import Job, Workers, local_cpus
@@ -115,6 +117,12 @@ def set_up_data(target_block_bytes: int) -> None:
     context.print_on_execution_start = False
     policies = [*backpressure.ENABLED_BACKPRESSURE_POLICIES, ShortQueues]
     context.set_config(backpressure.ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, policies)
+    logging.getLogger(streaming_executor_state.__name__).addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Drop the 70 lines for each block that was lost with its encoder: the guard told of that encoder."""
+    return not (record.exc_info and isinstance(record.exc_info[1], ray.exceptions.ActorDiedError))
 
 
 @contextlib.contextmanager
@@ -175,9 +183,16 @@ class ShortQueues(backpressure.BackpressurePolicy):  # type: ignore[misc]
 
 
 def receipts(rows: Dataset) -> Iterator[Receipt]:
-    """Run a dataset of receipts and yield them as they come. Raises the error of `tables`."""
+    """Run a dataset of receipts and yield them as they come.
+
+    Raises:
+        EncoderError: no encoder can start, or none is left.
+    """
     for table in tables(rows):
-        yield from from_table(table)  # type: ignore[misc]
+        for receipt in from_table(table):
+            if isinstance(receipt, NoEncoderReceipt):
+                raise EncoderError(f"no encoder is left: {receipt.message}")
+            yield receipt  # type: ignore[misc]
 
 
 def tables(rows: Dataset) -> Iterator[pa.Table]:

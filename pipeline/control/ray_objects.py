@@ -78,7 +78,11 @@ class RemoteStrikes(Remote):
     """The strike counter. It knows the process of each attempt, so that it can excuse processes that Ray ended."""
 
     def __init__(self) -> None:
-        super().__init__(Strikes, ended_for_memory, told=("end", "started", "new_pass"))
+        super().__init__(Strikes, ended_for_memory, told=("end", "new_pass"))
+
+    def me(self) -> str:
+        """Return the name of this actor, which stays when it is restarted."""
+        return str(ray.get_runtime_context().get_actor_id())
 
     def begin(self, key: str) -> int:
         standing: int = answer(self._actor.begin.remote(key, ray.get_runtime_context().get_worker_id()))

@@ -33,7 +33,7 @@ def stream(shards: Sequence[str], operators: Operators, pool: EncoderPool) -> It
         EncoderError: no encoder can start.
     """
     waiting = max(2, 2 * pool.size[1])
-    encoders = ActorPoolStrategy(min_size=pool.size[0], max_size=pool.size[1])
+    encoders = ActorPoolStrategy(min_size=pool.size[0], max_size=pool.size[1], initial_size=pool.first)
     encoding: dict[str, Any] = {"num_cpus": pool.cpus, "num_gpus": pool.gpus, **A_ROW_A_CALL}
     whole: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": None}  # a block a call
     return tables(

@@ -20,8 +20,9 @@ from pipeline.settings.job import Workers
 from pipeline.settings.spec import Spec
 from pipeline.shards import Shard, TableRange
 from pipeline.stages.decode_video import Decoder
-from pipeline.stages.encode_chunk import Encoder, NonfiniteLatentError
+from pipeline.stages.encode_chunk import Encoder
 from pipeline.stages.read_shard import read_shard
+from pipeline.stages.suspects import NonfiniteLatentError
 from vae.info import VAEInfo
 
 SHARDS = 16

@@ -20,12 +20,15 @@ from collections.abc import Callable, Iterator
 from typing import Protocol, TypeVar
 
 from pipeline.guard.deadline import die
-from pipeline.guard.starts import Starts, Told
+from pipeline.guard.starts import Seat, Starts, Told, Verdict
 
 T = TypeVar("T")
 
 MAX_STRIKES = 3
 """Unfinished attempts after which a clip runs alone."""
+
+BY_ENCODERS = ("/encode", "/text")
+"""How the keys of the attempts of encoders end."""
 
 MAX_EXCUSED = 9
 """Excused attempts after which further ones count as strikes: this clip may be the one that uses up the memory."""
@@ -37,8 +40,13 @@ class Guard(Protocol):
     def begin(self, key: str) -> int: ...
     def end(self, key: str) -> None: ...
     def suspects(self, prefix: str) -> frozenset[str]: ...
-    def starting(self) -> int: ...
-    def started(self, told: Told | None = None) -> None: ...
+    def me(self) -> str: ...
+    def starting(self, seat: Seat, pool: int) -> Verdict: ...
+    def start_failed(self, seat: Seat, reason: str, pool: int) -> Verdict: ...
+    def look(self, seat: Seat, pool: int, waited: float) -> Verdict: ...
+    def why_out(self, seat: Seat) -> str: ...
+    def started(self, seat: Seat, told: Told | None) -> None: ...
+    def broken(self, seat: Seat, reason: str) -> None: ...
 
 
 class Strikes:
@@ -90,17 +98,39 @@ class Strikes:
         """Forget the encoders of the last pass: those that were still starting when it ended did not die."""
         self._encoders.new_pass()
 
-    def starting(self) -> int:
+    def me(self) -> str:
+        """Return a name of this encoder that it keeps when it is restarted."""
+        return ""
+
+    def starting(self, seat: Seat, pool: int) -> Verdict:
         """See Starts.begin."""
-        return self._encoders.begin()
+        return self._encoders.begin(seat, pool)
 
-    def started(self, told: Told | None = None) -> None:
+    def start_failed(self, seat: Seat, reason: str, pool: int) -> Verdict:
+        """See Starts.failed."""
+        return self._encoders.failed(seat, reason, pool)
+
+    def look(self, seat: Seat, pool: int, waited: float) -> Verdict:
+        """See Starts.look."""
+        return self._encoders.look(seat, pool, waited)
+
+    def why_out(self, seat: Seat) -> str:
+        """See Starts.why."""
+        return self._encoders.why(seat)
+
+    def started(self, seat: Seat, told: Told | None) -> None:
         """See Starts.stands."""
-        self._encoders.stands(told)
+        self._encoders.stands(seat, told)
 
-    def encoders(self) -> tuple[list[Told], list[str]]:
-        """Return what the encoders told, and what is new of them: see Starts."""
-        return self._encoders.told(), self._encoders.news()
+    def broken(self, seat: Seat, reason: str) -> None:
+        """See Starts.break_. Forget the strikes of encoding: nobody knows which of them are the card's."""
+        self._encoders.break_(seat.card, reason)
+        for key in [key for key in self._unfinished if key.endswith(BY_ENCODERS)]:
+            del self._unfinished[key]
+
+    def encoders(self) -> tuple[list[Told], list[str], int]:
+        """Return what the encoders told, what is new of them, and how many left in this pass: see Starts."""
+        return self._encoders.told(), self._encoders.news(), self._encoders.num_left()
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from pipeline.receipts import (
     ClipsReceipt,
     ElsewhereReceipt,
     FaultReceipt,
+    NoEncoderReceipt,
     PartReceipt,
     Receipt,
     Record,
@@ -58,6 +59,7 @@ _RECEIPTS: dict[str, type[Receipt]] = {
     "fault": FaultReceipt,
     "unstored": UnstoredReceipt,
     "elsewhere": ElsewhereReceipt,
+    "no encoder": NoEncoderReceipt,
 }
 _KINDS = {made: kind for kind, made in _RECEIPTS.items()}
 

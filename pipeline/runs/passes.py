@@ -71,7 +71,8 @@ class Passes(Generic[S]):
         self._failed_writes: Counter[str] = Counter()
         self._gave_up = ""
         self._losses = 0
-        self._has_lost = False
+        self.has_lost = False
+        """Whether something was lost in this pass: another one makes it again."""
 
     def drive(self, claims: Holder, stop: Stop, measure: Callable[[Progress], None] = lambda _: None) -> None:
         """Run passes until everything is done, a pass makes no progress, or a signal asks for a stop.
@@ -135,7 +136,7 @@ class Passes(Generic[S]):
 
     def _one_pass(self, claims: Holder, stop: Stop) -> None:
         self._elsewhere.clear()
-        self._has_lost = False
+        self.has_lost = False
         event("pass_begun", shards=len(self._work.left()))
         with contextlib.closing(self._work.make()) as outcomes:
             for outcome in outcomes:
@@ -160,7 +161,7 @@ class Passes(Generic[S]):
                 self._elsewhere.add(shard)
                 progress.elsewhere.add(shard)
             case "lost":
-                self._has_lost = True
+                self.has_lost = True
             case "open":
                 log.warning("shard=%s stays open: %s", shard, outcome.message)
                 progress.problems[shard] = outcome.message
@@ -193,7 +194,7 @@ class Passes(Generic[S]):
             stop.wait(POLL_SECONDS)
             return True
         has_progress = len(left) < len(before)
-        self._losses = self._losses + 1 if self._has_lost and not has_progress else 0
+        self._losses = self._losses + 1 if self.has_lost and not has_progress else 0
         return has_progress or 0 < self._losses <= LOSSES
 
 

@@ -8,40 +8,31 @@ id, and uses the chunk's slice of it. So the noise does not depend on how the cl
 from __future__ import annotations
 
 import hashlib
-import logging
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
 
 import torch
 
 import vae
 from latentmill.format import DTYPES
-from pipeline.errors import ConfigError, LatentmillError
-from pipeline.guard.alone import DiedAloneError, alone
-from pipeline.guard.deadline import deadline, die
+from pipeline.errors import ConfigError
+from pipeline.guard.alone import DiedAloneError
+from pipeline.guard.deadline import deadline
 from pipeline.guard.device import NoRoomError, is_of_the_device
-from pipeline.guard.starts import Told, start_encoder
+from pipeline.guard.starts import Seat, Told, card_of, start_encoder
 from pipeline.guard.strikes import MAX_STRIKES, Guard, attempt
 from pipeline.receipts import Receipt, Record, RejectionReceipt
 from pipeline.records import Chunk, Latent, Rejection
 from pipeline.settings.spec import Spec, other_encoder
+from pipeline.stages.suspects import Court, NonfiniteLatentError, or_die
 from vae.engines import complaint, cudnn_version, device_name, make_deterministic
 from vae.kernels.selfcheck import SMALL, check
 from vae.turns import Compute, Courier, Finish, Turns
 
-T = TypeVar("T")
-
-log = logging.getLogger(__name__)
-
 SELFCHECK_BOUND = 0.05
 """Largest relative L2 error of the compute dtype against float32 that an encoder may show at start. bfloat16 shows
 about 0.01 on random weights; the cuDNN release that was silently wrong (pytorch#163539) is off by more than 1."""
-
-
-class NonfiniteLatentError(LatentmillError):
-    """The latent holds NaN or infinity: the clip is rejected, as `nonfinite`."""
 
 
 class Encoder:
@@ -187,15 +178,17 @@ class EncodeStage:
         pool: int = 1,
         *,
         threads: int = 1,
+        device: str = "cpu",
     ) -> None:
-        """Start the encoder of a pool of `pool` encoders; it raises what `start_encoder` raises.
+        """Start the encoder of a pool that begins with `pool` encoders; it raises what `start_encoder` raises.
 
         `make_encoder` must pickle: a suspect chunk is encoded by a separate encoder in a child process. With more than
         one thread, chunks overlap: one computes while others are copied to the device or finish (`vae.turns`).
         """
-        self._make_encoder = make_encoder
-        encoder = start_encoder(make_encoder, guard, pool)
+        seat = Seat(name=guard.me(), card=card_of(device))
+        encoder = start_encoder(make_encoder, guard, seat, pool, deadline)
         self._turns = Turns(encoder.start if threads > 1 and isinstance(encoder, Encoder) else _in_one_step(encoder))
+        self._court = Court(make_encoder, encoder, guard, seat, deadline)
         self._guard = guard
         self._deadline = deadline
 
@@ -218,30 +211,11 @@ class EncodeStage:
         """
         key = f"{chunk.id.shard}/{chunk.id.video}/{chunk.id.clip}/{chunk.id.chunk}/encode"
         with attempt(self._guard, key) as strikes:
-            if strikes >= MAX_STRIKES and (latent := self._alone(chunk, strikes)):
+            if strikes >= MAX_STRIKES and (latent := self._court.judge(chunk, strikes)):
                 return lambda: latent
             with deadline(self._deadline):
                 finish = or_die(compute, chunk)
         return partial(or_die, finish, chunk)
-
-    def _alone(self, chunk: Chunk, strikes: int) -> Latent | None:
-        """Encode a suspect in a child process, which gets the memory that this one only keeps for later.
-
-        Returns None if the child's encoder cannot start, which proves nothing: the suspect is then tried here, as any
-        other chunk. If it kills this encoder, it comes again with one strike more.
-
-        Raises:
-            DiedAloneError: it killed its child; or no child could start, and it has killed twice MAX_STRIKES encoders.
-        """
-        torch.cuda.empty_cache()
-        try:
-            return alone(self._deadline, _encode_alone, self._make_encoder, chunk)
-        except NoRoomError as error:
-            if strikes >= 2 * MAX_STRIKES:
-                reason = f"killed {strikes} encoders, and no other could start to try it alone: {error}"
-                raise DiedAloneError(reason, timed_out=False) from None
-            log.warning("shard=%s cannot be tried alone: %s", chunk.id.shard, error)
-            return None
 
 
 def _in_one_step(encode: Callable[[Chunk], Latent]) -> Callable[[Chunk], Compute[Latent]]:
@@ -255,31 +229,6 @@ def _in_one_step(encode: Callable[[Chunk], Latent]) -> Callable[[Chunk], Compute
         return compute
 
     return start
-
-
-def or_die(step: Callable[[], T], chunk: Chunk) -> T:
-    """Call a step, or end this process if the device cannot continue: out of memory twice, or a broken CUDA context.
-
-    The death counts as a strike. Ray restarts the actor and gives it the chunk again.
-    """
-    try:
-        return step()
-    except (RuntimeError, MemoryError) as error:
-        if not is_of_the_device(error):
-            raise
-        log.error("shard=%s video=%d clip=%d encoder dies: %s", chunk.id.shard, chunk.id.video, chunk.id.clip, error)
-        die()
-
-
-def _encode_alone(make_encoder: Callable[[], Callable[[Chunk], Latent]], chunk: Chunk) -> Latent:
-    """Run in the child. Raises NoRoomError."""
-    try:
-        encoder = make_encoder()
-    except (RuntimeError, MemoryError) as error:
-        if not is_of_the_device(error):
-            raise
-        raise NoRoomError(f"{type(error).__name__}: {error}") from None
-    return or_die(partial(encoder, chunk), chunk)
 
 
 def _refuse(chunk: Chunk, reason: str, message: str, *, verdict: bool = False) -> Receipt:

@@ -16,10 +16,11 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from pipeline.errors import StorageError
+from pipeline.guard.starts import LastEncoderError
 from pipeline.guard.strikes import Guard, attempt
 from pipeline.output import parts
 from pipeline.output.rows import from_table, to_table
-from pipeline.receipts import ElsewhereReceipt, FaultReceipt, Receipt, UnstoredReceipt
+from pipeline.receipts import ElsewhereReceipt, FaultReceipt, NoEncoderReceipt, Receipt, Record, UnstoredReceipt
 from pipeline.records import Chunk, Latent, Video
 from pipeline.settings.job import Job
 from pipeline.settings.resolve import largest_clip
@@ -136,14 +137,23 @@ class EncodeActor:
     """The encode actor: it holds one encoder. Ray Data calls it from `threads` threads at a time."""
 
     def __init__(self, stages: Stages, shared: Shared, device: str, pool: int, threads: int) -> None:
-        """Start the encoder of a pool of `pool` encoders."""
+        """Start the encoder of a pool that begins with `pool` encoders; it raises what `start_encoder` raises."""
         from pipeline.stages.encode_chunk import EncodeStage
 
-        make = partial(stages.make_encoder, device=device)
-        self._stage = EncodeStage(make, shared.guard, stages.encode_deadline, pool, threads=threads)
+        make, seconds = partial(stages.make_encoder, device=device), stages.encode_deadline
+        try:
+            stage = EncodeStage(make, shared.guard, seconds, pool, threads=threads, device=device)
+        except LastEncoderError as error:
+            self._stage: Callable[[Record], Latent | Receipt] = partial(_no_encoder, str(error))
+        else:
+            self._stage = stage
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
         yield from map(to_table, map(self._stage, from_table(table)))
+
+
+def _no_encoder(message: str, record: Record) -> Receipt:
+    return NoEncoderReceipt(shard=record.shard, message=message)
 
 
 def stage(table: pa.Table, stages: Stages) -> Iterator[pa.Table]:

@@ -18,8 +18,9 @@ class TextReceipt:
     """How the text of one shard ended in this pass."""
 
     shard: str
-    state: Literal["done", "elsewhere", "open"]
-    """done: its file stands. elsewhere: another run holds the shard. open: it failed, and `message` says why."""
+    state: Literal["done", "elsewhere", "open", "no encoder"]
+    """done: its file stands. elsewhere: another run holds the shard. open: it failed, and `message` says why.
+    no encoder: none is left, so the run ends, and `message` says why."""
     message: str = ""
     is_write: bool = False
     """Whether a write to the output failed."""

@@ -143,9 +143,9 @@ def _stream(
     operators = Operators(
         read=partial(stages.read, stages=made, shared=shared),
         encoder=stages.EncodeActor,
-        encoder_args=(made, shared, pool.device, pool.size[1]),
+        encoder_args=(made, shared, pool.device, pool.first),
         store=partial(stages.store, stages=made, shared=shared),
     )
     work.progress.slots = {"encode": pool.size[1]}
-    work.stream = lambda todo: Encoders(guard, record).heard(stages.receipts(stream(todo, operators, pool)))
+    work.stream = lambda todo: Encoders(guard, record, passes).heard(stages.receipts(stream(todo, operators, pool)))
     passes.drive(claims, stop, Metrics("latentmill_text").update)

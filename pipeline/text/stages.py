@@ -24,7 +24,7 @@ import pyarrow as pa
 from latentmill.format import EMPTY
 from pipeline.errors import EncoderError, LatentmillError, StorageError
 from pipeline.guard.deadline import die
-from pipeline.guard.starts import start_encoder
+from pipeline.guard.starts import LastEncoderError, Seat, card_of, control, start_encoder
 from pipeline.guard.strikes import MAX_STRIKES, attempt
 from pipeline.output.layout import text_path
 from pipeline.stages.tables import Shared
@@ -49,6 +49,10 @@ ROW_SCHEMA = pa.schema(
 )
 """What travels: a shard; then its captions as JSON; then also the facts of its embeddings as JSON, and their bytes one
 after the other; at last, or if something failed, a receipt alone."""
+
+
+START_SECONDS = 1800.0
+"""Seconds after which the start of an encoder counts as a hang."""
 
 
 class Encode(Protocol):
@@ -98,9 +102,15 @@ class EncodeActor:
     """The encode actor: it holds one encoder."""
 
     def __init__(self, stages: TextStages, shared: Shared, device: str, pool: int) -> None:
-        """Start the encoder of a pool of `pool` encoders; it raises what `start_encoder` raises."""
+        """Start the encoder of a pool that begins with `pool` encoders; it raises what `start_encoder` raises."""
         self._stages, self._guard = stages, shared.guard
-        self._encode = start_encoder(partial(stages.make_encoder, device=device), shared.guard, pool)
+        self._seat = Seat(name=shared.guard.me(), card=card_of(device))
+        make = partial(stages.make_encoder, device=device)
+        self._end = ""
+        try:
+            self._encode = start_encoder(make, shared.guard, self._seat, pool, START_SECONDS)
+        except LastEncoderError as error:
+            self._end = str(error)
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
         """Encode the captions of each shard; receipts pass through."""
@@ -108,10 +118,15 @@ class EncodeActor:
             if row["receipt"]:
                 yield _row(**row)
                 continue
+            if self._end:
+                receipt = TextReceipt(shard=row["shard"], state="no encoder", message=self._end)
+                yield _row(row["shard"], receipt=receipt.to_json())
+                continue
             shard, started = row["shard"], time.perf_counter()
             try:
                 with attempt(self._guard, f"{shard}/text") as strikes:
                     if strikes >= MAX_STRIKES:
+                        self._prove()
                         raise EncoderError(f"{strikes} encoders died while they encoded it")
                     wanted = wanted_of(self._stages.spec, shard, captions_of(row))
                     made = encode_or_die(self._encode, shard, wanted)
@@ -122,6 +137,11 @@ class EncodeActor:
             facts = json.dumps([seconds, [[text, *facts_of(embedding)] for text, embedding in made.items()]])
             payload = b"".join(embedding.payload for embedding in made.values())
             yield _row(shard, row["captions"], facts, payload)
+
+    def _prove(self) -> None:
+        """Encode a text that is no caption: a card that dies of it is broken, and its encoder leaves the pool."""
+        with control(self._guard, self._seat, "encoders die of any text as they do of captions"):
+            encode_or_die(self._encode, "", {"a"})
 
 
 def wanted_of(spec: TextSpec, shard: str, captions: Iterable[Caption]) -> set[str]:
@@ -220,9 +240,12 @@ def captions_of(row: Mapping[str, Any]) -> list[Caption]:
 
 
 def receipts(tables: Iterable[pa.Table]) -> Iterator[TextReceipt]:
-    """Yield the receipts of the tables that come out of `store`."""
+    """Yield the receipts of the tables that come out of `store`. Raises EncoderError: no encoder is left."""
     for table in tables:
-        yield from map(TextReceipt.from_json, table["receipt"].to_pylist())
+        for receipt in map(TextReceipt.from_json, table["receipt"].to_pylist()):
+            if receipt.state == "no encoder":
+                raise EncoderError(f"no encoder is left: {receipt.message}")
+            yield receipt
 
 
 def _failed(shard: str, error: Exception, *, is_write: bool = False) -> pa.Table:

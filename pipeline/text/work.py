@@ -55,6 +55,7 @@ class TextWork:
     def make(self) -> Generator[Outcome, None, None]:
         for receipt in self.stream(self._left):
             self.progress.add(receipt)
+            assert receipt.state != "no encoder"  # `stages.receipts` raises it
             yield Outcome(
                 shard=receipt.shard,
                 state=receipt.state,

@@ -26,7 +26,7 @@ from pipeline.records import Chunk, ClipKey, Latent
 from pipeline.runs.run_records import environments
 from pipeline.shards import Shard
 from pipeline.stages.decode_video import Decoder
-from pipeline.stages.encode_chunk import NonfiniteLatentError
+from pipeline.stages.suspects import NonfiniteLatentError
 from pipeline.storage import Storage
 from pipeline.storage.range_file import open_parquet
 from pipeline.verify.decode_again import clips_of, decode_again

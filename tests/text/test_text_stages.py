@@ -13,6 +13,7 @@ import torch
 
 from latentmill.format import EMPTY, text_path
 from pipeline.errors import ConfigError, EncoderError, StorageError
+from pipeline.guard.starts import MAX_FAILURES, Seat, card_of
 from pipeline.guard.strikes import MAX_STRIKES, Strikes
 from pipeline.output.layout import text_claim_path
 from pipeline.runs.claims import Claims, Owner
@@ -28,6 +29,7 @@ from pipeline.text.spec import TextSpec
 from pipeline.text.stages import EncodeActor, TextStages, read, receipts, store
 from tests.outputs import rewrite
 from tests.reader.made import shard_names, write_output
+from tests.test_encode import kills
 from tests.text.made import write_text
 
 SPEC = TextSpec(
@@ -205,10 +207,29 @@ def test_a_shard_that_kills_every_encoder_is_not_tried_for_ever(tmp_path: Path) 
 
 def test_encoders_that_die_at_their_start_end_the_run(tmp_path: Path) -> None:
     run = Run(output(tmp_path, TEXTS))
-    for _ in range(MAX_STRIKES):
-        run.shared.guard.starting()
-    with pytest.raises(EncoderError, match="encoders in a row died while they started"):
+    run.shared.guard.new_pass()
+    for _ in range(MAX_FAILURES):
+        run.shared.guard.starting(Seat(name="", card=card_of("cpu")), 1)
+    with pytest.raises(EncoderError, match=r"3 encoders in a row failed while they started on .* cpu"):
         EncodeActor(run.stages, run.shared, "cpu", 1)
+
+
+def test_where_no_encoder_is_left_that_waits_for_blocks_the_run_ends(tmp_path: Path) -> None:
+    run = Run(output(tmp_path, TEXTS))
+    for _ in range(MAX_FAILURES + 1):  # it stood before
+        run.shared.guard.starting(Seat(name="", card=card_of("cpu")), 1)
+    run.actor = EncodeActor(run.stages, run.shared, "cpu", 1)
+    with pytest.raises(EncoderError, match="no encoder is left: 3 encoders in a row failed"):
+        run(SHARD)
+
+
+def test_a_card_that_dies_of_any_text_is_broken(tmp_path: Path) -> None:
+    """The third death is of a text that is no caption; what is asked for is the end of the process."""
+    run = Run(output(tmp_path, TEXTS))
+    for _ in range(MAX_STRIKES):
+        run.shared.guard.begin(f"{SHARD}/text")
+    run.shared.guard.begin(f"control  {card_of('cpu')}/")
+    assert kills(lambda: run(SHARD))
 
 
 def test_a_text_that_cannot_be_written_leaves_its_shard_open(tmp_path: Path) -> None:
