@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from latentmill.errors import AccessError, ChangedError, LatentmillError, NotFoundError, StorageError, TransientError
 from latentmill.store.addresses import redacted
-from latentmill.store.objects import Body, Entry, is_at
+from latentmill.store.objects import Body, Entry, in_pieces, is_at
 from latentmill.store.retry import retried
 
 if TYPE_CHECKING:
@@ -69,21 +69,13 @@ class CloudObjects:
             options["range"] = {"offset": start}
         with translated(self.address(path)):
             result = obstore.get(self.client(), self.prefix + path, options=options)
-            meta = result.meta
-            pieces = iter(result.stream(min_chunk_size=CHUNK_BYTES))
-        rest = memoryview(b"")
+            meta, stream = result.meta, result.stream(min_chunk_size=CHUNK_BYTES)
 
-        def readinto(view: memoryview) -> int:
-            nonlocal rest
+        def pieces() -> Iterator[Any]:
             with translated(self.address(path)):
-                while not rest and (piece := next(pieces, None)) is not None:
-                    rest = memoryview(piece)
-            count = min(len(view), len(rest))
-            view[:count] = rest[:count]
-            rest = rest[count:]
-            return count
+                yield from stream
 
-        return Body(size=meta["size"], etag=_plain(meta["e_tag"]), readinto=readinto, close=lambda: None)
+        return Body(size=meta["size"], etag=_plain(meta["e_tag"]), readinto=in_pieces(pieces()), close=lambda: None)
 
     def address(self, path: str) -> str:
         return f"{self.bucket_url}/{self.prefix}{path}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 
 class Entry(NamedTuple):
@@ -33,6 +33,22 @@ class Body:
     readinto: Callable[[memoryview], int | None]
     """Fill the view, or a part of it, and return how much; 0 at the end."""
     close: Callable[[], None]
+
+
+def in_pieces(pieces: Iterator[Any]) -> Callable[[memoryview], int]:
+    """Return the `readinto` of a Body whose bytes come in pieces of any size, each with a buffer."""
+    rest = memoryview(b"")
+
+    def readinto(view: memoryview) -> int:
+        nonlocal rest
+        while not rest and (piece := next(pieces, None)) is not None:
+            rest = memoryview(piece)
+        count = min(len(view), len(rest))
+        view[:count] = rest[:count]
+        rest = rest[count:]
+        return count
+
+    return readinto
 
 
 class Objects(Protocol):

@@ -10,7 +10,7 @@ from typing import Any
 
 from latentmill.errors import AccessError, LatentmillError, NotFoundError, StorageError, TransientError
 from latentmill.store.addresses import redacted, scheme_of
-from latentmill.store.objects import Body, Entry, is_at
+from latentmill.store.objects import Body, Entry, in_pieces, is_at
 from latentmill.store.retry import retried
 
 
@@ -68,17 +68,8 @@ class OtherObjects:
         filesystem, base = self._open_root()
         with translated(self.address(path)):
             data = filesystem.cat_file(f"{base}/{path}", start=start, end=stop)
-        rest = memoryview(data)
-
-        def readinto(view: memoryview) -> int:
-            nonlocal rest
-            count = min(len(view), len(rest))
-            view[:count] = rest[:count]
-            rest = rest[count:]
-            return count
-
         size = start + len(data) if len(data) < stop - start else None
-        return Body(size=size, etag="", readinto=readinto, close=lambda: None)
+        return Body(size=size, etag="", readinto=in_pieces(iter([data])), close=lambda: None)
 
     def address(self, path: str) -> str:
         return f"{self.root}/{path}" if path else self.root
