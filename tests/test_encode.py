@@ -262,6 +262,7 @@ def test_a_healthy_suspect_whose_child_gets_no_memory_is_encoded() -> None:
     assert latent.payload == healthy()(chunk).payload
 
 
+@pytest.mark.slow
 def test_a_suspect_that_kills_and_whose_child_gets_no_memory_ends_as_a_verdict() -> None:
     (chunk,) = chunks()
     guard = Strikes()

@@ -22,6 +22,7 @@ from tests.test_run import make_tar
 from tests.videos import make_video
 
 
+@pytest.mark.slow
 def test_each_line_is_an_event(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sound = make_video(num_frames=60, width=96, height=64)
     for name in "ab":

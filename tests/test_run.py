@@ -119,6 +119,7 @@ def test_running_again_finds_nothing_to_do(undisturbed: Path, tars: Path) -> Non
     assert data(undisturbed) == before
 
 
+@pytest.mark.slow
 def test_the_bytes_do_not_depend_on_the_workers(undisturbed: Path, tars: Path, tmp_path: Path) -> None:
     others = Workers(decode_cpus=0.25, encoders="2", threads_per_encoder=1)
     names = sorted(str(path) for path in tars.iterdir())

@@ -210,6 +210,7 @@ def test_many_empty_captions_are_said_and_refused_if_asked(
     assert "warning   4 of 16 captions (25%) are empty" in printed
 
 
+@pytest.mark.slow
 def test_the_command_says_what_it_did(encoders: Encoders, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_output(tmp_path, num_shards=1)
     flags = ["--output", str(tmp_path), "--encoder", str(encoders("clip")), "--name", "clip", "--drop-empty"]

@@ -59,6 +59,7 @@ def test_in_bfloat16_too(model: VideoVAE) -> None:
         model.encoder.float()
 
 
+@pytest.mark.slow
 def test_less_context_is_an_approximation_that_gets_better(model: VideoVAE) -> None:
     pixels = clip()
     whole = model.encode(pixels).parameters
