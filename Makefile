@@ -29,7 +29,7 @@ lint: install ## ruff: style and formatting
 types: install ## mypy, strict
 	$(BIN)/mypy
 
-test: install ## the suite, under five minutes on two cores
+test: install ## the suite: six minutes on two cores
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 test-all: install ## the long ones too
